@@ -1,0 +1,281 @@
+"""Any picture to the frame the network sees: open it safely and upright, resize it, normalise it.
+
+The frame comes with the rectangle of the picture that it shows, so that attention can be drawn back in place.
+"""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from torch import Tensor
+
+from captioner.errors import ImageError
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, or a uint8 array: (H, W) or
+(H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""Lower-case file suffixes of the formats that `open` reads."""
+
+MAX_PIXELS = 128_000_000
+"""Largest picture that `open` decodes: more than the 108 megapixels of today's telephones."""
+
+MAX_BYTES = 1 << 29
+"""Longest file that `open` reads: room for `MAX_PIXELS` of uncompressed RGBA."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures become the network's input. Stored in checkpoints, as the weights depend on it."""
+
+    size: int = 224
+    """Side of the square frame, in pixels."""
+    frame: Literal["stretch", "crop", "pad"] = "stretch"
+    """`stretch` squeezes the whole picture into the square; `crop` fits the short side and keeps the centre;
+    `pad` fits the long side and borders the rest with the mean colour."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in 0..1, subtracted; ImageNet's by default."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue in 0..1, divided by."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 4096:
+            raise ValueError(f"size: expected 1 to 4096 pixels, got {self.size}")
+        if self.frame not in ("stretch", "crop", "pad"):
+            raise ValueError(f"frame: expected 'stretch', 'crop' or 'pad', got {self.frame!r}")
+        if len(self.mean) != 3 or not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean: expected three numbers, got {self.mean}")
+        if len(self.std) != 3 or not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise ValueError(f"std: expected three numbers above 0, got {self.std}")
+
+
+class Rectangle(NamedTuple):
+    """Part of a picture, in fractions of its width and height, whatever scale it was decoded at.
+
+    The whole picture is (0, 0, 1, 1). A border added by padding lies outside of 0..1.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the picture upright, in RGB, decoded to the end; animations give their first frame.
+
+    Transparent parts become white. 16-bit, 32-bit and floating-point grey is scaled to 8 bits. A PIL image
+    given as source stays as it is, and the result never shares its pixels.
+
+    Args:
+        source: the picture; files may be JPEG, PNG, WebP, GIF, BMP or TIFF.
+        at_least: permits a JPEG file to be decoded at 1/2, 1/4 or 1/8 of its size, which is much faster, as
+            long as both sides keep this many pixels.
+        max_pixels: refuse larger pictures. The size is read from the header, before anything is decoded.
+
+    Raises:
+        ImageError: if the picture cannot be read, is damaged or incomplete, or is too large.
+    """
+    try:
+        picture = _picture(source)
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{name(source)}: {width} x {height} pixels are too many "
+                f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
+            )
+        if at_least and picture is not source:
+            picture.draft(None, (at_least, at_least))
+        return _upright(picture, _to_rgb(picture))
+    except ImageError:
+        raise
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{name(source)}: cannot read this image ({reason}). Is the file complete and undamaged?"
+        ) from error
+
+
+def prepare(picture: Image.Image, settings: ImageSettings) -> tuple[Tensor, Rectangle]:
+    """Return the network's input, float32 (3, size, size), normalised, and what part of the picture it shows.
+
+    Args:
+        picture: an RGB picture as `open` returns it.
+        settings: size of the frame, how the picture is fitted into it, and the normalisation.
+    """
+    size = settings.size
+    width, height = picture.size
+    box = (0, 0, width, height)  # the part of the picture that is used, in pixels
+    columns, rows, x, y = size, size, 0, 0  # what it is resized to, and where in the frame that begins
+    shown = Rectangle(0.0, 0.0, 1.0, 1.0)
+    if settings.frame == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        shown = Rectangle(left / width, top / height, (left + side) / width, (top + side) / height)
+    elif settings.frame == "pad":
+        columns = max(1, round(size * width / max(width, height)))
+        rows = max(1, round(size * height / max(width, height)))
+        x, y = (size - columns) // 2, (size - rows) // 2
+        shown = Rectangle(-x / columns, -y / rows, (size - x) / columns, (size - y) / rows)
+
+    # The gap shrinks by whole factors first: quick, and a picture of 1 x 1,000,000 pixels needs no memory.
+    resized = picture.resize((columns, rows), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float()  # (3, rows, columns)
+    mean = 255 * torch.tensor(settings.mean).view(3, 1, 1)
+    std = 255 * torch.tensor(settings.std).view(3, 1, 1)
+    frame = torch.zeros(3, size, size)  # zero is the mean colour
+    frame[:, y : y + rows, x : x + columns] = pixels.sub_(mean).div_(std)
+    return frame, shown
+
+
+def name(source: Source) -> str:
+    """Return what messages call the source: its path, "standard input", "image bytes"..."""
+    if isinstance(source, (str, os.PathLike)):
+        return "standard input" if source == "-" else os.fspath(source)
+    if isinstance(source, bytes):
+        return "image bytes"
+    if isinstance(source, np.ndarray):
+        return "image array"
+    return str(getattr(source, "filename", "")) or "PIL image"
+
+
+def is_image_path(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a scan of a folder takes this file: by its suffix, and unless it is hidden."""
+    path = Path(path)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _picture(source: Source) -> Image.Image:
+    """Return the picture with its header read and its pixels still to be decoded, where that is possible."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes):
+        return _from_stream(BytesIO(source), source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(f"expected a path, bytes, a PIL image or a uint8 array, got {type(source).__name__}")
+    if source == "-":
+        return _from_stream(sys.stdin.buffer, source)
+    try:
+        with Path(source).open("rb") as stream:
+            return _from_stream(stream, source)
+    except FileNotFoundError:
+        raise ImageError(f"{name(source)}: no such file. Check the path.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name(source)}: this is a folder. Name the image files in it.") from None
+    except PermissionError:
+        raise ImageError(f"{name(source)}: no permission to read this file.") from None
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"image array: expected uint8 values in 0..255, got {array.dtype}. Scale and convert the array."
+        )
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or array.size == 0:
+        raise ImageError(f"image array: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}.")
+    return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else array)
+
+
+def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
+    start = stream.read(16)
+    if not start:
+        raise ImageError(f"{name(source)}: the file is empty (0 bytes). Copy it again.")
+    plugin = _plugin(start)
+    if plugin is None:
+        raise ImageError(f"{name(source)}: cannot read this image (unknown format). Convert it to JPEG or PNG.")
+    content = start + stream.read(MAX_BYTES)
+    if len(content) > MAX_BYTES:
+        raise ImageError(
+            f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
+        )
+    return plugin(BytesIO(content))
+
+
+def _plugin(start: bytes) -> type[ImageFile.ImageFile] | None:
+    """Choose Pillow's decoder by the first 16 bytes of a file.
+
+    `Image.open` is avoided: it warns of, or refuses, sizes by a global setting of the process.
+    """
+    if start.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.JpegImageFile
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return GifImagePlugin.GifImageFile
+    if start.startswith(b"BM"):
+        return BmpImagePlugin.BmpImageFile
+    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return TiffImagePlugin.TiffImageFile
+    return None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Decode, and return a new RGB picture."""
+    picture.load()
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        return Image.fromarray(_to_eight_bits(np.asarray(picture))).convert("RGB")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        opaque = Image.new("RGB", picture.size, "white")
+        opaque.paste(layer, mask=layer)
+        return opaque
+    return picture.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale grey from the usual range that it fits in, or else from its own range, to uint8.
+
+    Files of 32-bit integers and of floating-point numbers do not say which value is white.
+    """
+    values = np.nan_to_num(values.astype(np.float32), nan=0, posinf=0, neginf=0)
+    black, white = float(values.min()), float(values.max())
+    if black >= 0:
+        black, white = 0.0, next((usual for usual in (1.0, 255.0, 65535.0) if white <= usual), white)
+    return ((values - black) * (255 / max(white - black, 1e-30))).round().astype(np.uint8)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(original: Image.Image, picture: Image.Image) -> Image.Image:
+    """Turn `picture` as the EXIF data of `original` say, from which it was made."""
+    try:
+        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF data are often damaged, and the picture is worth more than its orientation
+        turn = None
+    upright = picture.transpose(turn) if turn is not None else picture
+    upright.info = {}  # otherwise the orientation stays there, and opening the result would turn it again
+    return upright

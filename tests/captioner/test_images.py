@@ -1,0 +1,606 @@
+import contextlib
+import io
+import itertools
+import struct
+import types
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
+
+from captioner import images
+from captioner.config import from_dict, to_dict
+from captioner.errors import ConfigError, ImageError
+from captioner.images import ImageSettings, Rectangle
+
+LOSSLESS = {
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP", "lossless": True},
+    "gif": {"format": "GIF"},
+    "bmp": {"format": "BMP"},
+    "tiff": {"format": "TIFF"},
+    "tiff-deflate": {"format": "TIFF", "compression": "tiff_adobe_deflate"},
+}
+FORMATS = {"jpeg": {"format": "JPEG", "quality": 95}, **LOSSLESS}
+
+
+def encode(picture: Image.Image, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, **options)
+    return stream.getvalue()
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """Smooth, coloured, different in every corner."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return Image.fromarray((255 * np.stack([x, y, (x + y) / 2], axis=-1)).astype(np.uint8))
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+def failure(source: images.Source, **options) -> str:
+    with pytest.raises(ImageError) as caught:
+        images.open(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What can be opened
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_every_format_opens_from_path_and_bytes(tmp_path, options):
+    picture = Image.new("RGB", (40, 30), (200, 30, 90))
+    content = encode(picture, **options)
+    path = tmp_path / "any-name.jpg"  # the content counts, not the suffix
+    path.write_bytes(content)
+    for source in (content, path, str(path)):
+        opened = images.open(source)
+        assert (opened.mode, opened.size) == ("RGB", (40, 30))
+        assert abs(pixels(opened) - pixels(picture)).max() <= 2
+
+
+def test_minus_reads_standard_input(monkeypatch):
+    content = encode(Image.new("RGB", (4, 3), "red"), format="PNG")
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(content)))
+    assert images.open("-").getpixel((0, 0)) == (255, 0, 0)
+
+
+# The stored rows and columns of an upright picture, from the EXIF standard's table: where row 0 and column 0 lie.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "tiff-deflate"])
+def test_exif_orientation_is_undone(kind, orientation):
+    upright = pixels(scene(48, 32)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = encode(Image.fromarray(STORED[orientation](upright).copy()), exif=exif, **FORMATS[kind])
+    opened = images.open(content)
+    assert opened.size == (48, 32)
+    assert abs(pixels(opened) - upright).mean() < 3
+    assert np.array_equal(pixels(images.open(opened)), pixels(opened))  # and it is not undone twice
+
+
+def test_orientation_of_a_pil_image_is_undone_as_that_of_its_file():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encode(scene(48, 32), format="JPEG", exif=exif)
+    assert np.array_equal(pixels(images.open(Image.open(io.BytesIO(content)))), pixels(images.open(content)))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_do_not_cost_the_picture():
+    content = encode(scene(48, 32), format="JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    assert images.open(content).size == (48, 32)
+
+
+def half_transparent(mode: str) -> Image.Image:
+    """Left half black, right half transparent."""
+    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (4, 0, 8, 8))
+    return picture.convert(mode)
+
+
+def transparent_palette() -> Image.Image:
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 0])
+    picture.paste(0, (4, 0, 8, 8))
+    return picture
+
+
+TRANSPARENT = {
+    "rgba": encode(half_transparent("RGBA"), format="PNG"),
+    "la": encode(half_transparent("LA"), format="PNG"),
+    "webp": encode(half_transparent("RGBA"), format="WEBP", lossless=True),
+    "tiff": encode(half_transparent("RGBA"), format="TIFF"),
+    "palette": encode(transparent_palette(), format="PNG", transparency=0),
+    "palette-alpha": encode(transparent_palette(), format="PNG", transparency=b"\x00\xff"),
+    "gif": encode(transparent_palette(), format="GIF", transparency=0),
+    "grey-key": encode(Image.fromarray(np.tile(np.uint8([0, 9]).repeat(4), (8, 1))), format="PNG", transparency=9),
+    "pil-rgba": half_transparent("RGBA"),
+    "pil-rgba-premultiplied": half_transparent("RGBa"),
+    "pil-la": half_transparent("LA"),
+    "array": np.asarray(half_transparent("RGBA")),
+}
+
+
+@pytest.mark.parametrize("source", TRANSPARENT.values(), ids=TRANSPARENT)
+def test_transparent_parts_become_white(source):
+    opened = images.open(source)
+    assert opened.getpixel((1, 1)) == (0, 0, 0)
+    assert opened.getpixel((6, 6)) == (255, 255, 255)
+
+
+def test_half_transparent_red_over_white_is_pink():
+    red, green, blue = images.open(Image.new("RGBA", (2, 2), (255, 0, 0, 128))).getpixel((0, 0))
+    assert (red, green, blue) == (255, 127, 127)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *itertools.product(("PIL",), ("1", "L", "P", "RGB", "CMYK", "YCbCr")),
+        *itertools.product(("TIFF",), ("1", "L", "P", "RGB", "CMYK")),
+        *itertools.product(("JPEG",), ("L", "RGB", "CMYK")),  # Adobe's inverted CMYK, which Pillow writes
+        *itertools.product(("PNG",), ("1", "L", "P", "RGB")),
+    ],
+)
+def test_colours_survive_every_colour_space(kind, mode):
+    picture = Image.new("RGB", (16, 16), "white")
+    picture.paste("black" if mode in ("1", "L") else "red", (8, 0, 16, 16))
+    source = picture.convert(mode) if kind == "PIL" else encode(picture.convert(mode), format=kind)
+    opened = pixels(images.open(source))
+    assert abs(opened[4, 2] - [255, 255, 255]).max() <= 3
+    assert abs(opened[4, 13] - ([0, 0, 0] if mode in ("1", "L") else [255, 0, 0])).max() <= 3
+
+
+RAMP = np.linspace(0, 1, 256)[None].repeat(4, axis=0)
+
+
+DEEP = {
+    "png-16": encode(Image.fromarray((RAMP * 65535).astype(np.uint16)), format="PNG"),
+    "tiff-16": encode(Image.fromarray((RAMP * 65535).astype(np.uint16)), format="TIFF"),
+    "tiff-32-as-16": encode(Image.fromarray((RAMP * 65535).astype(np.int32)), format="TIFF"),
+    "tiff-32": encode(Image.fromarray((RAMP * 2e9).astype(np.int32)), format="TIFF"),
+    "tiff-signed": encode(Image.fromarray((RAMP * 2000 - 1000).astype(np.int32)), format="TIFF"),
+    "float-to-1": encode(Image.fromarray(RAMP.astype(np.float32)), format="TIFF"),
+    "float-to-255": encode(Image.fromarray((RAMP * 255).astype(np.float32)), format="TIFF"),
+    "float-narrow": encode(Image.fromarray((RAMP * 1e-3 - 1).astype(np.float32)), format="TIFF"),
+    "pil-32-as-8": Image.fromarray((RAMP * 255).astype(np.int32)),
+}
+
+
+@pytest.mark.parametrize("source", DEEP.values(), ids=DEEP)
+def test_deep_grey_is_scaled_to_eight_bits(source):
+    assert abs(pixels(images.open(source)) - (255 * RAMP)[..., None]).max() <= 1.5
+
+
+def test_big_endian_grey_is_scaled_as_little_endian():
+    grey = (RAMP * 65535).astype(np.uint16)
+    big = Image.frombytes("I;16B", (256, 4), grey.astype(">u2").tobytes())
+    assert np.array_equal(pixels(images.open(big)), pixels(images.open(Image.fromarray(grey))))
+
+
+def test_floating_point_holes_do_not_spoil_the_scale():
+    grey = RAMP.astype(np.float32)
+    grey[0, 0], grey[0, 1], grey[0, 2] = np.nan, np.inf, -np.inf
+    assert abs(pixels(images.open(Image.fromarray(grey)))[1:] - (255 * RAMP[1:])[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_flat_floating_point_picture_opens(value):
+    assert images.open(Image.new("F", (4, 4), value)).getpixel((0, 0)) == (value, value, value)
+
+
+def test_animations_give_their_first_frame():
+    first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        content = encode(first, format=kind, save_all=True, append_images=[second])
+        red, _, blue = images.open(content).getpixel((5, 5))
+        assert (red > 250, blue < 5) == (True, True)
+
+
+def test_a_telephone_jpeg_with_a_second_picture_gives_the_first():
+    content = encode(
+        Image.new("RGB", (32, 32), "red"), format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
+    )
+    assert images.open(content).size == (32, 32)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 1), (3, 5, 3), (3, 5, 4)])
+def test_arrays_open(shape):
+    array = np.full(shape, 255, np.uint8)
+    array[0, 0, ...] = 0
+    array[..., -1:] = 255 if shape[-1] == 4 else array[..., -1:]
+    opened = images.open(array)
+    assert (opened.mode, opened.size) == ("RGB", (5, 3))
+    assert opened.getpixel((0, 0)) == (0, 0, 0)
+    assert opened.getpixel((4, 2)) == (255, 255, 255)
+
+
+def test_an_array_may_be_a_view():
+    array = pixels(scene(20, 10)).astype(np.uint8)
+    assert np.array_equal(pixels(images.open(array[::-2, ::-1])), array[::-2, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("array", "problem"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "expected uint8 values in 0..255, got float32"),
+        (np.zeros((4, 4), bool), "expected uint8 values in 0..255, got bool"),
+        (np.zeros((3, 4, 5), np.uint8), r"got (3, 4, 5)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"got (1, 4, 4, 3)"),
+        (np.zeros(4, np.uint8), r"got (4,)"),
+        (np.zeros((0, 4), np.uint8), r"got (0, 4)"),
+    ],
+)
+def test_other_arrays_are_refused(array, problem):
+    message = failure(array)
+    assert message.startswith("image array: expected")
+    assert problem in message
+
+
+def test_a_given_pil_image_is_neither_changed_nor_closed_nor_shared():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for given in (
+        scene(20, 10),
+        Image.open(io.BytesIO(encode(scene(1000, 800), format="JPEG", exif=exif))),
+        Image.open(io.BytesIO(encode(scene(20, 10), format="GIF", save_all=True, append_images=[scene(20, 10)]))),
+    ):
+        expected = given.copy()
+        opened = images.open(given, at_least=10)
+        opened.paste("black", (0, 0, *opened.size))
+        assert (given.mode, given.size, given.info) == (expected.mode, expected.size, expected.info)
+        assert np.array_equal(pixels(given), pixels(expected))
+        assert given.getexif() == expected.getexif()
+
+
+# What is refused
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with next to no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixel_data = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel_data) + chunk(b"IEND", b"")
+
+
+def test_a_huge_picture_is_refused_from_its_header(monkeypatch):
+    def load(_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    message = failure(png_header(20_000, 20_000))
+    assert message == (
+        "image bytes: 20000 x 20000 pixels are too many (limit: 128 million). Make the picture smaller."
+    )
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_the_bound_on_pixels_holds_for_every_format_and_can_be_set(options):
+    content = encode(scene(40, 30), **options)
+    assert images.open(content, max_pixels=1200).size == (40, 30)
+    assert "40 x 30 pixels are too many" in failure(content, max_pixels=1199)
+    assert "40 x 30 pixels are too many" in failure(scene(40, 30), max_pixels=1199)
+
+
+def test_a_photograph_of_96_megapixels_opens_without_a_warning():
+    content = encode(Image.new("L", (12_000, 8_000), 77), format="JPEG")
+    assert images.open(content, at_least=448).getpixel((0, 0)) == (77, 77, 77)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp"])
+def test_pillows_own_bound_is_not_in_the_way(monkeypatch, kind):
+    content = encode(scene(40, 30), **FORMATS[kind])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow would warn, and warnings are errors here
+    assert images.open(content).size == (40, 30)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("part", [0.03, 0.5, 0.9])
+def test_a_file_cut_short_is_refused(tmp_path, kind, part):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    content = encode(Image.fromarray(noise), **FORMATS[kind])
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(content[: int(len(content) * part)])
+    message = failure(path)
+    assert message.startswith(f"{path}: cannot read this image (")
+    assert message.endswith("Is the file complete and undamaged?")
+
+
+@pytest.mark.parametrize("part", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("at_least", [None, 50])
+def test_a_progressive_jpeg_cut_short_is_refused(part, at_least):
+    content = encode(scene(400, 300), format="JPEG", progressive=True, quality=95)
+    assert "cannot read this image" in failure(content[: int(len(content) * part)], at_least=at_least)
+
+
+NOT_OURS = {
+    "text": b"just some text, saved as .jpg",
+    "one-byte": b"x",
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "ppm": encode(Image.new("RGB", (8, 8)), format="PPM"),
+    "ico": encode(Image.new("RGB", (8, 8)), format="ICO"),
+}
+
+
+@pytest.mark.parametrize("content", NOT_OURS.values(), ids=NOT_OURS)
+def test_other_formats_are_refused_with_advice(tmp_path, content):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    assert failure(path) == f"{path}: cannot read this image (unknown format). Convert it to JPEG or PNG."
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    path = tmp_path / "empty.jpg"
+    path.touch()
+    assert failure(path).startswith(f"{path}: the file is empty")
+    assert failure(b"").startswith("image bytes: the file is empty")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert failure(tmp_path / "none.jpg") == f"{tmp_path / 'none.jpg'}: no such file. Check the path."
+
+
+def test_a_folder_is_refused(tmp_path):
+    assert failure(tmp_path) == f"{tmp_path}: this is a folder. Name the image files in it."
+
+
+def test_a_file_without_read_permission_is_refused(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    assert failure("secret.jpg") == "secret.jpg: no permission to read this file."
+
+
+def test_a_path_that_cannot_be_is_refused():
+    assert failure("a\0b.jpg").startswith("a\0b.jpg: cannot read this image (")
+    assert "x" * 300 in failure("x" * 300)
+
+
+@pytest.mark.parametrize("source", [None, 3, ["a.jpg"], torch.zeros(3, 4, 4)])
+def test_other_types_are_refused(source):
+    assert failure(source) == (f"expected a path, bytes, a PIL image or a uint8 array, got {type(source).__name__}")
+
+
+def test_a_file_too_long_is_refused_before_it_fills_the_memory(monkeypatch, tmp_path):
+    path = tmp_path / "long.png"
+    path.write_bytes(encode(scene(40, 30), format="PNG") + b"\0" * (3 << 20))
+    assert images.open(path).size == (40, 30)
+    monkeypatch.setattr(images, "MAX_BYTES", 2 << 20)
+    assert failure(path) == f"{path}: the file is too long (limit: 2 MB). Make the picture smaller."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SyntaxError("broken\nfile"),
+        struct.error("unpack"),
+        OverflowError(),
+        zlib.error("-3"),
+        MemoryError(),
+        RecursionError(),
+        UserWarning("odd"),
+        Image.DecompressionBombError("bomb"),
+    ],
+)
+def test_whatever_a_decoder_raises_becomes_one_line(monkeypatch, error):
+    def load(_):
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    message = failure(encode(scene(4, 3), format="PNG"))
+    reason = " ".join(str(error).split()) or type(error).__name__
+    assert message.startswith(f"image bytes: cannot read this image ({reason}).")
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_damaged_bytes_give_a_picture_or_one_error(options):
+    content = encode(scene(64, 48), **options)
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), 4):
+            damaged[place] = random.integers(256)
+        with contextlib.suppress(ImageError):
+            assert images.open(bytes(damaged), max_pixels=1_000_000).mode == "RGB"
+
+
+def test_an_interrupt_is_not_taken_for_a_damaged_file(monkeypatch):
+    def load(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(KeyboardInterrupt):
+        images.open(encode(scene(4, 3), format="PNG"))
+
+
+# Large JPEG files
+
+
+@pytest.mark.parametrize(
+    ("size", "at_least", "expected"),
+    [
+        ((1000, 750), 90, (125, 94)),
+        ((1000, 750), 100, (250, 188)),
+        ((1000, 750), 375, (500, 375)),
+        ((1000, 750), 376, (1000, 750)),
+        ((1000, 750), 2000, (1000, 750)),
+        ((1000, 30), 30, (1000, 30)),
+        ((1000, 750), None, (1000, 750)),
+    ],
+)
+def test_jpeg_is_decoded_no_smaller_than_asked(size, at_least, expected):
+    opened = images.open(encode(scene(*size), format="JPEG"), at_least=at_least)
+    assert opened.size == expected
+
+
+def test_the_reduced_decoding_shows_the_same_frame():
+    content = encode(scene(1600, 1200), format="JPEG", quality=95)
+    for frame in ("stretch", "crop", "pad"):
+        settings = ImageSettings(size=64, frame=frame)
+        whole, rectangle = images.prepare(images.open(content), settings)
+        reduced, same_rectangle = images.prepare(images.open(content, at_least=128), settings)
+        assert (whole - reduced).abs().mean() < 0.01
+        assert rectangle == pytest.approx(same_rectangle, abs=0.01)
+
+
+# Frames
+
+
+def test_a_picture_of_the_frames_size_passes_through_exactly():
+    array = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((torch.from_numpy(array).double() / 255 - mean) / std).permute(2, 0, 1)
+    for frame in ("stretch", "crop", "pad"):
+        tensor, rectangle = images.prepare(images.open(array), ImageSettings(frame=frame))
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        assert (tensor - expected).abs().max() < 1e-5
+        assert rectangle == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("frame", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(400, 200), (150, 333), (64, 64), (65, 64), (20, 31), (1000, 700)])
+def test_a_shape_is_found_through_the_rectangle(frame, size):
+    """Draw a box at known fractions of a picture, find it in the frame, and map it back."""
+    width, height = size
+    truth = (0.4 * width, 0.35 * height, 0.55 * width, 0.6 * height)
+    picture = Image.new("RGB", size, "black")
+    ImageDraw.Draw(picture).rectangle(
+        (round(truth[0]), round(truth[1]), round(truth[2]) - 1, round(truth[3]) - 1), fill="white"
+    )
+    side = 96
+    tensor, shown = images.prepare(picture, ImageSettings(size=side, frame=frame, mean=(0.5, 0.5, 0.5)))
+    rows, columns = torch.where(tensor[0] > 0)
+    across, down = (shown.right - shown.left) / side, (shown.bottom - shown.top) / side
+    found = (
+        shown.left + columns.min() * across,
+        shown.top + rows.min() * down,
+        shown.left + (columns.max() + 1) * across,
+        shown.top + (rows.max() + 1) * down,
+    )
+    cell_x, cell_y = max(across, 1 / width), max(down, 1 / height)
+    for value, true, length, cell in zip(found, truth, size * 2, (cell_x, cell_y) * 2, strict=True):
+        assert float(value) == pytest.approx(round(true) / length, abs=0.75 * cell)
+
+
+def test_stretch_shows_the_whole_picture():
+    tensor, rectangle = images.prepare(scene(100, 50), ImageSettings(size=32))
+    assert tensor.shape == (3, 32, 32)
+    assert rectangle == Rectangle(0, 0, 1, 1)
+
+
+def test_crop_shows_the_centre_square():
+    picture = Image.new("RGB", (300, 100), "black")
+    picture.paste("white", (100, 0, 200, 100))
+    tensor, rectangle = images.prepare(picture, ImageSettings(size=50, frame="crop", mean=(0, 0, 0), std=(1, 1, 1)))
+    assert rectangle == pytest.approx((1 / 3, 0, 2 / 3, 1))
+    assert tensor[:, :, 2:-2].min() > 0.99
+
+
+def test_pad_borders_the_whole_picture_with_the_mean_colour():
+    tensor, rectangle = images.prepare(Image.new("RGB", (50, 200), "white"), ImageSettings(size=100, frame="pad"))
+    assert rectangle == pytest.approx((-37 / 25, 0, 63 / 25, 1))
+    assert torch.count_nonzero(tensor[:, :, :37]) == 0
+    assert torch.count_nonzero(tensor[:, :, 62:]) == 0
+    assert tensor[:, :, 37:62].min() > 1
+
+
+@pytest.mark.parametrize("frame", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+def test_pictures_of_any_shape_fill_a_frame(frame, size):
+    picture = images.open(encode(Image.new("RGB", size, "red"), format="PNG"), at_least=64)
+    tensor, rectangle = images.prepare(picture, ImageSettings(size=32, frame=frame))
+    assert tensor.shape == (3, 32, 32)
+    assert tensor.isfinite().all()
+    assert tensor[0].max() == pytest.approx((1 - 0.485) / 0.229, abs=1e-5)
+    assert rectangle.left < rectangle.right
+    assert rectangle.top < rectangle.bottom
+
+
+def test_a_very_long_picture_needs_little_memory():
+    resource = pytest.importorskip("resource")
+    picture = Image.new("RGB", (1, 1_000_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images.prepare(picture, ImageSettings())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes; it was 900 MB
+
+
+# Names and settings
+
+
+def test_messages_call_a_source_by_its_path_or_kind(tmp_path):
+    assert images.name("a/b.jpg") == "a/b.jpg"
+    assert images.name(Path("b.jpg")) == "b.jpg"
+    assert images.name("-") == "standard input"
+    assert images.name(b"") == "image bytes"
+    assert images.name(np.zeros(1)) == "image array"
+    assert images.name(Image.new("L", (1, 1))) == "PIL image"
+    path = tmp_path / "c.png"
+    scene(4, 3).save(path)
+    with Image.open(path) as picture:
+        assert images.name(picture) == str(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("a.jpg", True),
+        ("B.JPEG", True),
+        (Path("c.tif"), True),
+        ("d.txt", False),
+        ("png", False),
+        ("._e.jpg", False),
+    ],
+)
+def test_a_folder_scan_takes_image_suffixes(path, taken):
+    assert images.is_image_path(path) is taken
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"size": 0}, "size"),
+        ({"size": 100_000}, "size"),
+        ({"frame": "squash"}, "frame"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "mean"),
+        ({"mean": (0.5, 0.5)}, "mean"),
+        ({"std": (0.2, 0.0, 0.2)}, "std"),
+        ({"std": (0.2, float("inf"), 0.2)}, "std"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(values, field):
+    with pytest.raises(ValueError, match=f"^{field}: expected"):
+        ImageSettings(**values)
+    with pytest.raises(ConfigError, match=f"header: images.{field}: expected|header: {field}: expected"):
+        from_dict(ImageSettings, values, "header")
+
+
+def test_settings_survive_a_round_trip():
+    settings = ImageSettings(size=256, frame="pad", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    assert from_dict(ImageSettings, to_dict(settings)) == settings
