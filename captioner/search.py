@@ -1,0 +1,287 @@
+"""Finding a good sentence: beam search (greedy is a beam of one) and sampling.
+
+Everything here works over a `step` function and knows no model:
+
+    step(words (N,), state) -> (log-probabilities (N, V), state, attention (N, L))
+
+`state` is any value with `select(rows)`: `rows` (B', K') holds numbers of present rows, those of one image in one
+line, and the new state has these rows. Both searches take a state of one row an image, work on all images and
+hypotheses together, and let finished images leave the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class SearchState(Protocol):
+    """What a search asks of a decoder's state."""
+
+    def select(self, rows: Tensor) -> Any:
+        """Return the state of the rows numbered in `rows` (B', K')."""
+
+
+Step = Callable[[Tensor, Any], tuple[Tensor, Any, Tensor]]
+
+
+class Hypothesis(NamedTuple):
+    """A finished sentence."""
+
+    words: list[int]  # T word numbers, without start and end
+    log_probs: list[float]  # of each word
+    log_prob: float  # of the sentence, its end included
+    score: float  # what sentences are ranked by
+    attention: Tensor  # (T, L)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to choose the words of a caption."""
+
+    beam_size: int = 5
+    candidates: int = 1  # how many sentences to return for an image, best first
+    max_words: int = 20
+    min_words: int = 1
+    length_penalty: float = 1.0  # a sentence of T words, end included, scores log-probability / T ** length_penalty
+    repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
+    bar_unknown: bool = True  # never write <unk>
+    sample: bool = False  # draw words at random instead of searching
+    temperature: float = 1.0  # of sampling; below 1 favours likely words
+    top_k: int = 0  # sample from this many likeliest words; 0: from all
+    top_p: float = 1.0  # sample from the fewest likeliest words whose probabilities reach this sum
+    seed: int = 0  # of sampling
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "beam_size": 1,
+            "candidates": 1,
+            "min_words": 0,
+            "repeat_size": 0,
+            "top_k": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if self.max_words < max(1, self.min_words):
+            raise ValueError(f"max_words: must be at least 1 and at least min_words, got {self.max_words}")
+        if not self.sample and self.candidates > self.beam_size:
+            raise ValueError(
+                f"candidates: a beam of {self.beam_size} cannot give {self.candidates}; raise beam_size"
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature: must be above 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: must be above 0 and at most 1, got {self.top_p}")
+
+
+def search(
+    step: Step,
+    state: SearchState,
+    images: int,
+    settings: SearchSettings,
+    *,
+    start: int,
+    end: int,
+    barred: Sequence[int] = (),
+) -> list[list[Hypothesis]]:
+    """Return the best sentences of each image.
+
+    Args:
+        step: writes one word further; see the module.
+        state: one row an image.
+        images: how many.
+        settings: how to choose.
+        start: the word before the first.
+        end: the word that ends a sentence.
+        barred: words that are never written, such as padding and `<unk>`.
+
+    Returns:
+        For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
+        sentence of `max_words` is made to end.
+    """
+    limits = _Limits(settings, end, torch.tensor(barred, dtype=torch.long))
+    find = _sample if settings.sample else _beam
+    with torch.no_grad():
+        found = find(step, state, torch.full((images, 1), start), limits)
+    return [sorted(each, key=lambda one: -one.score)[: settings.candidates] for each in found]
+
+
+class _Limits(NamedTuple):
+    """What may be written."""
+
+    settings: SearchSettings
+    end: int
+    barred: Tensor
+
+    def apply(self, log_probs: Tensor, history: Tensor) -> Tensor:
+        """Return log-probabilities (N, V) with all that must not follow `history` (N, t) at minus infinity."""
+        length = history.shape[1]
+        if length == self.settings.max_words:
+            # However unlikely the end is, a sentence that would never end is still returned.
+            ends = log_probs[:, self.end].clamp(min=-1e4)
+            log_probs = torch.full_like(log_probs, -torch.inf)
+            log_probs[:, self.end] = ends
+            return log_probs
+        log_probs = log_probs.index_fill(1, self.barred.to(log_probs.device), -torch.inf)
+        if length < self.settings.min_words:
+            log_probs[:, self.end] = -torch.inf
+        for size in range(1, min(self.settings.repeat_size, (length + 1) // 2) + 1):
+            # The phrase of `size` words that ends with the next word must not equal the phrase before it.
+            begun = history[:, length - size + 1 :] == history[:, length - 2 * size + 1 : length - size]
+            rows = begun.all(dim=1).nonzero().squeeze(1)
+            log_probs[rows, history[rows, length - size]] = -torch.inf
+        return log_probs
+
+
+class _Written(NamedTuple):
+    """The unfinished sentences so far, those of one image in one line."""
+
+    words: Tensor  # (B, K, t)
+    log_probs: Tensor  # (B, K, t)
+    attention: Tensor  # (B, K, t, L)
+
+    @classmethod
+    def nothing(cls, lines: int, columns: int, like: Tensor) -> "_Written":
+        """Return sentences without words; `like` is an attention (N, L)."""
+        return cls(
+            words=torch.empty(lines, columns, 0, dtype=torch.long, device=like.device),
+            log_probs=like.new_empty(lines, columns, 0),
+            attention=like.new_empty(lines, columns, 0, like.shape[1]),
+        )
+
+    def extend(self, lines: Tensor, columns: Tensor, *added: Tensor) -> "_Written":
+        """Continue the sentences at [lines, columns] with one more word, log-probability and attention each."""
+        return _Written(
+            *(
+                torch.cat([old[lines, columns], new.unsqueeze(2)], dim=2)
+                for old, new in zip(self, added, strict=True)
+            )
+        )
+
+    def finish(self, line: int, column: int, log_prob: float, settings: SearchSettings) -> Hypothesis:
+        """Return one sentence, ended, of this log-probability."""
+        words = self.words[line, column].tolist()
+        return Hypothesis(
+            words=words,
+            log_probs=self.log_probs[line, column].tolist(),
+            log_prob=log_prob,
+            score=log_prob / (len(words) + 1) ** settings.length_penalty,
+            attention=self.attention[line, column],
+        )
+
+
+def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[Hypothesis]]:
+    """Keep the likeliest beginnings of each image until as many sentences as the beam is wide have ended.
+
+    An end competes with the other words for its place among the likeliest, so a poor early end is not kept.
+    """
+    beams = limits.settings.beam_size
+    finished: list[list[Hypothesis]] = [[] for _ in words]
+    live = list(finished)  # the list of each line's image
+    totals: Tensor | None = None  # log-probabilities (B, K) of what is written
+    while live:
+        lines, width = words.shape
+        log_probs, state, attention = step(words.flatten(), state)
+        if totals is None:
+            totals = log_probs.new_zeros(lines, width)
+            written = _Written.nothing(lines, width, like=attention)
+        log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, width))
+        ranked = (totals.unsqueeze(2) + log_probs).flatten(1)  # (B, K * V)
+        # At most K of the best 2 K end, so that K remain to go on with.
+        ranked, place = ranked.topk(min(2 * beams, ranked.shape[1]))
+        parents, words = place // log_probs.shape[2], place % log_probs.shape[2]
+
+        ends = words == limits.end
+        for line, rank in (ends & ranked.isfinite())[:, :beams].nonzero().tolist():
+            log_prob = float(ranked[line, rank])
+            live[line].append(written.finish(line, int(parents[line, rank]), log_prob, limits.settings))
+
+        # A stable sort: of equals, the one ranked first goes on.
+        ranked = ranked.masked_fill(ends, -torch.inf)
+        best = ranked.argsort(descending=True, stable=True)[:, :beams]
+        totals, words, parents = (values.gather(1, best) for values in (ranked, words, parents))
+        can_go_on = totals[:, 0].isfinite().tolist()
+        kept = [line for line in range(lines) if can_go_on[line] and len(live[line]) < beams]
+        live = [live[line] for line in kept]
+        going = torch.tensor(kept, dtype=torch.long, device=words.device)
+        totals, words, parents = totals[going], words[going], parents[going]
+        state, written = _advance(state, written, going, parents, words, log_probs, attention)
+    return finished
+
+
+def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[Hypothesis]]:
+    """Draw every word at random, by inverting the cumulative distribution at a number from the seed.
+
+    All images use the same random numbers, so that a picture's captions do not depend on its batch.
+    """
+    settings = limits.settings
+    count = settings.candidates
+    numbers = torch.Generator().manual_seed(settings.seed)
+    draws = torch.rand(settings.max_words + 1, count, generator=numbers, dtype=torch.float64)
+    finished: list[list[Hypothesis]] = [[] for _ in words]
+    live = list(finished)
+    words = words.expand(-1, count)
+    state = state.select(torch.arange(len(words), device=words.device).unsqueeze(1).expand(-1, count))
+    unended: Tensor | None = None  # (B, K), the sentences still being written
+    for draw in draws:
+        lines = len(words)
+        log_probs, state, attention = step(words.flatten(), state)
+        if unended is None:
+            unended = torch.ones(lines, count, dtype=torch.bool, device=log_probs.device)
+            totals = log_probs.new_zeros(lines, count)
+            written = _Written.nothing(lines, count, like=attention)
+        log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, count))
+        cumulative = _truncated(log_probs, settings).double().cumsum(dim=2)
+        target = draw.to(cumulative.device)[:, None] * cumulative[:, :, -1:]  # (B, K, 1)
+        words = torch.searchsorted(cumulative, target, right=True).squeeze(2)
+        totals = totals + log_probs.gather(2, words.unsqueeze(2)).squeeze(2)
+
+        ends = words == limits.end
+        for line, column in (ends & unended).nonzero().tolist():
+            log_prob = float(totals[line, column])
+            live[line].append(written.finish(line, column, log_prob, settings))
+        unended &= ~ends
+        kept = unended.any(dim=1).nonzero().squeeze(1)
+        if not len(kept):
+            break
+        live = [live[line] for line in kept.tolist()]
+        unended, totals, words = unended[kept], totals[kept], words[kept]
+        parents = torch.arange(count, device=words.device).expand(len(kept), -1)
+        state, written = _advance(state, written, kept, parents, words, log_probs, attention)
+    return finished
+
+
+def _advance(
+    state: Any,
+    written: _Written,
+    lines: Tensor,
+    parents: Tensor,
+    words: Tensor,
+    log_probs: Tensor,
+    attention: Tensor,
+) -> tuple[Any, _Written]:
+    """Go on with some rows: in each line of `lines` (B',) write `words` (B', K') after the rows `parents` (B', K').
+
+    Log-probabilities (B, K, V) and attention (N, L) are those from which the words were chosen.
+    """
+    width = log_probs.shape[1]
+    lines = lines.unsqueeze(1)
+    rows = lines * width + parents
+    written = written.extend(lines, parents, words, log_probs[lines, parents, words], attention[rows])
+    return state.select(rows), written
+
+
+def _truncated(log_probs: Tensor, settings: SearchSettings) -> Tensor:
+    """Return the probabilities (..., V) to draw from, not normalised: temperature, then top-k, then top-p.
+
+    Top-p, or nucleus, sampling: Holtzman et al. 2020 (arXiv 1904.09751), section 3.1.
+    """
+    ranked, order = (log_probs / settings.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    if settings.top_k:
+        ranked[..., settings.top_k :] = 0
+    # A word stays when those before it do not reach top_p yet; the likeliest always does.
+    before = ranked.cumsum(dim=-1) - ranked
+    ranked = ranked.masked_fill(before >= settings.top_p * ranked.sum(dim=-1, keepdim=True), 0)
+    return torch.zeros_like(ranked).scatter(-1, order, ranked)

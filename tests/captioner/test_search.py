@@ -1,0 +1,213 @@
+"""The searches over a toy language: log-probabilities that depend on the whole history, from a seed."""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from captioner.search import SearchSettings, search
+
+START, END = 0, 1
+
+
+class ToyState(NamedTuple):
+    """What each row has read, so that the next word can depend on all of it."""
+
+    history: Tensor  # (N, t)
+    image: Tensor  # (N,)
+
+    def select(self, rows):
+        return ToyState(self.history[rows.flatten()], self.image[rows.flatten()])
+
+
+class Toy:
+    def __init__(self, vocabulary_size: int, seed: int = 0, end_bias: float = 0.0):
+        self.size = vocabulary_size
+        self.seed = seed
+        self.end_bias = end_bias
+        self.rows_stepped = 0
+
+    def start(self, images):
+        images = torch.as_tensor(images)
+        return ToyState(torch.zeros(len(images), 0, dtype=torch.long), images)
+
+    def log_probs(self, image: int, history: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, image, history)) % (1 << 31))
+        logits = 2 * torch.randn(self.size, generator=generator, dtype=torch.double)
+        logits[END] += self.end_bias
+        return logits.log_softmax(0)
+
+    def step(self, words, state):
+        history = torch.cat([state.history, words[:, None]], dim=1)
+        self.rows_stepped += len(words)
+        log_probs = [
+            self.log_probs(int(i), tuple(h.tolist())) for i, h in zip(state.image, history, strict=True)
+        ]
+        attention = torch.nn.functional.one_hot(words, self.size).double()  # says which word was read
+        return torch.stack(log_probs), ToyState(history, state.image), attention
+
+
+def run(toy, images, **settings):
+    settings.setdefault("repeat_size", 0)
+    return search(
+        toy.step, toy.start(images), len(images), SearchSettings(**settings), start=START, end=END, barred=[START]
+    )
+
+
+def every_sentence(toy, image, max_words, min_words=1):
+    """All sentences with their log-probabilities, ends included."""
+    words = [word for word in range(toy.size) if word not in (START, END)]
+    for length in range(min_words, max_words + 1):
+        for sentence in itertools.product(words, repeat=length):
+            history = (START,)
+            total = 0.0
+            for word in (*sentence, END):
+                total += float(toy.log_probs(image, history)[word])
+                history += (word,)
+            yield list(sentence), total
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_beam_search_finds_the_best_sentences(seed, length_penalty):
+    toy = Toy(5, seed)
+    found = run(toy, [0, 1, 2], beam_size=60, candidates=7, max_words=3, length_penalty=length_penalty)
+    for image, hypotheses in enumerate(found):
+        scored = [
+            (total / (len(words) + 1) ** length_penalty, words, total)
+            for words, total in every_sentence(toy, image, 3)
+        ]
+        best = sorted(scored, reverse=True)[:7]
+        assert [one.words for one in hypotheses] == [words for _, words, _ in best]
+        assert [one.score for one in hypotheses] == pytest.approx([score for score, _, _ in best])
+        assert [one.log_prob for one in hypotheses] == pytest.approx([total for _, _, total in best])
+
+
+def test_a_beam_of_one_takes_the_likeliest_word_at_each_step():
+    toy = Toy(8, seed=3)
+    for image, (found,) in enumerate(run(toy, range(20), beam_size=1, max_words=9)):
+        history, words = (START,), []
+        while len(words) < 9:
+            log_probs = toy.log_probs(image, history)
+            log_probs[START] = -math.inf
+            if not words:
+                log_probs[END] = -math.inf
+            word = int(log_probs.argmax())
+            if word == END:
+                break
+            words.append(word)
+            history += (word,)
+        assert found.words == words
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 3}])
+def test_a_batch_equals_its_images_one_by_one(settings):
+    toy = Toy(9, seed=5)
+    together = run(toy, range(12), max_words=6, **settings)
+    for image, found in enumerate(together):
+        (alone,) = run(toy, [image], max_words=6, **settings)
+        assert [one[:4] for one in found] == [one[:4] for one in alone]
+        for one, other in zip(found, alone, strict=True):
+            assert torch.equal(one.attention, other.attention)
+
+
+def test_words_come_with_their_own_log_probability_and_attention():
+    toy = Toy(7, seed=2)
+    for image, (found,) in enumerate(run(toy, range(5), beam_size=3, max_words=6)):
+        history = (START,)
+        for word, log_prob, attention in zip(found.words, found.log_probs, found.attention, strict=True):
+            assert log_prob == pytest.approx(float(toy.log_probs(image, history)[word]))
+            assert int(attention.argmax()) == history[-1]  # the toy's attention shows the word read before
+            history += (word,)
+        assert found.log_prob == pytest.approx(sum(found.log_probs) + float(toy.log_probs(image, history)[END]))
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 5}, {"sample": True}])
+@pytest.mark.parametrize("end_bias", [-50.0, -math.inf])
+def test_search_ends_when_the_end_word_never_wins(settings, end_bias):
+    for (found,) in run(Toy(6, end_bias=end_bias), [0, 1], max_words=7, **settings):
+        assert len(found.words) == 7
+        assert END not in found.words
+
+
+def test_finished_images_leave_the_batch():
+    toy = Toy(6, end_bias=20.0)  # ends as soon as it may
+    run(toy, range(10), beam_size=1, max_words=20)
+    assert toy.rows_stepped == 2 * 10
+
+
+def test_barred_words_are_never_written():
+    toy = Toy(6, seed=1)
+    for settings in ({"beam_size": 4}, {"sample": True, "candidates": 4}):
+        found = search(
+            toy.step, toy.start(range(8)), 8, SearchSettings(**settings), start=START, end=END, barred=[START, 3, 4]
+        )
+        assert {word for each in found for one in each for word in one.words} <= {2, 5}
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 4}])
+def test_no_phrase_follows_itself(settings):
+    toy = Toy(4, seed=8, end_bias=-9.0)  # two words: without the bar every sentence repeats
+    found = run(toy, range(6), max_words=8, repeat_size=2, **settings)
+    for one in itertools.chain(*found):
+        for size in (1, 2):
+            pairs = zip(one.words, one.words[size:], strict=False)
+            same = [first == second for first, second in pairs]
+            runs = [all(same[at : at + size]) for at in range(len(same) - size + 1)]
+            assert not any(runs), one.words
+
+
+def test_min_words_are_written():
+    toy = Toy(5, end_bias=9.0)
+    for (found,) in run(toy, range(4), beam_size=2, min_words=4, max_words=6):
+        assert len(found.words) >= 4
+
+
+def test_sampling_draws_each_word_as_often_as_its_probability_says():
+    toy = Toy(6, seed=4)
+    count = 4000
+    (found,) = run(toy, [0], sample=True, candidates=count, max_words=2, temperature=1.5)
+    logits = toy.log_probs(0, (START,)) / 1.5
+    logits[[START, END]] = -math.inf
+    expected = logits.softmax(0)
+    drawn = torch.bincount(torch.tensor([one.words[0] for one in found]), minlength=6) / count
+    assert torch.allclose(drawn.double(), expected, atol=4 * (0.25 / count) ** 0.5)
+
+
+def test_sampling_from_the_likeliest_words_takes_no_others():
+    toy = Toy(8, seed=4)
+    log_probs = toy.log_probs(0, (START,))
+    log_probs[[START, END]] = -math.inf
+    ranked = log_probs.argsort(descending=True).tolist()
+    (found,) = run(toy, [0], sample=True, candidates=300, max_words=1, top_k=2)
+    assert {one.words[0] for one in found} == set(ranked[:2])
+    probabilities = log_probs.softmax(0)
+    top_p = float(probabilities[ranked[0]] + probabilities[ranked[1]] / 2)
+    (found,) = run(toy, [0], sample=True, candidates=300, max_words=1, top_p=top_p)
+    assert {one.words[0] for one in found} == set(ranked[:2])
+
+
+def test_a_seed_decides_the_sample():
+    toy = Toy(9)
+    first, again, other = (
+        [one.words for (one,) in run(toy, range(6), sample=True, seed=seed)] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam_size": 0}, "beam_size"),
+        ({"candidates": 6}, "raise beam_size"),
+        ({"max_words": 3, "min_words": 4}, "max_words"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSettings(**settings)
