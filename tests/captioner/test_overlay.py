@@ -1,0 +1,135 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from captioner import images
+from captioner.captioning import Caption
+from captioner.images import ImageSettings, Rectangle
+from captioner.overlay import DIMMED, FIGURE_WIDTH, GAP, draw_attention, light_up
+
+GREEN = (20, 120, 20)
+EVERYTHING = Rectangle(0, 0, 1, 1)
+
+
+def make_caption(words, attention=None, rectangle=EVERYTHING):
+    if attention is None:
+        attention = np.full((len(words), 7, 7), 1 / 49, np.float32)
+    log_probs = (-0.5,) * len(words)
+    return Caption(
+        words=tuple(words),
+        text=" ".join(words),
+        log_probs=log_probs,
+        log_prob=sum(log_probs),
+        score=sum(log_probs),
+        attention=attention,
+        rectangle=rectangle,
+    )
+
+
+def panels_of(figure):
+    """Where a figure of a green picture shows panels: titles and paper are grey. (height, width), bool."""
+    pixels = np.asarray(figure).astype(int)
+    return pixels[..., 1] - pixels[..., 0] > 10
+
+
+def starts(line):
+    """Where the runs of true values begin."""
+    return np.flatnonzero(np.diff(line.astype(int), prepend=0) == 1)
+
+
+@pytest.mark.parametrize("frame", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(400, 400), (640, 400), (300, 500), (900, 200)])
+def test_attention_lies_where_the_shape_was_drawn(frame, size):
+    width, height = size
+    side = min(size)
+    x, y = (width / 2 + 0.3 * side, height / 2 - 0.2 * side) if frame == "crop" else (0.8 * width, 0.3 * height)
+    scene = Image.new("RGB", size, GREEN)
+    ImageDraw.Draw(scene).circle((x, y), side / 12, "red")
+
+    seen, rectangle = images.prepare(scene, ImageSettings(frame=frame))
+    redness = (seen[0] - seen[1]).clamp(min=0)  # what a network that looks for red would attend to
+    weights = torch.nn.functional.avg_pool2d(redness[None], 16)  # (1, 14, 14)
+    caption = make_caption(["red"], (weights / weights.sum()).numpy(), rectangle)
+    figure = draw_attention(Image.new("RGB", size, GREEN), caption)
+
+    rows, columns = np.nonzero(panels_of(figure))
+    left = columns[columns > figure.width / 2].min()  # of the panel of the word
+    panel = np.asarray(figure)[rows.min() : rows.max() + 1, left : columns.max() + 1].sum(axis=2)
+    bright = np.argwhere(panel > 0.97 * panel.max())
+    down, across = (bright.mean(axis=0) + 0.5) / panel.shape
+    assert abs(across - x / width) < 0.6 * (rectangle.right - rectangle.left) / 14
+    assert abs(down - y / height) < 0.6 * (rectangle.bottom - rectangle.top) / 14
+
+
+def test_what_the_network_did_not_see_stays_dim():
+    grey = Image.new("RGB", (200, 100), (100, 100, 100))
+    panel = np.asarray(light_up(grey, np.full((7, 7), 1 / 49), Rectangle(0.25, 0, 0.75, 1)))[..., 0]
+    assert (panel[:, :50] == round(100 * DIMMED)).all()
+    assert (panel[:, 150:] == round(100 * DIMMED)).all()
+    assert (panel[:, 50:150] == panel[50, 100]).all()
+    assert panel[50, 100] > 100
+
+
+def test_attention_on_padding_lights_no_part_of_the_picture():
+    weights = np.zeros((9, 9))
+    weights[0] = 1 / 9  # the picture begins three rows further down
+    panel = light_up(Image.new("RGB", (120, 40), GREEN), weights, Rectangle(0, -1, 1, 2))
+    assert np.asarray(panel)[..., 1].max() < 1.1 * DIMMED * GREEN[1]
+
+
+def test_light_grows_with_attention_and_is_smooth():
+    weights = np.arange(1, 8)[None].repeat(7, axis=0) / 196
+    panel = np.asarray(light_up(Image.new("RGB", (300, 300), GREEN), weights, EVERYTHING)).astype(int)
+    steps = np.diff(panel[150, :, 1])
+    assert steps.min() >= 0
+    assert steps.max() <= 3
+    assert panel[150, -1, 1] > 2 * panel[150, 0, 1]
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 400), (2000, 200), (200, 2000)])
+def test_there_is_a_panel_for_the_picture_and_for_each_word(size):
+    shown = panels_of(draw_attention(Image.new("RGB", size, GREEN), make_caption(["word"] * 20)))
+    tops, lefts = starts(shown.any(axis=1)), starts(shown.any(axis=0))
+    corners = [shown[top, left] for top in tops for left in lefts]
+    assert sum(corners) == 21
+    assert shown.shape[1] <= FIGURE_WIDTH + GAP
+
+
+def test_the_first_panel_is_the_picture_itself():
+    figure = draw_attention(Image.new("RGB", (300, 300), GREEN), make_caption([]))
+    assert (np.asarray(figure)[panels_of(figure)] == GREEN).all()
+
+
+@pytest.mark.parametrize("size", [(300, 300), (60, 600)])
+@pytest.mark.parametrize("word", ["extraordinarily", "x" * 200, "two\nlines", "犬" * 40])
+def test_titles_never_run_into_their_neighbours(size, word):
+    figure = draw_attention(Image.new("RGB", size, GREEN), make_caption([word] * 8))
+    assert figure.width <= FIGURE_WIDTH + GAP
+    pixels = np.asarray(figure)
+    for left in starts(panels_of(figure).any(axis=0)):
+        assert (pixels[:, left - GAP : left] == 255).all()
+    for top in starts(panels_of(figure).any(axis=1)):
+        assert (pixels[top - 3 : top] == 255).all()
+
+
+@pytest.mark.parametrize("word", ["", " ", "собака", "犬", "كلب", "😀", "b\udcff", "a\tb", "\x00"])
+def test_any_word_can_be_drawn(word):
+    draw_attention(Image.new("RGB", (30, 20), GREEN), make_caption([word]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (9000, 1), (1, 9000)])
+def test_pictures_of_extreme_shapes_can_be_drawn(size):
+    figure = draw_attention(Image.new("RGB", size, GREEN), make_caption(["a", "b"]))
+    assert max(figure.size) < 5000
+
+
+def test_a_photograph_taken_sideways_is_drawn_upright():
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise
+    Image.new("RGB", (800, 400), GREEN).save(file, "JPEG", exif=exif)
+    shown = panels_of(draw_attention(file.getvalue(), make_caption([])))
+    assert shown.any(axis=1).sum() == pytest.approx(2 * shown.any(axis=0).sum(), abs=2)
