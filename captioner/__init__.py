@@ -1,0 +1,59 @@
+"""Captions for pictures, and where the network looked for each word.
+
+import captioner
+
+model = captioner.load()
+caption = model.caption("dog.jpg")
+print(caption.text)
+captioner.draw_attention("dog.jpg", caption).save("dog-attention.png")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import (
+    CaptionerError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ImageError,
+    MissingExtraError,
+    OutputError,
+)
+from captioner.version import __version__
+
+if TYPE_CHECKING:
+    from captioner.captioning import Caption, Captioner, load
+    from captioner.overlay import draw_attention
+    from captioner.search import SearchSettings
+
+__all__ = [
+    "Caption",
+    "Captioner",
+    "CaptionerError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ImageError",
+    "MissingExtraError",
+    "OutputError",
+    "SearchSettings",
+    "__version__",
+    "draw_attention",
+    "load",
+]
+
+_LAZY = {
+    "Caption": "captioner.captioning",
+    "Captioner": "captioner.captioning",
+    "SearchSettings": "captioner.search",
+    "draw_attention": "captioner.overlay",
+    "load": "captioner.captioning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for: torch takes seconds, which `caption --help` should not."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'captioner' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

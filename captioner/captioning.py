@@ -1,0 +1,197 @@
+"""Pictures in, captions out: the network together with its pictures and words."""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner import images
+from captioner.checkpoint import Header, load_checkpoint
+from captioner.decoder import LSTMDecoder
+from captioner.errors import CaptionerError, ImageError
+from captioner.images import Rectangle, Source
+from captioner.model import CaptioningNetwork
+from captioner.search import Hypothesis, SearchSettings, search
+from captioner.vocabulary import END, PAD, START, UNKNOWN, Vocabulary, join
+
+SHIPPED = Path(__file__).parent / "weights" / "default.safetensors"
+"""The checkpoint that comes with the package."""
+
+
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """A sentence about a picture, and where the network looked while it wrote each word."""
+
+    text: str
+    """The words as a sentence."""
+    words: tuple[str, ...]
+    """T words."""
+    log_probs: tuple[float, ...]
+    """Natural log-probability of each word, given those before it."""
+    log_prob: float
+    """Natural log-probability of the whole sentence, its end included."""
+    score: float
+    """What the search ranked sentences by: `log_prob`, normalised by length."""
+    attention: np.ndarray
+    """float32 (T, rows, columns); each word's map sums to 1."""
+    rectangle: Rectangle
+    """The part of the picture that the maps cover."""
+    candidates: tuple["Caption", ...] = ()
+    """Further sentences, best first, when more than one was asked for."""
+
+
+class Captioner:
+    """A trained network with all it needs to caption pictures. `captioner.load` makes one."""
+
+    def __init__(self, network: CaptioningNetwork, header: Header):
+        """Hold a network in eval mode and the header of its checkpoint."""
+        self.network = network
+        self.header = header
+        self.vocabulary = Vocabulary(header.words)
+        self.device = next(network.parameters()).device
+
+    @overload
+    def caption(self, pictures: Source, settings: SearchSettings = ..., batch_size: int = ...) -> Caption: ...
+    @overload
+    def caption(
+        self, pictures: list[Source], settings: SearchSettings = ..., batch_size: int = ...
+    ) -> list[Caption]: ...
+    def caption(
+        self,
+        pictures: Source | list[Source],
+        settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
+        batch_size: int = 16,
+    ) -> Caption | list[Caption]:
+        """Caption one picture, or each of a list.
+
+        Args:
+            pictures: a path, the bytes of a file, a PIL image, a uint8 array (H, W, 3), or a list of these.
+            settings: how to choose the words.
+            batch_size: pictures that go through the network together; it changes speed and memory alone.
+
+        Raises:
+            ImageError: when a picture cannot be read. `stream` goes on with the others instead.
+        """
+        if not isinstance(pictures, list):
+            return self.caption([pictures], settings)[0]
+        captions = []
+        for _, result in self.stream(pictures, settings, batch_size):
+            if isinstance(result, ImageError):
+                raise result
+            captions.append(result)
+        return captions
+
+    def stream(
+        self,
+        pictures: Iterable[Source],
+        settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
+        batch_size: int = 16,
+    ) -> Iterator[tuple[Source, Caption | ImageError]]:
+        """Caption any number of pictures in their order, in constant memory.
+
+        Yields each picture as it was given, with its caption or with what is wrong with it. While the network
+        sees one batch, the next is read.
+        """
+        if batch_size < 1:
+            raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
+        pictures = iter(pictures)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(self._read, list(islice(pictures, batch_size)))
+            while batch := ahead.result():
+                ahead = reader.submit(self._read, list(islice(pictures, batch_size)))
+                yield from self._caption_batch(batch, settings)
+
+    def _read(self, batch: list[Source]) -> list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]]:
+        prepared: list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]] = []
+        for source in batch:
+            try:
+                picture = images.open(source, at_least=2 * self.header.images.size)
+                prepared.append((source, images.prepare(picture, self.header.images)))
+            except ImageError as error:
+                prepared.append((source, error))
+        return prepared
+
+    def _caption_batch(
+        self, batch: list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]], settings: SearchSettings
+    ) -> Iterator[tuple[Source, Caption | ImageError]]:
+        pixels = [prepared[0] for _, prepared in batch if not isinstance(prepared, ImageError)]
+        found = iter(self._find(torch.stack(pixels), settings)) if pixels else iter(())
+        for source, prepared in batch:
+            if isinstance(prepared, ImageError):
+                yield source, prepared
+            else:
+                hypotheses, grid = next(found)
+                best, *others = (self._to_caption(one, grid, prepared[1]) for one in hypotheses)
+                yield source, replace(best, candidates=tuple(others))
+
+    def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
+        with torch.inference_mode():
+            annotations, grid = self.network.encoder(pixels.to(self.device))
+            return [(found, grid) for found in find_sentences(self.network.decoder, annotations, settings)]
+
+    def _to_caption(self, found: Hypothesis, grid: tuple[int, int], rectangle: Rectangle) -> Caption:
+        words = self.vocabulary.decode(found.words)
+        return Caption(
+            text=join(words),
+            words=words,
+            log_probs=tuple(found.log_probs),
+            log_prob=found.log_prob,
+            score=found.score,
+            attention=found.attention.unflatten(1, grid).cpu().numpy(),
+            rectangle=rectangle,
+        )
+
+
+def find_sentences(decoder: LSTMDecoder, annotations: Tensor, settings: SearchSettings) -> list[list[Hypothesis]]:
+    """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`."""
+    return search(
+        decoder.step,
+        decoder.start(annotations),
+        len(annotations),
+        settings,
+        start=START,
+        end=END,
+        barred=(PAD, START, UNKNOWN) if settings.bar_unknown else (PAD, START),
+    )
+
+
+def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Captioner:
+    """Return a captioner, from the checkpoint that comes with the package or from one of your own.
+
+    Args:
+        path: a `.safetensors` checkpoint; none: the one that comes with the package.
+        device: `cpu`, `cuda`, `cuda:1`, `mps` ...; `auto` takes an accelerator if there is one.
+
+    Raises:
+        CheckpointError: when the file cannot be used.
+        CaptionerError: when there is no such device.
+    """
+    return Captioner(*load_checkpoint(Path(path) if path is not None else SHIPPED, choose_device(device)))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of this name; `auto` is an accelerator if there is one, and the CPU otherwise.
+
+    Raises:
+        CaptionerError: when the name means nothing, or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise CaptionerError(f"device {name!r} cannot be used ({reason}). Try 'cpu' or 'auto'.") from error
+    if device.type == "meta":
+        raise CaptionerError("device 'meta' holds no numbers. Try 'cpu' or 'auto'.")
+    return device

@@ -1,0 +1,183 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import captioner
+from captioner import CaptionerError, CheckpointError, ImageError, SearchSettings
+from captioner.captioning import SHIPPED, load
+
+SEARCHES = [SearchSettings(beam_size=1), SearchSettings(beam_size=5), SearchSettings(sample=True, candidates=2)]
+
+
+def same(one, other):
+    assert one.words == other.words
+    assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+    np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", SEARCHES)
+def test_a_batch_equals_its_images_one_by_one(tiny, pictures, settings):
+    together = tiny.caption(pictures, settings, batch_size=4)
+    assert len({caption.text for caption in together}) > 1  # or equality would say little
+    for path, caption in zip(pictures, together, strict=True):
+        alone = tiny.caption(path, settings)
+        same(caption, alone)
+        for candidate, other in zip(caption.candidates, alone.candidates, strict=True):
+            same(candidate, other)
+
+
+def test_a_caption_says_what_its_fields_promise(tiny, pictures):
+    caption = tiny.caption(pictures[0], SearchSettings(beam_size=4, candidates=3, max_words=6))
+    assert caption.text == " ".join(caption.words).replace(" 's", "'s")
+    assert caption.attention.shape == (len(caption.words), 2, 2)
+    assert caption.attention.dtype == np.float32
+    np.testing.assert_allclose(caption.attention.sum((1, 2)), 1, rtol=1e-5)
+    assert caption.log_prob < sum(caption.log_probs) < 0  # the end has a probability too
+    assert caption.score == pytest.approx(caption.log_prob / (len(caption.words) + 1))
+    scores = [caption.score, *(candidate.score for candidate in caption.candidates)]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_every_kind_of_source_gives_the_same_caption(tiny, pictures):
+    path = pictures[0]
+    with Image.open(path) as picture:
+        sources = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+        assert len({caption.text for caption in tiny.caption(sources)}) == 1
+
+
+def test_the_search_never_writes_special_words(tiny, pictures):
+    for settings in SEARCHES:
+        for caption in tiny.caption(pictures, settings):
+            assert not {"<pad>", "<start>", "<end>", "<unk>"} & set(caption.words)
+
+
+def test_the_unknown_word_can_be_allowed(tiny, pictures):
+    settings = SearchSettings(sample=True, candidates=40, bar_unknown=False, temperature=9.0)
+    first = tiny.caption(pictures[0], settings)
+    assert any("<unk>" in candidate.words for candidate in first.candidates)
+
+
+def test_a_stream_goes_on_after_an_unreadable_picture(tiny, pictures, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no picture")
+    sources = [*pictures[:2], broken, *pictures[2:4]]
+    results = list(tiny.stream(sources, batch_size=2))
+    assert [source for source, _ in results] == sources
+    assert [isinstance(result, ImageError) for _, result in results] == [False, False, True, False, False]
+    with pytest.raises(ImageError, match="broken.jpg"):
+        tiny.caption(sources)
+
+
+def test_a_stream_reads_no_further_than_the_next_batch(tiny, pictures):
+    taken = []
+
+    def source():
+        for path in pictures:
+            taken.append(path)
+            yield path
+
+    stream = tiny.stream(source(), batch_size=2)
+    next(stream)
+    assert len(taken) <= 4
+    stream.close()
+
+
+def test_no_pictures_give_no_captions(tiny):
+    assert tiny.caption([]) == []
+
+
+def test_loading_says_what_is_wrong(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta", "cuda:99"])
+def test_an_unusable_device_is_refused(tiny_checkpoint, device):
+    with pytest.raises(CaptionerError, match="Try 'cpu' or 'auto'"):
+        load(tiny_checkpoint, device)
+
+
+def test_the_public_names_are_those_listed():
+    public = {name for name in vars(captioner) if not name.startswith("_")}
+    modules = {name for name in public if isinstance(getattr(captioner, name), type(sys))}
+    helpers = {"import_module", "TYPE_CHECKING", "Any"}
+    assert public - modules - helpers <= set(captioner.__all__)
+    for name in captioner.__all__:
+        assert getattr(captioner, name) is not None
+
+
+def test_captioning_imports_nothing_it_does_not_use(tiny_checkpoint, pictures):
+    code = (
+        "import sys, json, captioner\n"
+        "captioner.load(sys.argv[1], device='cpu').caption(sys.argv[2])\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, tiny_checkpoint, pictures[0]], capture_output=True, check=True
+    ).stdout
+    unused = {"torchvision", "matplotlib", "pycocotools", "nltk", "training", "evaluation"}
+    assert unused & {name.partition(".")[0] for name in json.loads(output)} == set()
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the package was built without its checkpoint")
+class TestShipped:
+    @pytest.fixture(scope="class")
+    def model(self):
+        return load(device="cpu")
+
+    def test_a_real_batch_equals_its_images_one_by_one(self, model, real_data):
+        folder = real_data / "flickr8k"
+        names = (folder / "Flickr8k_text" / "Flickr_8k.devImages.txt").read_text().split()[:10]
+        paths = [folder / "Flicker8k_Dataset" / name for name in names]
+        paths += sorted((real_data / "general" / "images").glob("voc*"))[:3]
+        paths += sorted((real_data / "general" / "images").glob("coco*"))[:3]
+        for settings in SEARCHES:
+            together = model.caption(paths, settings)
+            for path, caption in zip(paths, together, strict=True):
+                same(caption, model.caption(path, settings))
+
+    def test_its_header_is_a_model_card(self, model):
+        card = model.header.card
+        assert {"training", "data", "development_scores", "sources", "licence", "limits"} <= card.keys()
+        assert "/" not in json.dumps(card["data"])
+
+    def test_it_is_small(self):
+        assert SHIPPED.stat().st_size <= 40_000_000
+
+    def test_it_captions_a_drawing_in_words(self, model):
+        drawing = Image.new("RGB", (320, 200), "skyblue")
+        drawing.paste("green", (0, 120, 320, 200))
+        caption = model.caption(drawing)
+        assert len(caption.words) >= 3
+        assert caption.attention.shape[1:] == (7, 7)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(tiny_checkpoint, pictures):
+    threads = torch.get_num_threads()
+    try:
+        texts = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            texts.append([caption.text for caption in load(tiny_checkpoint, "cpu").caption(pictures)])
+        assert texts[0] == texts[1]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_library_runs_offline(tiny_checkpoint, pictures):
+    """A process that may not open sockets captions all the same."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise OSError('no network')\n"
+        "socket.socket.connect = refuse\n"
+        "import captioner\n"
+        "print(captioner.load(sys.argv[1], device='cpu').caption(sys.argv[2]).text)"
+    )
+    subprocess.run([sys.executable, "-c", code, tiny_checkpoint, pictures[0]], check=True, env=os.environ)

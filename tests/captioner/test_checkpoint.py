@@ -1,0 +1,161 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from captioner import CheckpointError
+from captioner.checkpoint import FORMAT, KEY, load_checkpoint, read_header, save_checkpoint
+
+
+@pytest.fixture
+def rewrite(tiny_checkpoint, tmp_path):
+    """Write the tiny checkpoint again with its header or weights changed."""
+
+    def change(header=lambda values: None, weights=lambda tensors: None):
+        with safe_open(tiny_checkpoint, framework="pt") as file:
+            values = json.loads(file.metadata()[KEY])
+        tensors = load_file(tiny_checkpoint)
+        header(values)
+        weights(tensors)
+        path = tmp_path / "changed.safetensors"
+        save_file(tensors, path, metadata={KEY: json.dumps(values)})
+        return path
+
+    return change
+
+
+def test_round_trip_is_exact(tiny_checkpoint, tmp_path):
+    network, header = load_checkpoint(tiny_checkpoint)
+    again = tmp_path / "again.safetensors"
+    save_checkpoint(again, network, header)
+    assert again.read_bytes() == tiny_checkpoint.read_bytes()
+    other, other_header = load_checkpoint(again)
+    assert other_header == header
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_half_precision_storage_is_read_as_float32(tiny_checkpoint, tmp_path):
+    network, header = load_checkpoint(tiny_checkpoint)
+    path = tmp_path / "half.safetensors"
+    save_checkpoint(path, network, header, torch.float16)
+    assert path.stat().st_size < 0.6 * tiny_checkpoint.stat().st_size
+    half, _ = load_checkpoint(path)
+    for name, tensor in network.decoder.named_parameters():
+        assert half.decoder.state_dict()[name].dtype == torch.float32
+        torch.testing.assert_close(half.decoder.state_dict()[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_a_header_is_read_without_the_weights(tiny_checkpoint):
+    header = read_header(tiny_checkpoint)
+    assert header.card == {"about": "a test"}
+    assert header.images.size == 64
+
+
+def test_a_loaded_network_is_frozen_and_in_eval_mode(tiny_checkpoint):
+    network, _ = load_checkpoint(tiny_checkpoint)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_file_cut_short_is_refused(tiny_checkpoint, tmp_path):
+    data = tiny_checkpoint.read_bytes()
+    path = tmp_path / "short.safetensors"
+    for size in (0, 5, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"short\.safetensors: .*to the end"):
+            load_checkpoint(path)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path):
+    path, trace = tmp_path / "model.safetensors", tmp_path / "ran"
+    for write in (lambda: path.write_bytes(pickle.dumps(Bomb(trace))), lambda: torch.save(Bomb(trace), path)):
+        write()
+        with pytest.raises(CheckpointError, match="never read"):
+            load_checkpoint(path)
+        assert not trace.exists()
+
+
+def test_a_newer_format_is_refused_with_advice(rewrite):
+    path = rewrite(lambda values: values.update(format=FORMAT + 1))
+    with pytest.raises(CheckpointError, match="pip install --upgrade captioner"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("format"), "header cannot be read"),
+        (lambda values: values.update(words=["dog"]), "words: a vocabulary must open with"),
+        (lambda values: values.update(tokenizer="none"), "tokenizer: expected"),
+        (lambda values: values["model"]["encoder"].update(name="alexnet"), "unknown encoder"),
+        (lambda values: values["model"].update(extra=1), "extra: unknown setting"),
+    ],
+)
+def test_a_header_with_a_mistake_is_refused(rewrite, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(rewrite(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("decoder.gate.weight"), "decoder.gate.weight is missing"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "more is unknown"),
+        (lambda tensors: tensors.update({"decoder.gate.bias": torch.zeros(2)}), r"must be \(1,\), got \(2,\)"),
+    ],
+)
+def test_weights_that_the_header_does_not_describe_are_refused(rewrite, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(rewrite(weights=change))
+
+
+def test_a_header_that_asks_for_a_huge_network_spends_no_memory(rewrite):
+    path = rewrite(lambda values: values["model"]["decoder"].update(hidden_size=1_000_000))
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from captioner.checkpoint import load_checkpoint\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: load_checkpoint(Path(sys.argv[1]))\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    name, megabytes = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, check=True, text=True
+    ).stdout.split()
+    assert name == "CheckpointError"
+    assert int(megabytes) < 200
+
+
+def test_weights_alone_are_not_a_captioner(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"layer": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="not a captioner"):
+        load_checkpoint(path)
+
+
+def test_an_interrupted_save_leaves_the_old_file(tiny_checkpoint, tmp_path, monkeypatch):
+    network, header = load_checkpoint(tiny_checkpoint)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, network, header)
+    before = path.read_bytes()
+    monkeypatch.setattr("captioner.checkpoint.save", lambda *_, **__: pytest.fail("disk full"))
+    with pytest.raises(BaseException, match="disk full"):
+        save_checkpoint(path, network, header)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

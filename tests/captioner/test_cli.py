@@ -1,0 +1,203 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioner.cli import main
+
+
+@pytest.fixture
+def run(tiny_checkpoint, capsys, monkeypatch):
+    """Run the command with the tiny model; give its exit code, output and complaints."""
+    monkeypatch.setenv("CAPTIONER_MODEL", str(tiny_checkpoint))
+
+    def command(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_one_picture_gives_its_caption_alone(run, pictures):
+    code, out, err = run(pictures[0])
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    assert "\t" not in out
+
+
+def test_several_pictures_come_with_their_names_in_the_order_given(run, pictures):
+    chosen = [pictures[3], pictures[0], pictures[2]]
+    code, out, _ = run(*chosen, "--batch-size", 2)
+    assert code == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(path) for path in chosen]
+
+
+def test_a_folder_gives_all_its_pictures_by_name(run, pictures, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a picture")
+    deeper = tmp_path / "trip" / "day 1"
+    deeper.mkdir(parents=True)
+    Image.new("RGB", (30, 30)).save(deeper / "sea.jpg")
+    code, out, _ = run(tmp_path)
+    assert code == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == [*map(str, pictures), str(deeper / "sea.jpg")]
+
+
+def test_standard_input_is_a_picture(run, pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pictures[0].read_bytes())))
+    code, out, _ = run("-", "--overlay", tmp_path / "overlays")
+    assert code == 0
+    assert out == run(pictures[0])[1]
+    assert (tmp_path / "overlays" / "standard-input.png").exists()
+
+
+def test_json_lines_hold_everything(run, pictures):
+    code, out, _ = run(*pictures[:2], "-f", "jsonl", "--candidates", 3, "--attention")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [row["image"] for row in rows] == [str(path) for path in pictures[:2]]
+    assert len(rows[0]["candidates"]) == 2
+    assert len(rows[0]["attention"]) == len(rows[0]["words"])
+
+
+def test_csv_can_be_written_to_a_file(run, pictures, tmp_path):
+    file = tmp_path / "captions.csv"
+    assert run(*pictures[:2], "-f", "csv", "-o", file)[:2] == (0, "")
+    rows = list(csv.DictReader(io.StringIO(file.read_text())))
+    assert [row["image"] for row in rows] == [str(path) for path in pictures[:2]]
+
+
+def test_an_existing_file_is_kept_unless_overwriting_is_allowed(run, pictures, tmp_path):
+    file = tmp_path / "captions.txt"
+    file.write_text("precious")
+    code, _, err = run(pictures[0], "-o", file)
+    assert code == 2
+    assert "captions.txt: exists already" in err
+    assert file.read_text() == "precious"
+    assert run(pictures[0], "-o", file, "--overwrite")[0] == 0
+    assert file.read_text() != "precious"
+
+
+def test_sidecars_stand_beside_their_pictures(run, pictures):
+    assert run(*pictures[:2], "--sidecar", ".txt")[0] == 0
+    assert pictures[0].with_suffix(".txt").read_text() == run(pictures[0])[1]
+    code, _, err = run(*pictures[:3], "--sidecar", ".txt")
+    assert code == 1  # two exist already
+    assert err.count("exists already") == 2
+    assert pictures[2].with_suffix(".txt").exists()
+
+
+def test_an_overlay_is_drawn_for_each_picture_and_names_never_collide(run, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (60, 40), "red").save(tmp_path / folder / "dog.jpg")
+    assert run(tmp_path / "a", tmp_path / "b", "--overlay", tmp_path / "seen")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["dog-2.png", "dog.png"]
+    with Image.open(tmp_path / "seen" / "dog.png") as figure:
+        assert figure.width > 300
+
+
+def test_each_bad_input_costs_one_line_and_the_others_go_on(run, pictures, tmp_path):
+    bad = tmp_path / "bad"
+    (bad / "no-pictures").mkdir(parents=True)
+    (bad / "text.jpg").write_text("hello")
+    (bad / "zero.png").touch()
+    whole = io.BytesIO()
+    Image.effect_noise((200, 200), 50).save(whole, "JPEG")
+    (bad / "truncated.jpg").write_bytes(whole.getvalue()[:-2000])
+    huge = Image.new("1", (20_000, 20_000))
+    huge.save(bad / "huge.png")
+    names = ["missing.jpg", "no-pictures", "text.jpg", "zero.png", "truncated.jpg", "huge.png"]
+    code, out, err = run(pictures[0], *(bad / name for name in names), pictures[1])
+    assert code == 1
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(pictures[0]), str(pictures[1])]
+    lines = err.splitlines()
+    assert len(lines) == len(names)
+    for name in names:
+        assert sum(name in line for line in lines) == 1, name
+
+
+def test_odd_pictures_are_captioned(run, tmp_path):
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    frames = [Image.new("P", (40, 30), colour) for colour in (3, 60, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    code, out, err = run(tmp_path)
+    assert (code, out.count("\n"), err) == (0, 2, "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
+def test_a_file_without_permission_costs_one_line(run, pictures):
+    pictures[0].chmod(0)
+    code, out, err = run(*pictures[:2])
+    assert (code, out.count("\n"), err.count("\n")) == (1, 1, 1)
+    assert pictures[0].name in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a picture"),
+        (["x.jpg", "--batch-size", 0], "--batch-size must be at least 1"),
+        (["x.jpg", "--attention"], "--attention needs --format jsonl"),
+        (["x.jpg", "--candidates", 9], "--candidates: a beam of 5 cannot give 9"),
+        (["x.jpg", "--temperature", 0], "--temperature: must be above 0"),
+        (["x.jpg", "-m", "none.safetensors"], "none.safetensors: no such checkpoint"),
+        (["x.jpg", "--device", "toaster"], "device 'toaster' cannot be used"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_why(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_damaged_checkpoints_are_refused_in_one_line(run, pictures, tiny_checkpoint, tmp_path):
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(tiny_checkpoint.read_bytes()[:-100])
+    code, _, err = run(pictures[0], "-m", short)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "short.safetensors" in err
+
+
+def test_a_model_describes_itself(run):
+    code, out, _ = run("--describe-model")
+    assert code == 0
+    assert json.loads(out)["card"] == {"about": "a test"}
+
+
+def test_sampling_follows_its_seed(run, pictures):
+    first, again, other = (run(*pictures, "--sample", "--temperature", 3, "--seed", seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_closed_pipe_is_no_disaster(tiny_checkpoint, pictures):
+    command = [sys.executable, "-m", "captioner", "-m", tiny_checkpoint, "--batch-size", "1", *pictures * 30]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_help_and_version_need_no_torch():
+    code = (
+        "import sys\nfrom captioner.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    for argument in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", code, argument], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_example_picture_is_on_every_machine(run):
+    code, out, _ = run("--example", "-f", "jsonl")
+    assert code == 0
+    assert Path(json.loads(out)["image"]).exists()

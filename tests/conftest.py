@@ -1,0 +1,61 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioner.attention import AttentionSettings
+from captioner.captioning import Captioner, load
+from captioner.checkpoint import FORMAT, Header, save_checkpoint
+from captioner.decoder import DecoderSettings
+from captioner.images import ImageSettings
+from captioner.model import ModelSettings, build_network
+from captioner.vocabulary import RULE, SPECIAL
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photographs, which is not part of the project."""
+    folder = os.environ.get("CAPTIONER_DATA")
+    if not folder:
+        pytest.skip("needs real photographs: set CAPTIONER_DATA to a folder with flickr8k/ and general/")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a small untrained network that writes nonsense, quickly."""
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        attention=AttentionSettings(size=8), decoder=DecoderSettings(hidden_size=16, embedding_size=12)
+    )
+    words = (*SPECIAL, *"a the dog cat ball runs sleeps on in 's red blue".split())
+    network = build_network(settings, len(words))
+    with torch.no_grad():  # or every picture would get the same nonsense
+        network.decoder.start_hidden.weight.mul_(200)
+        network.decoder.output_weight.mul_(6)
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
+    save_checkpoint(
+        path, network, Header(FORMAT, settings, ImageSettings(size=64), words, RULE, {"about": "a test"})
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_checkpoint) -> Captioner:
+    return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[Path]:
+    """Nine files of noise and colour, of various shapes."""
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(9):
+        height, width = random.integers(40, 160, 2)
+        noise = random.integers(0, 60, (height, width, 3))
+        paths.append(tmp_path / f"picture-{number}.png")
+        Image.fromarray((noise + random.integers(0, 190, 3)).astype(np.uint8)).save(paths[-1])
+    return paths
