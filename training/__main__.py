@@ -1,0 +1,48 @@
+"""`python -m training`: prepare the grids of a configuration, run it, or resume a run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from captioner.errors import CaptionerError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return 0, or 2 when something is wrong with what was asked."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, text in {
+        "prepare": "compute and keep the grids of all pictures",
+        "run": "train from the start",
+    }.items():
+        sub = commands.add_parser(command, help=text)
+        sub.add_argument("config", type=Path, help="a TOML file, such as those in configs/")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+        sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (%(default)s)")
+    resume = commands.add_parser("resume", help="go on with a run that was interrupted")
+    resume.add_argument("folder", type=Path, help="the run's folder, such as runs/default")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except CaptionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from training import loop
+    from training.config import read_settings
+
+    if options.command == "resume":
+        loop.resume_run(options.folder).train()
+        return
+    settings = read_settings(options.config, options.overrides)
+    if options.command == "prepare":
+        loop.prepare(settings)
+    else:
+        loop.start_run(settings, options.runs).train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Training examples: which pictures and captions make each step, decided by the seed alone."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captioner.vocabulary import END, PAD, START, Vocabulary
+from evaluation.datasets import Record
+from training.features import GridCache
+
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_POOL = 32  # batches sorted by length together
+
+
+class Batch(NamedTuple):
+    """What one step of training sees."""
+
+    annotations: Tensor  # (B, L, D)
+    captions: Tensor  # (B, K, T): START and the words, PAD after the last; an image's longest first
+    targets: Tensor  # (M,): the word after each word of `captions[captions != PAD]`
+
+
+class _Example(NamedTuple):
+    grids: GridCache
+    place: int  # of the picture in its cache
+    captions: list[list[int]]  # START, words, END; longest first
+    mirrors: bool  # may be shown mirrored
+
+
+class Examples:
+    """The training pictures of all data sets with their encoded captions.
+
+    All captions of a picture share its grid in a step, so that what depends on the picture alone is computed once.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Sequence[Record], GridCache]], vocabulary: Vocabulary, max_words: int):
+        self._examples = []
+        for records, grids in parts:
+            for place, record in enumerate(records):
+                encoded = [[START, *vocabulary.encode(text), END] for text in record.captions]
+                captions = [caption[: max_words + 2] for caption in encoded if len(caption) > 2]
+                if record.split == "train" and captions:
+                    captions.sort(key=len, reverse=True)
+                    mirrors = grids.views > 1 and not any(map(_SIDES.search, record.captions))
+                    self._examples.append(_Example(grids, place, captions, mirrors))
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def epoch(self, epoch: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, each picture once; `skip` leaves out the first ones.
+
+        Pictures with as many captions of like length come together, so that little is spent on padding.
+        """
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self), generator=generator).tolist()
+        mirrored = torch.rand(len(self), generator=generator) < 0.5
+        batches = []
+        for at in range(0, len(order), batch_size * _POOL):
+            pool = sorted(order[at : at + batch_size * _POOL], key=self._shape)
+            batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
+        for number in torch.randperm(len(batches), generator=generator).tolist()[skip:]:
+            yield _make_batch([(self._examples[one], bool(mirrored[one])) for one in batches[number]])
+
+    def _shape(self, number: int) -> tuple[int, int]:
+        captions = self._examples[number].captions
+        return len(captions), len(captions[0])
+
+
+def _make_batch(chosen: list[tuple[_Example, bool]]) -> Batch:
+    columns = max(len(example.captions) for example, _ in chosen)
+    steps = max(len(example.captions[0]) for example, _ in chosen) - 1
+    captions = torch.full((len(chosen), columns, steps), PAD)
+    targets = torch.full_like(captions, PAD)
+    for image, (example, _) in enumerate(chosen):
+        for column, words in enumerate(example.captions):
+            captions[image, column, : len(words) - 1] = torch.tensor(words[:-1])
+            targets[image, column, : len(words) - 1] = torch.tensor(words[1:])
+    annotations = [example.grids.read(example.place, example.mirrors and mirror) for example, mirror in chosen]
+    return Batch(torch.stack(annotations), captions, targets[captions != PAD])

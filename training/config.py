@@ -1,0 +1,167 @@
+"""The settings of a training run, one TOML file each; these classes are the schema, defaults and documentation."""
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from captioner import config
+from captioner.errors import ConfigError
+from captioner.images import ImageSettings
+from captioner.model import ModelSettings
+from captioner.search import SearchSettings
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """A set of captioned pictures."""
+
+    name: str
+    """For logs, scores and the names of caches."""
+    layout: Literal["flickr8k", "jsonl"]
+    """How it lies on disk; see `evaluation.datasets`."""
+    path: str
+    """Its folder or file; environment variables such as `$CAPTIONER_DATA` are filled in."""
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """Where the encoder's weights come from. It stays frozen, and its grids are computed once."""
+
+    weights: str = "none"
+    """`none`, `imagenet`, or a file; see `captioner.encoder.load_encoder_weights`."""
+    cache: str = "cache"
+    """Folder of the grids."""
+    mirrored: bool = True
+    """Show a picture mirrored half of the time, unless one of its captions says left or right."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What training makes small."""
+
+    label_smoothing: float = 0.1
+    """Share of the target given to all words alike (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
+    doubly_stochastic: float = 1.0
+    """Lambda of Show, Attend and Tell, equation 14. The penalty is the mean over captions and locations of
+    (1 - the location's attention summed over the words)^2, and is added to the mean loss a word. (The paper
+    sums over locations: its lambda is ours divided by L.)"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
+        if self.doubly_stochastic < 0:
+            raise ValueError(f"doubly_stochastic: must be at least 0, got {self.doubly_stochastic}")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), warmed up, then slowed down along a cosine to 0."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    """Pictures a step, each with all its captions."""
+    learning_rate: float = 8e-4
+    """The highest."""
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    """Longer gradients are scaled down to this length."""
+    average_decay: float = 0.999
+    """Of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 1, "batch_size": 1, "warmup_steps": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay: must be at least 0 and below 1, got {self.average_decay}")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything that decides a run: the same settings and data give the same checkpoint."""
+
+    datasets: tuple[DatasetSettings, ...]
+    name: str
+    """The run's folder is `runs/NAME`."""
+    seed: int = 1
+    device: str = "auto"
+    min_count: int = 4
+    """Words seen less often in the training captions are `<unk>`."""
+    max_words: int = 24
+    """Longer training captions are cut, and do not teach an end."""
+    save_minutes: float = 5
+    """How often the state to resume from is saved, within an epoch too."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
+    encoder: EncoderTraining = field(default_factory=EncoderTraining)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    """How development captions are found. The checkpoint with the best CIDEr-D, averaged over the data sets,
+    is kept."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """For the model card in the checkpoint: sources, licences, limits, in words."""
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("datasets: name at least one")
+        names = [dataset.name for dataset in self.datasets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"datasets: each needs a name of its own, got {', '.join(names)}")
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name: must be the name of a folder, got {self.name!r}")
+        for name in ("min_count", "max_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+
+
+def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:
+    """Return the settings of a TOML file, changed by overrides such as `optimizer.epochs=3`.
+
+    Raises:
+        ConfigError: with a line for each thing wrong.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as TOML ({error})") from error
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, such as optimizer.epochs=3")
+        *tables, key = path.strip().split(".")
+        table = values
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {override}: {name} is not a table")
+        table[key] = _toml_value(value.strip())
+    return config.from_dict(TrainingSettings, values, source=str(file))
+
+
+def _toml_value(text: str) -> Any:
+    """Return the value that TOML reads; what is none, such as a path without quotes, is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def expand_path(path: str) -> Path:
+    """Return the path with its environment variables filled in.
+
+    Raises:
+        ConfigError: when one is not set.
+    """
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise ConfigError(f"{path}: set the environment variable that this path names")
+    return Path(expanded).expanduser()
