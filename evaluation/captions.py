@@ -1,0 +1,129 @@
+"""Read the captions to score, and those that people wrote to score them against.
+
+References, by image:
+    * COCO's annotations: an object with `annotations` (of `image_id` and `caption`) and perhaps `images` (of
+      `id` and `file_name`);
+    * JSON Lines, an object an image: `{"image": "dog.jpg", "captions": ["A dog.", "A brown dog."]}`;
+    * one object of lists: `{"dog.jpg": ["A dog.", "A brown dog."]}`.
+
+Candidates, one an image:
+    * COCO's results: a list of `{"image_id": 42, "caption": "a dog"}`;
+    * JSON Lines, as `caption --format jsonl` writes: `{"image": "photos/dog.jpg", "caption": "a dog"}`;
+    * one object: `{"dog.jpg": "a dog"}`.
+
+Ids are text throughout: 42 and "42" are the same image.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import DataError
+from evaluation.metrics import name_images
+
+
+@dataclass(frozen=True)
+class References:
+    """What people wrote: `captions` by image id, and `ids` by file name, without folders, where it is unique."""
+
+    captions: dict[str, list[str]]
+    ids: dict[str, str]
+
+
+def read_references(path: str | Path) -> References:
+    """Read the captions that people wrote.
+
+    Raises:
+        DataError: if the file cannot be read, is not JSON, or holds something else.
+    """
+    content = _read(path)
+    captions: dict[str, list[str]] = {}
+    if isinstance(content, dict) and "annotations" in content:
+        for image, caption in _pairs(content["annotations"], "image_id", "caption", path):
+            captions.setdefault(image, []).append(_text(caption, image, path))
+        files = list(_pairs(content.get("images", []), "id", "file_name", path))
+    else:
+        for image, several in _pairs(content, "image", "captions", path):
+            if not isinstance(several, list):
+                raise DataError(f"{path}: image {image}: expected a list of captions, got {_show(several)}")
+            captions.setdefault(image, []).extend(_text(caption, image, path) for caption in several)
+        files = [(image, image) for image in captions]
+    names = [(Path(str(name)).name, image) for image, name in files]
+    times = Counter(name for name, _ in names)
+    return References(captions, {name: image for name, image in names if times[name] == 1})
+
+
+def read_candidates(path: str | Path, references: References) -> dict[str, str]:
+    """Read one caption for each image, by the ids of the references.
+
+    An image that the references do not know by what it is called here is looked up by its file name, so that
+    captions of `photos/000000000042.jpg` meet COCO's annotations of image 42.
+
+    Raises:
+        DataError: if the file cannot be read, is not JSON, or holds something else, such as two captions for
+            one image.
+    """
+    content = _read(path)
+    captions: dict[str, str] = {}
+    twice = []
+    is_results = isinstance(content, list) and isinstance(content[0], dict) and "image_id" in content[0]
+    for name, caption in _pairs(content, "image_id" if is_results else "image", "caption", path):
+        image = name if name in references.captions else references.ids.get(Path(name).name, name)
+        if image in captions:
+            twice.append(image)
+        captions[image] = _text(caption, image, path)
+    if twice:
+        raise DataError(f"{path}: more than one caption for {name_images(twice)}; leave one an image")
+    return captions
+
+
+def _read(path: str | Path) -> Any:
+    """Return what a file of JSON holds, or the list of what the lines of a file of JSON Lines hold."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise DataError(f"{path}: cannot read this file ({reason})") from error
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as whole:
+        content = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                if line.strip():
+                    content.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                reason = f"{error.msg} in line {number}" if content else f"{whole.msg} in line {whole.lineno}"
+                raise DataError(f"{path}: neither JSON nor JSON Lines ({reason})") from error
+    if isinstance(content, dict) and isinstance(content.get("image"), str):
+        content = [content]  # JSON Lines of one line
+    if not content or not isinstance(content, (dict, list)):
+        raise DataError(f"{path}: no captions here; expected an object or a list of them, got {_show(content)}")
+    return content
+
+
+def _pairs(content: Any, key: str, value: str, path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Yield image id and value of each record of a list, or of each entry of an object."""
+    if isinstance(content, dict):
+        yield from content.items()
+        return
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of objects with {key!r} and {value!r}, got {_show(content)}")
+    for number, record in enumerate(content, start=1):
+        if not isinstance(record, dict) or not {key, value} <= record.keys():
+            raise DataError(f"{path}: record {number}: expected {key!r} and {value!r}, got {_show(record)}")
+        yield str(record[key]), record[value]
+
+
+def _text(caption: Any, image: str, path: str | Path) -> str:
+    if not isinstance(caption, str):
+        raise DataError(f"{path}: image {image}: expected a caption, got {_show(caption)}")
+    return caption
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
