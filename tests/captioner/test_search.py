@@ -43,9 +43,7 @@ class Toy:
     def step(self, words, state):
         history = torch.cat([state.history, words[:, None]], dim=1)
         self.rows_stepped += len(words)
-        log_probs = [
-            self.log_probs(int(i), tuple(h.tolist())) for i, h in zip(state.image, history, strict=True)
-        ]
+        log_probs = [self.log_probs(int(i), tuple(h.tolist())) for i, h in zip(state.image, history, strict=True)]
         attention = torch.nn.functional.one_hot(words, self.size).double()  # says which word was read
         return torch.stack(log_probs), ToyState(history, state.image), attention
 
