@@ -1,4 +1,4 @@
-"""`python -m evaluation`: score captions against those that people wrote."""
+"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote."""
 
 import argparse
 import json
@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.errors import CaptionerError
+from tqdm import tqdm
+
+from captioner.errors import CaptionerError, DataError, ImageError
 from captioner.files import write_atomically
 from evaluation.captions import read_candidates, read_references
+from evaluation.datasets import READERS, read_dataset
 from evaluation.metrics import Scorer, Scores
 
 
@@ -16,22 +19,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 when something is wrong with what was asked."""
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="caption the pictures of a data set and score the captions")
+    run.add_argument("checkpoint", help="a .safetensors file, or `default` for the one that is shipped")
+    run.add_argument("--data", required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}")
+    run.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
+    run.add_argument("--captions", type=Path, metavar="FILE", help="keep the captions, as COCO's results")
+    run.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
+    run.add_argument("--length-penalty", type=float, metavar="X", help="as of `caption`")
+    run.add_argument("--batch-size", type=int, default=16, metavar="N", help="(%(default)s)")
+    run.add_argument("--device", default="auto", help="(%(default)s)")
+    run.set_defaults(do=_run)
+
     score = commands.add_parser("score", help="score a file of captions")
     score.add_argument("references", type=Path, help="COCO annotations, JSON Lines, or {image: [captions]}")
     score.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
-    _add_output(score)
+    score.set_defaults(do=_score)
+
+    for command in (run, score):
+        command.add_argument(
+            "--json", metavar="FILE", help="write the exact scores, of each image too; - is stdout"
+        )
+        command.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
     try:
-        _score(options)
+        options.do(options)
     except CaptionerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="write the exact scores, of each image too; - is stdout")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json if it exists")
+def _run(options: argparse.Namespace) -> None:
+    from captioner.captioning import load
+    from captioner.search import SearchSettings
+
+    layout, _, path = options.data.partition(":")
+    records = [record for record in read_dataset(layout, Path(path)) if record.split == options.split]
+    if not records:
+        raise DataError(f"{options.data}: no pictures in the split {options.split!r}")
+    given = {"beam_size": options.beam_size, "length_penalty": options.length_penalty}
+    try:
+        settings = SearchSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise CaptionerError(str(error)) from error
+    model = load(None if options.checkpoint == "default" else options.checkpoint, options.device)
+
+    captions: dict[str, str] = {}
+    results = model.stream([record.image for record in records], settings, options.batch_size)
+    for record, (_, result) in zip(tqdm(records, unit="picture", disable=None), results, strict=True):
+        if isinstance(result, ImageError):  # a score without this picture would be of another set
+            raise result
+        captions[record.image_id] = result.text
+    if options.captions:
+        rows = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
+        with write_atomically(options.captions, overwrite=options.overwrite) as file:
+            file.write(json.dumps(rows, indent=0, ensure_ascii=False).encode())
+    _write(Scorer({record.image_id: record.captions for record in records}).score(captions), options)
 
 
 def _score(options: argparse.Namespace) -> None:

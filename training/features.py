@@ -2,8 +2,8 @@
 
 A cache is a folder of two files. `header.json` says what the grids were made of: encoder, weights, frame and
 pictures; its hash names the folder, so that a cache of other settings is never used. `grids.bin` is one record of
-fp16 values after another, a record a picture. It only ever grows by whole records: work that was interrupted goes
-on after the last one.
+fp16 values after another, a record a picture. It only grows at its end, so work that was interrupted goes on after
+the last whole batch.
 """
 
 import hashlib
@@ -81,7 +81,8 @@ def cache_grids(
     record_bytes = views * locations * size * 2
     file = place / "grids.bin"
     with file.open("ab") as grids, ThreadPoolExecutor(2) as readers, torch.inference_mode():
-        done = file.stat().st_size // record_bytes
+        # Whole batches, as the last digits of a grid depend on its batch.
+        done = file.stat().st_size // (record_bytes * batch_size) * batch_size
         grids.truncate(done * record_bytes)
         todo = records[done:]
         batches = [todo[at : at + batch_size] for at in range(0, len(todo), batch_size)]

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioner.attention import AttentionSettings
+from captioner.decoder import DecoderSettings
+from captioner.images import ImageSettings
+from captioner.model import ModelSettings
+from captioner.search import SearchSettings
+from training.config import (
+    DatasetSettings,
+    EncoderTraining,
+    LossSettings,
+    OptimizerSettings,
+    TrainingSettings,
+)
+
+SCENES = {
+    "red": ["a red field", "everything here is red", "red"],
+    "blue": ["the blue sky", "a blue picture of nothing but the sky"],
+    "green": ["green grass on the left", "grass"],
+    "white": ["white snow under a white sky", "snow lies there"],
+}
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """Four pictures to learn, and the same four as development pictures."""
+    rows = []
+    for split in ("train", "dev"):
+        for colour, captions in SCENES.items():
+            name = f"{split}-{colour}.png"
+            Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+            rows.append({"image": name, "captions": captions, "split": split})
+    file = tmp_path / "captions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def settings(dataset) -> TrainingSettings:
+    """A run of seconds."""
+    return TrainingSettings(
+        datasets=(DatasetSettings("colours", "jsonl", str(dataset)),),
+        name="small",
+        device="cpu",
+        min_count=1,
+        model=ModelSettings(
+            attention=AttentionSettings(size=16),
+            decoder=DecoderSettings(hidden_size=48, embedding_size=24, dropout=0.1),
+        ),
+        images=ImageSettings(size=64),
+        encoder=EncoderTraining(cache=str(dataset.parent / "cache")),
+        loss=LossSettings(label_smoothing=0.0),
+        optimizer=OptimizerSettings(epochs=3, batch_size=2, learning_rate=0.01, warmup_steps=2, average_decay=0.5),
+        search=SearchSettings(beam_size=2),
+    )

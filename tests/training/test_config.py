@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import ConfigError
+from training.__main__ import main
+from training.config import expand_path, read_settings
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.toml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_loads(file):
+    settings = read_settings(file, [])
+    assert settings.name == file.stem
+    first = file.read_text().splitlines()[0]
+    assert first == f"# python -m training run configs/{file.name}"
+
+
+def test_there_are_configs():
+    assert CONFIGS
+
+
+def test_overrides_change_settings(tmp_path):
+    settings = read_settings(
+        CONFIGS[0],
+        ["optimizer.epochs=3", "name=other", "model.decoder.tied_output=false", "encoder.cache=/tmp/my cache"],
+    )
+    assert settings.optimizer.epochs == 3
+    assert settings.name == "other"
+    assert not settings.model.decoder.tied_output
+    assert settings.encoder.cache == "/tmp/my cache"
+
+
+def test_five_mistakes_are_reported_together(tmp_path, capsys):
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        """
+        name = "bad"
+        sead = 1
+        min_count = "four"
+        [[datasets]]
+        name = "a"
+        layout = "flicker8k"
+        path = "here"
+        [optimizer]
+        epochs = 0
+        [model.decoder]
+        dropout = 2.0
+        """
+    )
+    assert main(["run", str(file)]) == 2
+    message = capsys.readouterr().err
+    for part in (
+        "did you mean 'seed'",
+        "min_count: expected a whole number",
+        "datasets[0].layout",
+        "flickr8k",
+        "optimizer.epochs: must be at least 1",
+        "model.decoder.dropout: must be",
+    ):
+        assert part in message
+    assert message.count("bad.toml") == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("name = ", "cannot be read as TOML"), ("name = 'x'\ndatasets = []", "name at least one")]
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_settings(file, [])
+
+
+def test_paths_take_environment_variables(monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    assert expand_path("$SOMEWHERE/sets") == Path("/data/sets")
+    monkeypatch.delenv("SOMEWHERE")
+    with pytest.raises(ConfigError, match=r"\$SOMEWHERE/sets: set the environment variable"):
+        expand_path("$SOMEWHERE/sets")
