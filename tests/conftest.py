@@ -31,7 +31,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     settings = ModelSettings(
         attention=AttentionSettings(size=8), decoder=DecoderSettings(hidden_size=16, embedding_size=12)
     )
-    words = (*SPECIAL, *"a the dog cat ball runs sleeps on in 's red blue".split())
+    words = (*SPECIAL, "a", "the", "dog", "cat", "ball", "runs", "sleeps", "on", "in", "'s", "red", "blue")
     network = build_network(settings, len(words))
     with torch.no_grad():  # or every picture would get the same nonsense
         network.decoder.start_hidden.weight.mul_(200)

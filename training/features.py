@@ -81,8 +81,9 @@ def cache_grids(
     record_bytes = views * locations * size * 2
     file = place / "grids.bin"
     with file.open("ab") as grids, ThreadPoolExecutor(2) as readers, torch.inference_mode():
-        # Whole batches, as the last digits of a grid depend on its batch.
-        done = file.stat().st_size // (record_bytes * batch_size) * batch_size
+        done = file.stat().st_size // record_bytes
+        if done < len(records):
+            done -= done % batch_size  # whole batches, as the last digits of a grid depend on its batch
         grids.truncate(done * record_bytes)
         todo = records[done:]
         batches = [todo[at : at + batch_size] for at in range(0, len(todo), batch_size)]

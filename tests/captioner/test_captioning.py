@@ -71,7 +71,7 @@ def test_a_stream_goes_on_after_an_unreadable_picture(tiny, pictures, tmp_path):
     results = list(tiny.stream(sources, batch_size=2))
     assert [source for source, _ in results] == sources
     assert [isinstance(result, ImageError) for _, result in results] == [False, False, True, False, False]
-    with pytest.raises(ImageError, match="broken.jpg"):
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
         tiny.caption(sources)
 
 

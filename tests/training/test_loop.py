@@ -3,14 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import SCENES
 
 from captioner.captioning import load
 from captioner.errors import ConfigError
 from captioner.vocabulary import PAD
 from training.config import OptimizerSettings
 from training.loop import learning_rate, resume_run, start_run
-
-from conftest import SCENES
 
 
 def read_log(folder):
