@@ -8,11 +8,14 @@ without a copy.
 To add a mechanism: write a class here and name it in `KINDS` and in `AttentionSettings.kind`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+_CACHED = 1 << 18  # numbers that a processor keeps at hand
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,50 @@ class AdditiveAttention(nn.Module):
             keys: what `prepare` returned (B, L, A).
             annotations: the grid (B, L, D).
         """
-        images = len(annotations)
-        query = self.from_state(hidden).view(images, -1, 1, keys.shape[-1])  # (B, K, 1, A)
-        scores = self.score((keys[:, None] + query).tanh_()).squeeze(-1)  # (B, K, L)
-        weights = scores.softmax(dim=-1)
+        query = self.from_state(hidden).unflatten(0, (len(annotations), -1))  # (B, K, A)
+        weights = _AdditiveScores.apply(keys, query, self.score.weight[0]).softmax(dim=-1)  # (B, K, L)
         context = torch.bmm(weights, annotations)  # (B, K, D)
         return context.flatten(0, 1), weights.flatten(0, 1)
+
+
+class _AdditiveScores(torch.autograd.Function):
+    """score . tanh(keys + query), keys (B, L, A) and query (B, K, A) -> (B, K, L).
+
+    The sum and its tanh are by far the largest values of a step. They are made a few images at a time, which stay
+    in the processor's cache, and made again in backward: training keeps none of them, where autograd would keep
+    one for every word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, query: Tensor, score: Tensor) -> Tensor:
+        ctx.save_for_backward(keys, query, score)
+        scores = keys.new_empty(*query.shape[:2], keys.shape[1])
+        for part, tanh in _tanh_of_sums(keys, query):
+            torch.matmul(tanh, score, out=scores[part])
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, query, score = ctx.saved_tensors
+        keys_gradient, query_gradient = torch.empty_like(keys), torch.empty_like(query)
+        score_gradient = torch.zeros_like(score)
+        for part, tanh in _tanh_of_sums(keys, query):
+            score_gradient += gradient[part].flatten() @ tanh.flatten(0, 2)
+            slope = torch.ops.aten.tanh_backward(gradient[part].unsqueeze(-1).expand_as(tanh), tanh)
+            torch.sum(slope, dim=1, out=keys_gradient[part])
+            torch.sum(slope, dim=2, out=query_gradient[part])
+        return keys_gradient.mul_(score), query_gradient.mul_(score), score_gradient
+
+
+def _tanh_of_sums(keys: Tensor, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield tanh(keys + query) (b, K, L, A) of some images after others, always in the same memory."""
+    images, columns, _ = query.shape
+    count = images if keys.is_cuda else max(1, _CACHED // (columns * keys[0].numel()))
+    memory = keys.new_empty(min(count, images), columns, *keys.shape[1:])
+    for start in range(0, images, count):
+        part = slice(start, start + count)
+        tanh = torch.add(keys[part, None], query[part, :, None], out=memory[: len(keys[part])])
+        yield part, tanh.tanh_()
 
 
 KINDS = {"additive": AdditiveAttention}

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captioner import images
+from captioner.ahead import one_ahead
 from captioner.checkpoint import Header, load_checkpoint
 from captioner.decoder import LSTMDecoder
 from captioner.errors import CaptionerError, ImageError
@@ -101,12 +101,8 @@ class Captioner:
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
-        pictures = iter(pictures)
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self._read, list(islice(pictures, batch_size)))
-            while batch := ahead.result():
-                ahead = reader.submit(self._read, list(islice(pictures, batch_size)))
-                yield from self._caption_batch(batch, settings)
+        for batch in one_ahead(self._read, _batches(pictures, batch_size)):
+            yield from self._caption_batch(batch, settings)
 
     def _read(self, batch: list[Source]) -> list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]]:
         prepared: list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]] = []
@@ -149,14 +145,19 @@ class Captioner:
         )
 
 
+def _batches(pictures: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    pictures = iter(pictures)
+    while batch := list(islice(pictures, size)):
+        yield batch
+
+
 def find_sentences(decoder: LSTMDecoder, annotations: Tensor, settings: SearchSettings) -> list[list[Hypothesis]]:
     """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`."""
     return search(
         decoder.step,
         decoder.start(annotations),
-        len(annotations),
+        torch.full((len(annotations),), START, device=annotations.device),
         settings,
-        start=START,
         end=END,
         barred=(PAD, START, UNKNOWN) if settings.bar_unknown else (PAD, START),
     )

@@ -79,10 +79,9 @@ class SearchSettings:
 def search(
     step: Step,
     state: SearchState,
-    images: int,
+    start: Tensor,
     settings: SearchSettings,
     *,
-    start: int,
     end: int,
     barred: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
@@ -91,9 +90,8 @@ def search(
     Args:
         step: writes one word further; see the module.
         state: one row an image.
-        images: how many.
+        start: the word (B,) before the first of each image.
         settings: how to choose.
-        start: the word before the first.
         end: the word that ends a sentence.
         barred: words that are never written, such as padding and `<unk>`.
 
@@ -101,10 +99,10 @@ def search(
         For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
         sentence of `max_words` is made to end.
     """
-    limits = _Limits(settings, end, torch.tensor(barred, dtype=torch.long))
+    limits = _Limits(settings, end, torch.tensor(barred, dtype=torch.long, device=start.device))
     find = _sample if settings.sample else _beam
     with torch.no_grad():
-        found = find(step, state, torch.full((images, 1), start), limits)
+        found = find(step, state, start.unsqueeze(1), limits)
     return [sorted(each, key=lambda one: -one.score)[: settings.candidates] for each in found]
 
 
@@ -124,7 +122,7 @@ class _Limits(NamedTuple):
             log_probs = torch.full_like(log_probs, -torch.inf)
             log_probs[:, self.end] = ends
             return log_probs
-        log_probs = log_probs.index_fill(1, self.barred.to(log_probs.device), -torch.inf)
+        log_probs = log_probs.index_fill(1, self.barred, -torch.inf)
         if length < self.settings.min_words:
             log_probs[:, self.end] = -torch.inf
         for size in range(1, min(self.settings.repeat_size, (length + 1) // 2) + 1):

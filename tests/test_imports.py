@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # Inside `captioner`, a module imports only from the lines above its own.
 LAYERS = [
-    {"version", "errors"},
+    {"version", "errors", "ahead"},
     {"files", "config"},
     {"vocabulary", "images", "attention", "search"},
     {"encoder", "decoder"},

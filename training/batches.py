@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captioner.ahead import one_ahead
 from captioner.vocabulary import END, PAD, START, Vocabulary
 from evaluation.datasets import Record
 from training.features import GridCache
@@ -62,8 +63,9 @@ class Examples:
         for at in range(0, len(order), batch_size * _POOL):
             pool = sorted(order[at : at + batch_size * _POOL], key=self._shape)
             batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
-        for number in torch.randperm(len(batches), generator=generator).tolist()[skip:]:
-            yield _make_batch([(self._examples[one], bool(mirrored[one])) for one in batches[number]])
+        chosen = [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()[skip:]]
+        shown = ([(self._examples[one], bool(mirrored[one])) for one in batch] for batch in chosen)
+        yield from one_ahead(_make_batch, shown)
 
     def _shape(self, number: int) -> tuple[int, int]:
         captions = self._examples[number].captions

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner import config, images
+from captioner.ahead import one_ahead
 from captioner.encoder import Encoder
 from captioner.images import ImageSettings
 from evaluation.datasets import Record
@@ -80,22 +81,18 @@ def cache_grids(
         _, locations, size = encoder(blank)[0].shape
     record_bytes = views * locations * size * 2
     file = place / "grids.bin"
-    with file.open("ab") as grids, ThreadPoolExecutor(2) as readers, torch.inference_mode():
+    with file.open("ab") as grids, torch.inference_mode():
         done = file.stat().st_size // record_bytes
         if done < len(records):
             done -= done % batch_size  # whole batches, as the last digits of a grid depend on its batch
         grids.truncate(done * record_bytes)
-        todo = records[done:]
-        batches = [todo[at : at + batch_size] for at in range(0, len(todo), batch_size)]
+        batches = [records[at : at + batch_size] for at in range(done, len(records), batch_size)]
         bar = tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None)
-        # The pictures of the next batch are read while the network sees this one.
-        ahead = [readers.submit(_read, batch, settings) for batch in batches[:1]]
-        for number, batch in enumerate(batches):
-            pixels = ahead.pop().result().to(device)
-            ahead = [readers.submit(_read, following, settings) for following in batches[number + 1 : number + 2]]
+        for pixels in one_ahead(partial(_read, settings=settings), batches):
+            pixels = pixels.to(device)
             seen = [encoder(pixels)[0]] + ([encoder(pixels.flip(3))[0]] if mirrored else [])
             grids.write(torch.stack(seen, dim=1).half().cpu().numpy().tobytes())
-            bar.update(len(batch))
+            bar.update(len(pixels))
         bar.close()
         grids.flush()
         os.fsync(grids.fileno())

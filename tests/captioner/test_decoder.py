@@ -56,14 +56,9 @@ def test_a_step_equals_the_papers_equations_computed_by_hand():
 
     h = torch.tanh(linear("start_hidden", a.mean(0)))
     c = torch.tanh(linear("start_memory", a.mean(0)))
+    query = linear("attention.from_state", h)
     scores = torch.stack(
-        [
-            linear(
-                "attention.score",
-                torch.tanh(linear("attention.from_image", a_i) + linear("attention.from_state", h)),
-            )
-            for a_i in a
-        ]
+        [linear("attention.score", torch.tanh(linear("attention.from_image", a_i) + query)) for a_i in a]
     ).squeeze(1)
     alpha = scores.exp() / scores.exp().sum()  # equation 5
     beta = torch.sigmoid(linear("gate", h))
@@ -88,7 +83,7 @@ def test_gradients_agree_with_finite_differences():
     decoder = make_decoder().double().eval()
     annotations = torch.randn(2, 4, 7, dtype=torch.double, requires_grad=True)
     captions = make_captions()
-    torch.autograd.gradcheck(lambda a: decoder(a, captions), (annotations,))
+    torch.autograd.gradcheck(lambda a, *_: decoder(a, captions), (annotations, *decoder.parameters()))
 
 
 def test_a_state_can_be_selected_row_by_row():

@@ -51,7 +51,12 @@ class Toy:
 def run(toy, images, **settings):
     settings.setdefault("repeat_size", 0)
     return search(
-        toy.step, toy.start(images), len(images), SearchSettings(**settings), start=START, end=END, barred=[START]
+        toy.step,
+        toy.start(images),
+        torch.full((len(images),), START),
+        SearchSettings(**settings),
+        end=END,
+        barred=[START],
     )
 
 
@@ -141,7 +146,12 @@ def test_barred_words_are_never_written():
     toy = Toy(6, seed=1)
     for settings in ({"beam_size": 4}, {"sample": True, "candidates": 4}):
         found = search(
-            toy.step, toy.start(range(8)), 8, SearchSettings(**settings), start=START, end=END, barred=[START, 3, 4]
+            toy.step,
+            toy.start(range(8)),
+            torch.full((8,), START),
+            SearchSettings(**settings),
+            end=END,
+            barred=[START, 3, 4],
         )
         assert {word for each in found for one in each for word in one.words} <= {2, 5}
 
