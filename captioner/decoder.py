@@ -80,7 +80,7 @@ class LSTMDecoder(nn.Module):
         super().__init__()
         hidden, embedding = settings.hidden_size, settings.embedding_size
         self.attention = build_attention(attention, annotation_size, hidden)
-        self.embedding = nn.Embedding(vocabulary_size, embedding)  # E
+        self.embedding = nn.Embedding.from_pretrained(_word_vectors(vocabulary_size, embedding), freeze=False)  # E
         self.start_hidden = nn.Linear(annotation_size, hidden)
         self.start_memory = nn.Linear(annotation_size, hidden)
         self.gate = nn.Linear(hidden, 1)
@@ -92,10 +92,8 @@ class LSTMDecoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.output_weight = None  # L_o; none: tied to the embedding
         if not settings.tied_output:
-            self.output_weight = nn.Parameter(torch.empty(vocabulary_size, embedding).normal_(std=embedding**-0.5))
+            self.output_weight = nn.Parameter(_word_vectors(vocabulary_size, embedding))
         self.dropout = nn.Dropout(settings.dropout)
-
-        nn.init.normal_(self.embedding.weight, std=embedding**-0.5)
 
     def start(self, annotations: Tensor) -> State:
         """Return the state before the first word, one row an image, from annotations (B, L, D).
@@ -179,6 +177,16 @@ class LSTMDecoder(nn.Module):
         combined = embedded + self.output_from_hidden(hidden) + self.output_from_context(context)
         weight = self.embedding.weight if self.output_weight is None else self.output_weight
         return F.linear(self.dropout(combined), weight, self.output_bias)
+
+
+def _word_vectors(count: int, size: int) -> Tensor:
+    """Return random vectors (count, size) of length about 1.
+
+    In one call: arithmetic on the meta device, where checkpoints are built, makes torch import its compiler, which
+    takes longer than torch itself.
+    """
+    bound = (3 / size) ** 0.5
+    return torch.empty(count, size).uniform_(-bound, bound)
 
 
 def build_decoder(

@@ -13,7 +13,7 @@ from evaluation.datasets import Record
 from training.features import GridCache
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_POOL = 32  # batches sorted by length together
+_POOL = 100  # batches sorted by length together
 
 
 class Batch(NamedTuple):
@@ -67,9 +67,9 @@ class Examples:
         shown = ([(self._examples[one], bool(mirrored[one])) for one in batch] for batch in chosen)
         yield from one_ahead(_make_batch, shown)
 
-    def _shape(self, number: int) -> tuple[int, int]:
+    def _shape(self, number: int) -> list[int]:
         captions = self._examples[number].captions
-        return len(captions), len(captions[0])
+        return [len(captions), *map(len, captions)]
 
 
 def _make_batch(chosen: list[tuple[_Example, bool]]) -> Batch:

@@ -43,7 +43,7 @@ class LossSettings:
 
     label_smoothing: float = 0.1
     """Share of the target given to all words alike (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
-    doubly_stochastic: float = 1.0
+    doubly_stochastic: float = 0.1
     """Lambda of Show, Attend and Tell, equation 14. The penalty is the mean over captions and locations of
     (1 - the location's attention summed over the words)^2, and is added to the mean loss a word. (The paper
     sums over locations: its lambda is ours divided by L.)"""

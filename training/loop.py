@@ -153,9 +153,10 @@ class Run:
         data = {
             name: {"hash": hash_records(records), **count_records(records)} for name, records in self.data.items()
         }
+        training = config.to_dict(self.settings)
         card = {
-            **self.settings.card,
-            "training": config.to_dict(self.settings),
+            **training.pop("card"),
+            "training": training,
             "data": data,
             "development_scores": scores,
             "steps": self.step,

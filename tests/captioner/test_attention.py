@@ -26,7 +26,9 @@ def test_additive_attention_equals_a_plain_loop_over_its_formula(mechanism):
         image = row // K
         scores = []
         for location in range(L):
-            inner = image_weight @ annotations[image, location] + mechanism.from_image.bias + state_weight @ hidden[row]
+            inner = (
+                image_weight @ annotations[image, location] + mechanism.from_image.bias + state_weight @ hidden[row]
+            )
             scores.append((mechanism.score.weight[0] * inner.tanh()).sum().exp())
         expected = torch.stack(scores) / sum(scores)
         torch.testing.assert_close(weights[row], expected)
