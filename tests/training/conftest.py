@@ -26,6 +26,12 @@ SCENES = {
 
 
 @pytest.fixture
+def scenes() -> dict[str, list[str]]:
+    """The captions of each picture, by its colour."""
+    return SCENES
+
+
+@pytest.fixture
 def dataset(tmp_path) -> Path:
     """Four pictures to learn, and the same four as development pictures."""
     rows = []

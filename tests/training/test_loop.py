@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SCENES
 
 from captioner.captioning import load
 from captioner.errors import ConfigError
@@ -18,12 +17,12 @@ def read_log(folder):
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
-def test_four_images_are_learned_by_heart(settings, dataset, tmp_path):
+def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
     options = replace(settings.optimizer, epochs=60)
     run = start_run(replace(settings, optimizer=options), tmp_path / "runs")
     run.train()
     model = load(tmp_path / "runs" / "small" / "best.safetensors", device="cpu")
-    for colour, captions in SCENES.items():
+    for colour, captions in scenes.items():
         assert model.caption(dataset.parent / f"dev-{colour}.png").text in captions
     scores = read_log(run.folder)[-1]["scores"]
     assert scores["colours"]["BLEU-1"] > 0.99
@@ -83,7 +82,7 @@ def test_the_checkpoint_says_what_it_was_trained_on(settings, tmp_path):
     assert card["development_scores"]["colours"].keys() >= {"CIDEr-D", "BLEU-4"}
 
 
-def test_batches_hold_every_caption_once_and_mirror_no_left_or_right(settings, tmp_path):
+def test_batches_hold_every_caption_once_and_mirror_no_left_or_right(settings, scenes, tmp_path):
     run = start_run(settings, tmp_path)
     seen = []
     for batch in run.examples.epoch(0, batch_size=3, seed=1):
@@ -93,7 +92,7 @@ def test_batches_hold_every_caption_once_and_mirror_no_left_or_right(settings, t
                 words = caption[caption != PAD].tolist()
                 if words:
                     seen.append(" ".join(run.vocabulary.decode(words[1:])))
-    assert sorted(seen) == sorted(caption for captions in SCENES.values() for caption in captions)
+    assert sorted(seen) == sorted(caption for captions in scenes.values() for caption in captions)
     mirrors = {one.captions[0][1]: one.mirrors for one in run.examples._examples}
     assert mirrors.pop(run.vocabulary.encode("green")[0]) is False
     assert all(mirrors.values())
