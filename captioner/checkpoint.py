@@ -96,10 +96,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
     """
     with _open(path) as file:
         header = _header(path, file)
-        with torch.device("meta"):  # shapes alone: no memory is spent before they have been compared
-            network = build_network(header.model, len(header.words))
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        try:
+            with torch.device("meta"):  # shapes alone: no memory is spent before they have been compared
+                network = build_network(header.model, len(header.words))
+        except RuntimeError as error:  # sizes beyond what any tensor can have
+            raise CheckpointError(f"{path}: its header describes an impossible network ({error})") from error
+        expected = {name: _describe(tensor) for name, tensor in network.state_dict().items()}
+        found = {name: _describe_slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
         if problem := _difference(expected, found):
             raise CheckpointError(f"{path}: the weights are not those its header describes: {problem}. {DAMAGED}")
         tensors = {name: file.get_tensor(name) for name in expected}
@@ -111,7 +114,17 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
     return network.eval().requires_grad_(False), header
 
 
-def _difference(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{'real' if tensor.is_floating_point() else 'whole'} numbers {tuple(tensor.shape)}"
+
+
+def _describe_slice(part: Any) -> str:
+    """Describe a tensor of a file as `_describe` does, without reading it."""
+    real = part.get_dtype() in ("F16", "BF16", "F32", "F64")
+    return f"{'real' if real else 'whole'} numbers {tuple(part.get_shape())}"
+
+
+def _difference(expected: dict[str, str], found: dict[str, str]) -> str:
     """Return how the weights found differ from those expected, in a few words; nothing if they do not."""
     if missing := expected.keys() - found.keys():
         return f"{min(missing)} is missing"

@@ -116,7 +116,14 @@ def test_a_header_with_a_mistake_is_refused(rewrite, change, message):
     [
         (lambda tensors: tensors.pop("decoder.gate.weight"), "decoder.gate.weight is missing"),
         (lambda tensors: tensors.update(more=torch.zeros(1)), "more is unknown"),
-        (lambda tensors: tensors.update({"decoder.gate.bias": torch.zeros(2)}), r"must be \(1,\), got \(2,\)"),
+        (
+            lambda tensors: tensors.update({"decoder.gate.bias": torch.zeros(2)}),
+            r"must be real numbers \(1,\), got real numbers \(2,\)",
+        ),
+        (
+            lambda tensors: tensors.update({"decoder.gate.bias": torch.zeros(1, dtype=torch.int64)}),
+            r"must be real numbers \(1,\), got whole numbers \(1,\)",
+        ),
     ],
 )
 def test_weights_that_the_header_does_not_describe_are_refused(rewrite, change, message):
@@ -124,8 +131,9 @@ def test_weights_that_the_header_does_not_describe_are_refused(rewrite, change, 
         load_checkpoint(rewrite(weights=change))
 
 
-def test_a_header_that_asks_for_a_huge_network_spends_no_memory(rewrite):
-    path = rewrite(lambda values: values["model"]["decoder"].update(hidden_size=1_000_000))
+@pytest.mark.parametrize("size", [1_000_000, 10**15])
+def test_a_header_that_asks_for_a_huge_network_spends_no_memory(rewrite, size):
+    path = rewrite(lambda values: values["model"]["decoder"].update(hidden_size=size))
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"

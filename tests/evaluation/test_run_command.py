@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from evaluation.__main__ import main
+from evaluation.metrics import Scorer
+
+
+@pytest.fixture
+def dataset(pictures):
+    """The captions of three development pictures and one training picture."""
+    file = pictures[0].parent / "captions.jsonl"
+    rows = [
+        {"image": path.name, "captions": ["the dog runs", "a red ball"], "split": "train" if number == 2 else "dev"}
+        for number, path in enumerate(pictures[:4])
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_checkpoint_is_scored_on_the_pictures_of_a_split(tiny, tiny_checkpoint, dataset, pictures, capsys):
+    kept = dataset.parent / "results.json"
+    command = ["run", str(tiny_checkpoint), "--data", f"jsonl:{dataset}", "--device", "cpu"]
+    assert main([*command, "--json", "-", "--captions", str(kept)]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    captions = {row["image_id"]: row["caption"] for row in json.loads(kept.read_text())}
+    assert captions == {pictures[number].name: tiny.caption(pictures[number]).text for number in (0, 1, 3)}
+    expected = Scorer(dict.fromkeys(captions, ["the dog runs", "a red ball"])).score(captions)
+    assert scores["corpus"] == expected.corpus
+
+
+def test_an_unreadable_picture_ends_the_scoring_and_is_named(tiny_checkpoint, dataset, pictures, capsys):
+    pictures[1].write_bytes(b"")
+    assert main(["run", str(tiny_checkpoint), "--data", f"jsonl:{dataset}", "--device", "cpu"]) == 2
+    assert pictures[1].name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "coco2099:x"], "unknown layout"),
+        (["--data", "jsonl:DATA", "--split", "test"], "no pictures in the split 'test'"),
+        (["--data", "jsonl:DATA", "--beam-size", "0"], "beam_size: must be at least 1"),
+    ],
+)
+def test_wrong_usage_is_refused(tiny_checkpoint, dataset, capsys, arguments, message):
+    arguments = [argument.replace("DATA", str(dataset)) for argument in arguments]
+    assert main(["run", str(tiny_checkpoint), *arguments]) == 2
+    assert message in capsys.readouterr().err
