@@ -25,7 +25,7 @@ def test_a_checkpoint_is_scored_on_the_pictures_of_a_split(tiny, tiny_checkpoint
     scores = json.loads(capsys.readouterr().out)
     captions = {row["image_id"]: row["caption"] for row in json.loads(kept.read_text())}
     assert captions == {pictures[number].name: tiny.caption(pictures[number]).text for number in (0, 1, 3)}
-    expected = Scorer(dict.fromkeys(captions, ["the dog runs", "a red ball"])).score(captions)
+    expected = Scorer({key: ["the dog runs", "a red ball"] for key in captions}).score(captions)
     assert scores["corpus"] == expected.corpus
 
 
