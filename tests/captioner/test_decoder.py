@@ -81,9 +81,9 @@ def test_a_step_equals_the_papers_equations_computed_by_hand():
 
 def test_gradients_agree_with_finite_differences():
     decoder = make_decoder().double().eval()
-    annotations = torch.randn(2, 4, 7, dtype=torch.double, requires_grad=True)
-    captions = make_captions()
-    torch.autograd.gradcheck(lambda a, *_: decoder(a, captions), (annotations, *decoder.parameters()))
+    annotations = torch.randn(2, 3, 7, dtype=torch.double, requires_grad=True)
+    captions = make_captions()[:, :, :3]
+    torch.autograd.gradcheck(lambda a, *_: decoder(a, captions)[0], (annotations, *decoder.parameters()))
 
 
 def test_a_state_can_be_selected_row_by_row():

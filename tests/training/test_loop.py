@@ -18,14 +18,15 @@ def read_log(folder):
 
 
 def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
-    options = replace(settings.optimizer, epochs=60)
+    rows = [json.loads(line) for line in dataset.read_text().splitlines()]
+    dataset.write_text("".join(json.dumps({**row, "captions": row["captions"][:1]}) + "\n" for row in rows))
+    options = replace(settings.optimizer, epochs=60, learning_rate=0.005)
     run = start_run(replace(settings, optimizer=options), tmp_path / "runs")
     run.train()
     model = load(tmp_path / "runs" / "small" / "best.safetensors", device="cpu")
     for colour, captions in scenes.items():
-        assert model.caption(dataset.parent / f"dev-{colour}.png").text in captions
-    scores = read_log(run.folder)[-1]["scores"]
-    assert scores["colours"]["BLEU-1"] > 0.99
+        assert model.caption(dataset.parent / f"dev-{colour}.png").text == captions[0]
+    assert read_log(run.folder)[-1]["scores"]["colours"]["BLEU-4"] > 0.99
 
 
 def test_a_seed_decides_the_run(settings, tmp_path):
