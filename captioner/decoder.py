@@ -26,6 +26,7 @@ class DecoderSettings:
     embedding_size: int = 512  # E
     dropout: float = 0.5  # of embedded words and of the output layer's input, while training
     tied_output: bool = False  # the output layer is the embedding, transposed
+    normalize: bool = True  # bring every annotation vector to mean 0 and variance 1; see `LSTMDecoder.start`
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "embedding_size"):
@@ -94,13 +95,20 @@ class LSTMDecoder(nn.Module):
         if not settings.tied_output:
             self.output_weight = nn.Parameter(_word_vectors(vocabulary_size, embedding))
         self.dropout = nn.Dropout(settings.dropout)
+        self.normalize = settings.normalize
 
     def start(self, annotations: Tensor) -> State:
         """Return the state before the first word, one row an image, from annotations (B, L, D).
 
         Its hidden and memory are predicted from the mean annotation (section 3.1.2); the attention's keys are
         computed here, once an image.
+
+        Annotations of unlike length would be attention of their own: EfficientNet's are 2.5 times longer where
+        things are than at the picture's edges, so that even their plain mean shows things, and the weights have
+        little left to learn. Normalised, what is looked at is what the weights say.
         """
+        if self.normalize:
+            annotations = F.layer_norm(annotations, annotations.shape[-1:])
         mean = annotations.mean(dim=1)
         return State(
             hidden=torch.tanh(self.start_hidden(mean)),
