@@ -128,37 +128,41 @@ def test_captioning_imports_nothing_it_does_not_use(tiny_checkpoint, pictures):
     assert (modules | {name.partition(".")[0] for name in modules}) & unused == set()
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="the package was built without its checkpoint")
-class TestShipped:
-    @pytest.fixture(scope="class")
-    def model(self):
-        return load(device="cpu")
+@pytest.fixture(scope="module")
+def shipped():
+    if not SHIPPED.exists():
+        pytest.skip("the package was built without its checkpoint")
+    return load(device="cpu")
 
-    def test_a_real_batch_equals_its_images_one_by_one(self, model, real_data):
-        folder = real_data / "flickr8k"
-        names = (folder / "Flickr8k_text" / "Flickr_8k.devImages.txt").read_text().split()[:10]
-        paths = [folder / "Flicker8k_Dataset" / name for name in names]
-        paths += sorted((real_data / "general" / "images").glob("voc*"))[:3]
-        paths += sorted((real_data / "general" / "images").glob("coco*"))[:3]
-        for settings in SEARCHES:
-            together = model.caption(paths, settings)
-            for path, caption in zip(paths, together, strict=True):
-                same(caption, model.caption(path, settings))
 
-    def test_its_header_is_a_model_card(self, model):
-        card = model.header.card
-        assert {"training", "data", "development_scores", "sources", "licence", "limits"} <= card.keys()
-        assert "/" not in json.dumps(card["data"])
+def test_a_real_batch_equals_its_images_one_by_one(shipped, real_data):
+    folder = real_data / "flickr8k"
+    names = (folder / "Flickr8k_text" / "Flickr_8k.devImages.txt").read_text().split()[:10]
+    paths = [folder / "Flicker8k_Dataset" / name for name in names]
+    paths += sorted((real_data / "general" / "images").glob("voc*"))[:3]
+    paths += sorted((real_data / "general" / "images").glob("coco*"))[:3]
+    for settings in SEARCHES:
+        together = shipped.caption(paths, settings)
+        for path, caption in zip(paths, together, strict=True):
+            same(caption, shipped.caption(path, settings))
 
-    def test_it_is_small(self):
-        assert SHIPPED.stat().st_size <= 40_000_000
 
-    def test_it_captions_a_drawing_in_words(self, model):
-        drawing = Image.new("RGB", (320, 200), "skyblue")
-        drawing.paste("green", (0, 120, 320, 200))
-        caption = model.caption(drawing)
-        assert len(caption.words) >= 3
-        assert caption.attention.shape[1:] == (7, 7)
+def test_the_shipped_header_is_a_model_card(shipped):
+    card = shipped.header.card
+    assert {"training", "data", "development_scores", "sources", "licence", "limits"} <= card.keys()
+    assert "/" not in json.dumps(card["data"])
+
+
+def test_the_shipped_checkpoint_is_small(shipped):
+    assert SHIPPED.stat().st_size <= 40_000_000
+
+
+def test_the_shipped_checkpoint_captions_a_drawing_in_words(shipped):
+    drawing = Image.new("RGB", (320, 200), "skyblue")
+    drawing.paste("green", (0, 120, 320, 200))
+    caption = shipped.caption(drawing)
+    assert len(caption.words) >= 3
+    assert caption.attention.shape[1:] == (7, 7)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(tiny_checkpoint, pictures):
