@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from captioner.errors import CaptionerError, ImageError
+from captioner.errors import CaptionerError, ImageError, OutputError
 from captioner.files import cannot_write, write_atomically
 from captioner.version import __version__
 
@@ -92,6 +92,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--batch-size must be at least 1")
     if options.attention and options.format != "jsonl":
         parser.error("--attention needs --format jsonl")
+    if options.sidecar and "-" in options.pictures:
+        parser.error("--sidecar needs files: standard input has no place to write beside")
     return options
 
 
@@ -112,7 +114,11 @@ def _model_path(options: argparse.Namespace) -> Path | None:
 
 
 def _caption(options: argparse.Namespace) -> int:
+    from captioner.images import is_image_path
+
     settings = _search_settings(options)
+    if options.output and is_image_path(options.output):
+        raise OutputError(f"{options.output}: captions are not a picture. Give them a name such as captions.txt.")
     pictures, failures = _find_pictures(options)
     for error in failures:
         _complain(error)

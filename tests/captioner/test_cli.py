@@ -147,6 +147,8 @@ def test_a_file_without_permission_costs_one_line(run, pictures):
         ([], "name a picture"),
         (["x.jpg", "--batch-size", 0], "--batch-size must be at least 1"),
         (["x.jpg", "--attention"], "--attention needs --format jsonl"),
+        (["-", "--sidecar", ".txt"], "--sidecar needs files"),
+        (["x.jpg", "-o", "x.jpg", "--overwrite"], "captions are not a picture"),
         (["x.jpg", "--candidates", 9], "--candidates: a beam of 5 cannot give 9"),
         (["x.jpg", "--temperature", 0], "--temperature: must be above 0"),
         (["x.jpg", "-m", "none.safetensors"], "none.safetensors: no such checkpoint"),
