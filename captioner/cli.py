@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
+    except OSError as error:  # such as a full disk
+        _say(f"error: cannot write the captions ({error.strerror or error})")
+        return USAGE
     except KeyboardInterrupt:
         return 130
 
