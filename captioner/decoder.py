@@ -103,9 +103,9 @@ class LSTMDecoder(nn.Module):
         Its hidden and memory are predicted from the mean annotation (section 3.1.2); the attention's keys are
         computed here, once an image.
 
-        Annotations of unlike length would be attention of their own: EfficientNet's are 2.5 times longer where
-        things are than at the picture's edges, so that even their plain mean shows things, and the weights have
-        little left to learn. Normalised, what is looked at is what the weights say.
+        Annotations of unlike length would be attention of their own: on Flickr8k EfficientNetV2-B0's are on average
+        2.5 times longer in the middle of the frame than at its sides, so that their plain mean prefers the middle
+        whatever the weights say. Normalised, what is looked at is what the weights say.
         """
         if self.normalize:
             annotations = F.layer_norm(annotations, annotations.shape[-1:])
