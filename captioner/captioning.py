@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -67,7 +68,7 @@ class Captioner:
         self,
         pictures: Source | list[Source],
         settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
-        batch_size: int = 16,
+        batch_size: int = 64,
     ) -> Caption | list[Caption]:
         """Caption one picture, or each of a list.
 
@@ -92,27 +93,31 @@ class Captioner:
         self,
         pictures: Iterable[Source],
         settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
-        batch_size: int = 16,
+        batch_size: int = 64,
     ) -> Iterator[tuple[Source, Caption | ImageError]]:
         """Caption any number of pictures in their order, in constant memory.
 
-        Yields each picture as it was given, with its caption or with what is wrong with it. While the network
-        sees one batch, the next is read.
+        Yields each picture as it was given, with its caption or with what is wrong with it. The pictures of a
+        batch are read side by side.
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
-        for batch in one_ahead(self._read, _batches(pictures, batch_size)):
-            yield from self._caption_batch(batch, settings)
+        with ThreadPoolExecutor(os.cpu_count()) as readers:
 
-    def _read(self, batch: list[Source]) -> list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]]:
-        prepared: list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]] = []
-        for source in batch:
-            try:
-                picture = images.open(source, at_least=2 * self.header.images.size)
-                prepared.append((source, images.prepare(picture, self.header.images)))
-            except ImageError as error:
-                prepared.append((source, error))
-        return prepared
+            def read(batch: list[Source]) -> list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]]:
+                return list(zip(batch, readers.map(self._read, batch), strict=True))
+
+            # A network on the CPU needs all of it: reading the next batch meanwhile would cost more than it saves.
+            ahead = map if self.device.type == "cpu" else one_ahead
+            for batch in ahead(read, _batches(pictures, batch_size)):
+                yield from self._caption_batch(batch, settings)
+
+    def _read(self, source: Source) -> tuple[Tensor, Rectangle] | ImageError:
+        try:
+            picture = images.open(source, at_least=2 * self.header.images.size)
+            return images.prepare(picture, self.header.images)
+        except ImageError as error:
+            return error
 
     def _caption_batch(
         self, batch: list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]], settings: SearchSettings

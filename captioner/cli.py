@@ -65,7 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", metavar="FILE", help="a checkpoint (default: $CAPTIONER_MODEL, or our own)")
     model.add_argument("--device", default="auto", help="cpu, cuda, mps ... (default: %(default)s)")
-    model.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (%(default)s)")
+    model.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (%(default)s)")
     model.add_argument("--describe-model", action="store_true", help="print what the checkpoint says of itself")
 
     output = parser.add_argument_group("output")

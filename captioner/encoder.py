@@ -95,8 +95,10 @@ class Encoder(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ImageError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        grid = self.features(images)  # (B, D, rows, columns)
+        # On a CPU, channels last is a quarter faster, and more pictures at once would not stay in its cache.
+        images = images.contiguous(memory_format=torch.channels_last)
+        at_once = 16 if images.is_cpu and not torch.is_grad_enabled() else len(images)
+        grid = torch.cat([self.features(part) for part in images.split(at_once)])  # (B, D, rows, columns)
         if self.settings.grid is not None:
             grid = F.adaptive_avg_pool2d(grid, self.settings.grid)
         rows, columns = grid.shape[-2:]

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--captions", type=Path, metavar="FILE", help="keep the captions, as COCO's results")
     run.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
     run.add_argument("--length-penalty", type=float, metavar="X", help="as of `caption`")
-    run.add_argument("--batch-size", type=int, default=16, metavar="N", help="(%(default)s)")
+    run.add_argument("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
     run.add_argument("--device", default="auto", help="(%(default)s)")
     run.set_defaults(do=_run)
 
