@@ -1,7 +1,7 @@
 """Pictures in, captions out: the network together with its pictures and words."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from captioner import images
 from captioner.ahead import one_ahead
+from captioner.attention import Look
 from captioner.checkpoint import Header, load_checkpoint
-from captioner.decoder import LSTMDecoder
+from captioner.decoder import Decoder
 from captioner.errors import CaptionerError, ImageError
 from captioner.images import Rectangle, Source
 from captioner.model import CaptioningNetwork
@@ -44,6 +45,10 @@ class Caption:
     """float32 (T, rows, columns); each word's map sums to 1."""
     rectangle: Rectangle
     """The part of the picture that the maps cover."""
+    visual: tuple[float, ...] | None = None
+    """The share of each word's context that came from the picture, 0 to 1; none: the mechanism cannot tell."""
+    heads: np.ndarray | None = None
+    """float32 (T, heads, rows, columns): the map of each head, of which `attention` is the mean; none: one head."""
     candidates: tuple["Caption", ...] = ()
     """Further sentences, best first, when more than one was asked for."""
 
@@ -55,7 +60,7 @@ class Captioner:
         """Hold a network in eval mode and the header of its checkpoint."""
         self.network = network
         self.header = header
-        self.vocabulary = Vocabulary(header.words)
+        self.vocabulary = Vocabulary(header.words, header.merges)
         self.device = next(network.parameters()).device
 
     @overload
@@ -135,18 +140,27 @@ class Captioner:
     def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
         with torch.inference_mode():
             annotations, grid = self.network.encoder(pixels.to(self.device))
-            return [(found, grid) for found in find_sentences(self.network.decoder, annotations, settings)]
+            found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary.within)
+            return [(each, grid) for each in found]
 
     def _to_caption(self, found: Hypothesis, grid: tuple[int, int], rectangle: Rectangle) -> Caption:
         words = self.vocabulary.decode(found.words)
+        spans = self.vocabulary.spans(found.words)
+        look = Look._make(None if each is None else each.cpu() for each in found.look)
+
+        def by_word(seen: Tensor) -> Tensor:  # the mean of a word's pieces
+            return torch.stack([seen[span].mean(dim=0) for span in spans]) if spans else seen
+
         return Caption(
             text=join(words),
             words=words,
-            log_probs=tuple(found.log_probs),
+            log_probs=tuple(sum(found.log_probs[span]) for span in spans),
             log_prob=found.log_prob,
             score=found.score,
-            attention=found.attention.unflatten(1, grid).cpu().numpy(),
+            attention=by_word(look.weights).unflatten(1, grid).numpy(),
             rectangle=rectangle,
+            visual=None if look.visual is None else tuple(by_word(look.visual).tolist()),
+            heads=None if look.heads is None else by_word(look.heads).unflatten(2, grid).numpy(),
         )
 
 
@@ -156,8 +170,13 @@ def _batches(pictures: Iterable[Source], size: int) -> Iterator[list[Source]]:
         yield batch
 
 
-def find_sentences(decoder: LSTMDecoder, annotations: Tensor, settings: SearchSettings) -> list[list[Hypothesis]]:
-    """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`."""
+def find_sentences(
+    decoder: Decoder, annotations: Tensor, settings: SearchSettings, repeatable: Sequence[int] = ()
+) -> list[list[Hypothesis]]:
+    """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`.
+
+    `repeatable` are pieces within a word, `Vocabulary.within`, which may follow themselves ("button").
+    """
     return search(
         decoder.step,
         decoder.start(annotations),
@@ -165,6 +184,7 @@ def find_sentences(decoder: LSTMDecoder, annotations: Tensor, settings: SearchSe
         settings,
         end=END,
         barred=(PAD, START, UNKNOWN) if settings.bar_unknown else (PAD, START),
+        repeatable=repeatable,
     )
 
 

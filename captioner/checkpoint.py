@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from captioner import config, vocabulary
+from captioner import config
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import write_atomically
 from captioner.images import ImageSettings
@@ -45,17 +45,18 @@ class Header:
     format: int
     model: ModelSettings
     images: ImageSettings
-    words: tuple[str, ...]  # the vocabulary
-    tokenizer: str  # how captions become words; see `vocabulary.RULE`
+    words: tuple[str, ...]  # the vocabulary: words or pieces
+    tokenizer: str  # how captions become those; `Vocabulary.rule`
+    merges: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)  # of pieces; see `Vocabulary`
     card: dict[str, Any] = field(default_factory=dict)  # for people: training, data, scores, sources, licences
 
     def __post_init__(self) -> None:
-        if self.tokenizer != vocabulary.RULE:
-            raise ValueError(f"tokenizer: expected {vocabulary.RULE!r}, got {self.tokenizer!r}")
         try:
-            Vocabulary(self.words)
+            rule = Vocabulary(self.words, self.merges).rule
         except ValueError as error:
             raise ValueError(f"words: {error}") from error
+        if self.tokenizer != rule:
+            raise ValueError(f"tokenizer: expected {rule!r} with {len(self.merges)} merges, got {self.tokenizer!r}")
 
 
 def save_checkpoint(
@@ -98,7 +99,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
         header = _header(path, file)
         try:
             with torch.device("meta"):  # shapes alone: no memory is spent before they have been compared
-                network = build_network(header.model, len(header.words))
+                network = build_network(header.model, len(header.words), header.images.size)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: its header describes an impossible network: {error}") from error
         except RuntimeError as error:  # sizes beyond what any tensor can have
             raise CheckpointError(f"{path}: its header describes an impossible network ({error})") from error
         expected = {name: _describe(tensor) for name, tensor in network.state_dict().items()}

@@ -74,6 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--attention", action="store_true", help="include the attention maps (jsonl)")
     output.add_argument("--sidecar", metavar="SUFFIX", help="also write each caption beside its picture, as .txt")
     output.add_argument("--overlay", metavar="DIR", help="also draw where the network looked, a PNG a picture")
+    output.add_argument("--head", type=int, metavar="N", help="draw this head of several, from 0, not their mean")
     output.add_argument("--overwrite", action="store_true", help="replace output that exists")
 
     words = parser.add_argument_group("choice of words")
@@ -137,7 +138,7 @@ def _caption(options: argparse.Namespace) -> int:
     if options.verbose:
         seconds = time.perf_counter() - started
         _say(f"{_model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
-    overlays = _Overlays(Path(options.overlay), options.overwrite) if options.overlay else None
+    overlays = _Overlays(Path(options.overlay), options.head, options.overwrite) if options.overlay else None
     with ExitStack() as stack:
         stream = sys.stdout
         if options.output:
@@ -209,12 +210,13 @@ def _example() -> Path:
 class _Overlays:
     """The folder of overlays: `dog.png` for `dog.jpg`, and `dog-2.png` for a second picture of that name."""
 
-    def __init__(self, folder: Path, overwrite: bool):
+    def __init__(self, folder: Path, head: int | None, overwrite: bool):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
         self._folder = folder
+        self._head = head
         self._overwrite = overwrite
         self._times: Counter[str] = Counter()
 
@@ -226,7 +228,7 @@ class _Overlays:
         if self._times[stem] > 1:
             stem = f"{stem}-{self._times[stem]}"
         with write_atomically(self._folder / f"{stem}.png", overwrite=self._overwrite) as file:
-            draw_attention(source, caption).save(file, "PNG")
+            draw_attention(source, caption, self._head).save(file, "PNG")
 
 
 def _with_progress(pictures: list[tuple[str, "Source"]], stream: TextIO) -> Iterable[tuple[str, "Source"]]:

@@ -6,6 +6,7 @@ taken before the network averages the places away, so that the decoder can choos
 
 import difflib
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from captioner.errors import CheckpointError, ConfigError, ImageError
 
 OWN_NETWORK = "efficientnet_v2_b0"
+SMALL_NETWORK = "small_cnn"
 TORCHVISION_NETWORKS = (
     "resnet18",
     "resnet34",
@@ -37,6 +39,10 @@ TORCHVISION_NETWORKS = (
 )
 """The networks of torchvision that work here, listed so that checking a name does not import torchvision."""
 
+_ROUNDED_UP = {"vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
+"""The part of the stride by which a network divides rounding up, by its padding; the rest it rounds down. Networks
+that are not named here round up throughout."""
+
 
 @dataclass(frozen=True)
 class EncoderSettings:
@@ -47,20 +53,24 @@ class EncoderSettings:
     """
 
     name: str = OWN_NETWORK
-    """`efficientnet_v2_b0`, or a network of torchvision by its name there, such as `resnet50`."""
-    stride: Literal[16, 32] = 32
-    """Pixels of the frame that a cell of the grid covers, down and across."""
+    """`efficientnet_v2_b0`; `small_cnn`, for small generated pictures; or a network of torchvision by its name
+    there, such as `resnet50`."""
+    stride: Literal[8, 16, 32] = 32
+    """Pixels of the frame that a cell of the grid covers, down and across: 8 for `small_cnn`, 16 or 32 for the
+    others."""
     grid: tuple[int, int] | None = None
     """Average the cells into this many rows and columns; none: as the network gives them."""
 
     def __post_init__(self) -> None:
-        names = [OWN_NETWORK, *TORCHVISION_NETWORKS]
+        names = [OWN_NETWORK, SMALL_NETWORK, *TORCHVISION_NETWORKS]
         if self.name not in names:
             near = difflib.get_close_matches(self.name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
             raise ValueError(f"name: unknown encoder {self.name!r}; {hint}")
-        if self.stride not in (16, 32):
-            raise ValueError(f"stride: expected 16 or 32, got {self.stride!r}")
+        strides = (8,) if self.name == SMALL_NETWORK else (16, 32)
+        if self.stride not in strides:
+            expected = " or ".join(map(str, strides))
+            raise ValueError(f"stride: expected {expected} for {self.name}, got {self.stride!r}")
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise ValueError(f"grid: expected rows and columns of 1 or more, got {self.grid!r}")
 
@@ -83,6 +93,8 @@ class Encoder(nn.Module):
         self.settings = settings
         if settings.name == OWN_NETWORK:
             self.features, self.size = efficientnet_v2_b0(settings.stride)
+        elif settings.name == SMALL_NETWORK:
+            self.features, self.size = small_cnn()
         else:
             self.features, self.size = torchvision_features(settings.name, settings.stride)
         self.stages = tuple(name for name, layer in self.features.named_children() if layer.state_dict())
@@ -103,6 +115,14 @@ class Encoder(nn.Module):
             grid = F.adaptive_avg_pool2d(grid, self.settings.grid)
         rows, columns = grid.shape[-2:]
         return grid.flatten(2).transpose(1, 2), (rows, columns)
+
+    def grid(self, size: int) -> tuple[int, int]:
+        """Return the grid (rows, columns) of square images of `size` pixels, without looking at any."""
+        if self.settings.grid is not None:
+            return self.settings.grid
+        up = _ROUNDED_UP.get(self.settings.name, self.settings.stride)
+        cells = math.ceil(size / up) // (self.settings.stride // up)
+        return cells, cells
 
     def train(self, mode: bool = True) -> "Encoder":
         """Stay in eval mode, whatever `mode` says."""
@@ -173,7 +193,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    if name == OWN_NETWORK:
+    if name not in TORCHVISION_NETWORKS:
         raise ConfigError(f"imagenet: torchvision has no weights of {name}; name a .safetensors file of them")
     from torchvision import models
 
@@ -327,3 +347,33 @@ def efficientnet_v2_b0(stride: int) -> tuple[nn.Sequential, int]:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=0.3)  # torch's own choice fades to 1e-8 on the way
     return features, outputs
+
+
+class Coordinates(nn.Module):
+    """Add two channels that say how far down and across each pixel lies, from -1 to 1.
+
+    Liu et al. 2018 (arXiv 1807.03247): a convolution alone cannot tell one place from another, and so neither what
+    is above from what is below.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C + 2, H, W)."""
+        count, _, height, width = images.shape
+        down = torch.linspace(-1, 1, height).to(images).view(-1, 1).expand(count, 1, -1, width)
+        across = torch.linspace(-1, 1, width).to(images).expand(count, 1, height, -1)
+        return torch.cat([images, down, across], dim=1)
+
+
+def small_cnn() -> tuple[nn.Sequential, int]:
+    """Return a network of stride 8 for small generated pictures, and the channels it gives.
+
+    A cell answers to 31 x 31 pixels around it. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics,
+    so the network is the same in training and eval mode and learns from random weights.
+    """
+    layers = [
+        nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU(inplace=True)
+        )
+        for inputs, outputs, stride in ((5, 24, 2), (24, 48, 2), (48, 96, 2), (96, 128, 1))
+    ]
+    return nn.Sequential(Coordinates(), *layers), 128

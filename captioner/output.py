@@ -63,7 +63,8 @@ class JsonLinesWriter(Writer):
     """An object a picture: image, caption, log_prob, words, log_probs, and candidates when there are any.
 
     A candidate is an object of the same kind, without image. `log_probs` are natural, one a word; `log_prob`
-    is of the whole caption with its end. With `attention`, each also has `attention`, nested lists (words,
+    is of the whole caption with its end. `visual`, where the mechanism can tell, is the share of each word's
+    context that came from the picture. With `attention`, each also has `attention`, nested lists (words,
     rows, columns), and `rectangle`, the part of the picture that the grid covers: left, top, right and bottom
     in fractions of its width and height.
     """
@@ -86,6 +87,8 @@ class JsonLinesWriter(Writer):
             "words": caption.words,
             "log_probs": [_number(log_prob) for log_prob in caption.log_probs],
         }
+        if caption.visual is not None:
+            record["visual"] = [_number(share) for share in caption.visual]
         if self._attention:
             record["attention"] = caption.attention.astype(float).round(DIGITS).tolist()
             record["rectangle"] = [_number(side) for side in caption.rectangle]

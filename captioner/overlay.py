@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captioner import images
 from captioner.captioning import Caption
+from captioner.errors import CaptionerError
 
 PANEL_SIDE = 300  # pixels; a panel has about the area of a square of this side, whatever its shape
 LONGEST_SIDE = 4 * PANEL_SIDE  # of the panels of a panorama
@@ -25,28 +26,38 @@ GLOW = 0.25  # white that full light adds, or a dark picture would stay dark whe
 SPREAD = 0.6  # standard deviation, in grid cells, of the Gaussian that smooths the maps
 
 
-def draw_attention(picture: images.Source, caption: Caption) -> Image.Image:
+def draw_attention(picture: images.Source, caption: Caption, head: int | None = None) -> Image.Image:
     """Return a figure of where the network looked: the picture itself, then one panel a word.
 
     A panel is the picture dimmed, and lit in proportion to the attention: a panel's full light is the largest
     weight of its word. The title gives the word and that weight, so that panels can be compared: on a grid of
     7 x 7 it is 1/49 = 2.0% if the network looked everywhere alike, and 100% if it looked at one place alone.
-    What lies outside the part of the picture that the network saw stays dim.
+    What lies outside the part of the picture that the network saw stays dim. Where the mechanism can tell, the
+    title ends with the share of the word's context that came from the picture.
 
     Panels flow into rows of about `FIGURE_WIDTH` pixels. Letters that the font lacks show as boxes.
 
     Args:
         picture: the picture that was captioned, in any form that `Captioner.caption` takes.
         caption: what it was captioned with.
+        head: which head's maps to draw, from 0; none: their mean.
 
     Raises:
         ImageError: if the picture cannot be read.
+        CaptionerError: if there is no such head.
     """
+    maps = caption.attention
+    if head is not None:
+        count = 0 if caption.heads is None else caption.heads.shape[1]
+        if caption.heads is None or not 0 <= head < count:
+            raise CaptionerError(f"head {head}: this caption's attention has {count} heads, counted from 0")
+        maps = caption.heads[:, head]
     photograph = images.open(picture, at_least=PANEL_SIDE)
     photograph = photograph.resize(_panel_size(*photograph.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    panels = [("word", "peak weight", photograph)]
-    for word, weights in zip(caption.words, caption.attention, strict=True):
-        panels.append((word, f"{weights.max():.1%}", light_up(photograph, weights, caption.rectangle)))
+    panels = [("word", "peak weight" if caption.visual is None else "peak weight, visual share", photograph)]
+    for place, (word, weights) in enumerate(zip(caption.words, maps, strict=True)):
+        figures = f"{weights.max():.1%}" + (f", {caption.visual[place]:.0%}" if caption.visual else "")
+        panels.append((word, figures, light_up(photograph, weights, caption.rectangle)))
     return _lay_out(panels)
 
 

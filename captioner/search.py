@@ -2,11 +2,12 @@
 
 Everything here works over a `step` function and knows no model:
 
-    step(words (N,), state) -> (log-probabilities (N, V), state, attention (N, L))
+    step(words (N,), state) -> (log-probabilities (N, V), state, look)
 
-`state` is any value with `select(rows)`: `rows` (B', K') holds numbers of present rows, those of one image in one
-line, and the new state has these rows. Both searches take a state of one row an image, work on all images and
-hypotheses together, and let finished images leave the batch.
+`look` is a tuple of what is to be remembered of each word: tensors (N, ...) or none, the first of them the
+attention (N, L). `state` is any value with `select(rows)`: `rows` (B', K') holds numbers of present rows, those of
+one image in one line, and the new state has these rows. Both searches take a state of one row an image, work on all
+images and hypotheses together, and let finished images leave the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ class SearchState(Protocol):
         """Return the state of the rows numbered in `rows` (B', K')."""
 
 
-Step = Callable[[Tensor, Any], tuple[Tensor, Any, Tensor]]
+Look = tuple[Tensor | None, ...]
+Step = Callable[[Tensor, Any], tuple[Tensor, Any, Look]]
 
 
 class Hypothesis(NamedTuple):
@@ -34,7 +36,7 @@ class Hypothesis(NamedTuple):
     log_probs: list[float]  # of each word
     log_prob: float  # of the sentence, its end included
     score: float  # what sentences are ranked by
-    attention: Tensor  # (T, L)
+    look: Look  # of each word: attention (T, L), and what else the step remembers (T, ...)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ class SearchSettings:
 
     beam_size: int = 5
     candidates: int = 1  # how many sentences to return for an image, best first
-    max_words: int = 20
+    max_words: int = 20  # of these limits, where words are cut into pieces, a piece is a word
     min_words: int = 1
     length_penalty: float = 1.0  # a sentence of T words, end included, scores log-probability / T ** length_penalty
+    coverage_penalty: float = 0.0
+    """Beta of Wu et al. 2016 (arXiv 1609.08144), equation 14: beta times the sum over locations of
+    log(min(attention summed over the words, 1)) is added to the score, so that sentences win that look at all of
+    the picture."""
     repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
     bar_unknown: bool = True  # never write <unk>
     sample: bool = False  # draw words at random instead of searching
@@ -70,6 +76,8 @@ class SearchSettings:
             raise ValueError(
                 f"candidates: a beam of {self.beam_size} cannot give {self.candidates}; raise beam_size"
             )
+        if not 0 <= self.coverage_penalty < float("inf"):
+            raise ValueError(f"coverage_penalty: must be at least 0, got {self.coverage_penalty}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature: must be above 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -84,6 +92,7 @@ def search(
     *,
     end: int,
     barred: Sequence[int] = (),
+    repeatable: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each image.
 
@@ -94,12 +103,15 @@ def search(
         settings: how to choose.
         end: the word that ends a sentence.
         barred: words that are never written, such as padding and `<unk>`.
+        repeatable: words that `repeat_size` leaves alone, such as pieces within a word.
 
     Returns:
         For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
         sentence of `max_words` is made to end.
     """
-    limits = _Limits(settings, end, torch.tensor(barred, dtype=torch.long, device=start.device))
+    limits = _Limits(
+        settings, end, *(torch.tensor(list(each), device=start.device).long() for each in (barred, repeatable))
+    )
     find = _sample if settings.sample else _beam
     with torch.no_grad():
         found = find(step, state, start.unsqueeze(1), limits)
@@ -112,6 +124,7 @@ class _Limits(NamedTuple):
     settings: SearchSettings
     end: int
     barred: Tensor
+    repeatable: Tensor
 
     def apply(self, log_probs: Tensor, history: Tensor) -> Tensor:
         """Return log-probabilities (N, V) with all that must not follow `history` (N, t) at minus infinity."""
@@ -128,7 +141,8 @@ class _Limits(NamedTuple):
         for size in range(1, min(self.settings.repeat_size, (length + 1) // 2) + 1):
             # The phrase of `size` words that ends with the next word must not equal the phrase before it.
             begun = history[:, length - size + 1 :] == history[:, length - 2 * size + 1 : length - size]
-            rows = begun.all(dim=1).nonzero().squeeze(1)
+            repeats = begun.all(dim=1) & ~torch.isin(history[:, length - size], self.repeatable)
+            rows = repeats.nonzero().squeeze(1)
             log_probs[rows, history[rows, length - size]] = -torch.inf
         return log_probs
 
@@ -138,36 +152,45 @@ class _Written(NamedTuple):
 
     words: Tensor  # (B, K, t)
     log_probs: Tensor  # (B, K, t)
-    attention: Tensor  # (B, K, t, L)
+    look: Look  # (B, K, t, ...) each
 
     @classmethod
-    def nothing(cls, lines: int, columns: int, like: Tensor) -> "_Written":
-        """Return sentences without words; `like` is an attention (N, L)."""
+    def nothing(cls, lines: int, columns: int, look: Look) -> "_Written":
+        """Return sentences without words; `look` is what a step remembers of a word."""
+        like = next(each for each in look if each is not None)
         return cls(
             words=torch.empty(lines, columns, 0, dtype=torch.long, device=like.device),
             log_probs=like.new_empty(lines, columns, 0),
-            attention=like.new_empty(lines, columns, 0, like.shape[1]),
+            look=tuple(
+                None if each is None else each.new_empty(lines, columns, 0, *each.shape[1:]) for each in look
+            ),
         )
 
-    def extend(self, lines: Tensor, columns: Tensor, *added: Tensor) -> "_Written":
-        """Continue the sentences at [lines, columns] with one more word, log-probability and attention each."""
+    def extend(self, lines: Tensor, columns: Tensor, words: Tensor, log_probs: Tensor, look: Look) -> "_Written":
+        """Continue the sentences at [lines, columns] with one more word, log-probability and look each."""
+
+        def longer(old: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([old[lines, columns], new.unsqueeze(2)], dim=2)
+
         return _Written(
-            *(
-                torch.cat([old[lines, columns], new.unsqueeze(2)], dim=2)
-                for old, new in zip(self, added, strict=True)
-            )
+            longer(self.words, words),
+            longer(self.log_probs, log_probs),
+            tuple(
+                None if old is None or new is None else longer(old, new)
+                for old, new in zip(self.look, look, strict=True)
+            ),
         )
 
     def finish(self, line: int, column: int, log_prob: float, settings: SearchSettings) -> Hypothesis:
         """Return one sentence, ended, of this log-probability."""
         words = self.words[line, column].tolist()
-        return Hypothesis(
-            words=words,
-            log_probs=self.log_probs[line, column].tolist(),
-            log_prob=log_prob,
-            score=log_prob / (len(words) + 1) ** settings.length_penalty,
-            attention=self.attention[line, column],
-        )
+        look = tuple(None if each is None else each[line, column] for each in self.look)
+        score = log_prob / (len(words) + 1) ** settings.length_penalty
+        if settings.coverage_penalty:
+            assert look[0] is not None
+            covered = look[0].sum(dim=0).clamp(1e-9, 1.0)
+            score += settings.coverage_penalty * float(covered.log().sum())
+        return Hypothesis(words, self.log_probs[line, column].tolist(), log_prob, score, look)
 
 
 def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[Hypothesis]]:
@@ -181,10 +204,10 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
     totals: Tensor | None = None  # log-probabilities (B, K) of what is written
     while live:
         lines, width = words.shape
-        log_probs, state, attention = step(words.flatten(), state)
+        log_probs, state, look = step(words.flatten(), state)
         if totals is None:
             totals = log_probs.new_zeros(lines, width)
-            written = _Written.nothing(lines, width, like=attention)
+            written = _Written.nothing(lines, width, look)
         log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, width))
         ranked = (totals.unsqueeze(2) + log_probs).flatten(1)  # (B, K * V)
         # At most K of the best 2 K end, so that K remain to go on with.
@@ -205,7 +228,7 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
         live = [live[line] for line in kept]
         going = torch.tensor(kept, dtype=torch.long, device=words.device)
         totals, words, parents = totals[going], words[going], parents[going]
-        state, written = _advance(state, written, going, parents, words, log_probs, attention)
+        state, written = _advance(state, written, going, parents, words, log_probs, look)
     return finished
 
 
@@ -225,11 +248,11 @@ def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list
     unended: Tensor | None = None  # (B, K), the sentences still being written
     for draw in draws:
         lines = len(words)
-        log_probs, state, attention = step(words.flatten(), state)
+        log_probs, state, look = step(words.flatten(), state)
         if unended is None:
             unended = torch.ones(lines, count, dtype=torch.bool, device=log_probs.device)
             totals = log_probs.new_zeros(lines, count)
-            written = _Written.nothing(lines, count, like=attention)
+            written = _Written.nothing(lines, count, look)
         log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, count))
         cumulative = _truncated(log_probs, settings).double().cumsum(dim=2)
         target = draw.to(cumulative.device)[:, None] * cumulative[:, :, -1:]  # (B, K, 1)
@@ -247,7 +270,7 @@ def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list
         live = [live[line] for line in kept.tolist()]
         unended, totals, words = unended[kept], totals[kept], words[kept]
         parents = torch.arange(count, device=words.device).expand(len(kept), -1)
-        state, written = _advance(state, written, kept, parents, words, log_probs, attention)
+        state, written = _advance(state, written, kept, parents, words, log_probs, look)
     return finished
 
 
@@ -258,16 +281,17 @@ def _advance(
     parents: Tensor,
     words: Tensor,
     log_probs: Tensor,
-    attention: Tensor,
+    look: Look,
 ) -> tuple[Any, _Written]:
     """Go on with some rows: in each line of `lines` (B',) write `words` (B', K') after the rows `parents` (B', K').
 
-    Log-probabilities (B, K, V) and attention (N, L) are those from which the words were chosen.
+    Log-probabilities (B, K, V) and look (N, ...) are those from which the words were chosen.
     """
     width = log_probs.shape[1]
     lines = lines.unsqueeze(1)
     rows = lines * width + parents
-    written = written.extend(lines, parents, words, log_probs[lines, parents, words], attention[rows])
+    seen = tuple(None if each is None else each[rows] for each in look)
+    written = written.extend(lines, parents, words, log_probs[lines, parents, words], seen)
     return state.select(rows), written
 
 

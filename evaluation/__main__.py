@@ -1,14 +1,14 @@
-"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote."""
+"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote, or compare training runs."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
-
-from captioner.errors import CaptionerError, DataError, ImageError
+from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
 from evaluation.captions import read_candidates, read_references
 from evaluation.datasets import READERS, read_dataset
@@ -35,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
     score.set_defaults(do=_score)
 
-    for command in (run, score):
-        command.add_argument(
-            "--json", metavar="FILE", help="write the exact scores, of each image too; - is stdout"
-        )
+    compare = commands.add_parser("table", help="compare finished training runs in one Markdown table")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/default")
+    compare.add_argument("--device", default="auto", help="(%(default)s)")
+    compare.set_defaults(do=_table)
+
+    for command in (run, score, compare):
+        command.add_argument("--json", metavar="FILE", help="write all numbers, unrounded; - is stdout")
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
     try:
@@ -52,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from captioner.captioning import load
     from captioner.search import SearchSettings
+    from evaluation.table import caption_pictures
 
     layout, _, path = options.data.partition(":")
     records = [record for record in read_dataset(layout, Path(path)) if record.split == options.split]
@@ -64,35 +68,43 @@ def _run(options: argparse.Namespace) -> None:
         raise CaptionerError(str(error)) from error
     model = load(None if options.checkpoint == "default" else options.checkpoint, options.device)
 
-    captions: dict[str, str] = {}
-    results = model.stream([record.image for record in records], settings, options.batch_size)
-    for record, (_, result) in zip(tqdm(records, unit="picture", disable=None), results, strict=True):
-        if isinstance(result, ImageError):  # a score without this picture would be of another set
-            raise result
-        captions[record.image_id] = result.text
+    results = caption_pictures(model, records, settings, options.batch_size)
+    captions = {record.image_id: caption.text for record, caption in results}
     if options.captions:
         rows = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
         with write_atomically(options.captions, overwrite=options.overwrite) as file:
             file.write(json.dumps(rows, indent=0, ensure_ascii=False).encode())
-    _write(Scorer({record.image_id: record.captions for record in records}).score(captions), options)
+    _write_scores(Scorer({record.image_id: record.captions for record in records}).score(captions), options)
 
 
 def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
-    _write(Scorer(references.captions).score(candidates), options)
+    _write_scores(Scorer(references.captions).score(candidates), options)
 
 
-def _write(scores: Scores[str], options: argparse.Namespace) -> None:
-    """Print the scores as a table or, with `--json -`, as JSON; write them to a file with `--json FILE`."""
-    text = json.dumps({"corpus": scores.corpus, "per_image": scores.per_image}, indent=1)
+def _table(options: argparse.Namespace) -> None:
+    from evaluation.table import measure, read_run, to_markdown
+
+    runs = [run for folder in options.runs for run in read_run(folder)]  # all of them, before the work starts
+    rows = [measure(run, options.device) for run in runs]
+    _write([asdict(row) for row in rows], to_markdown(rows), options)
+
+
+def _write_scores(scores: Scores[str], options: argparse.Namespace) -> None:
+    _write({"corpus": scores.corpus, "per_image": scores.per_image}, table(scores), options)
+
+
+def _write(numbers: Any, text: str, options: argparse.Namespace) -> None:
+    """Print the text or, with `--json -`, the numbers as JSON; write them to a file with `--json FILE`."""
+    exact = json.dumps(numbers, indent=1)
     if options.json == "-":
-        print(text)
+        print(exact)
         return
     if options.json:
         with write_atomically(options.json, overwrite=options.overwrite) as file:
-            file.write(f"{text}\n".encode())
-    print(table(scores))
+            file.write(f"{exact}\n".encode())
+    print(text)
 
 
 def table(scores: Scores[str]) -> str:

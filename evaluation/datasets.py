@@ -1,6 +1,6 @@
 """Captioned pictures on disk, in the layouts people have them; every reader returns the same records.
 
-A data set is named by its layout and its place, `flickr8k:DIRECTORY` or `jsonl:FILE`.
+A data set is named by its layout and its place, `flickr8k:DIRECTORY`, `jsonl:FILE` or `shapes:DIRECTORY`.
 """
 
 import json
@@ -51,7 +51,7 @@ def read_flickr8k(directory: Path) -> list[Record]:
     """
     texts = directory / "Flickr8k_text"
     captions: dict[str, list[str]] = {}
-    for where, line in _lines(texts / "Flickr8k.token.txt"):
+    for where, line in read_lines(texts / "Flickr8k.token.txt"):
         key, tab, caption = line.partition("\t")
         image, hash_sign, _ = key.rpartition("#")
         if not tab or not hash_sign:
@@ -61,7 +61,7 @@ def read_flickr8k(directory: Path) -> list[Record]:
         Record(directory / "Flicker8k_Dataset" / image, image, tuple(captions.get(image, ())), split)
         for split in ("train", "dev", "test")
         if (listed := texts / f"Flickr_8k.{split}Images.txt").exists() or split == "train"
-        for _, image in _lines(listed)
+        for _, image in read_lines(listed)
     ]
 
 
@@ -71,7 +71,7 @@ def read_jsonl(file: Path) -> list[Record]:
     Paths are relative to the file. Other keys are left alone.
     """
     records = []
-    for where, line in _lines(file):
+    for where, line in read_lines(file):
         try:
             row = json.loads(line)
             image, captions, split = row["image"], row["captions"], row["split"]
@@ -87,11 +87,26 @@ def read_jsonl(file: Path) -> list[Record]:
     return records
 
 
-READERS: dict[str, Callable[[Path], list[Record]]] = {"flickr8k": read_flickr8k, "jsonl": read_jsonl}
+def read_shapes(directory: Path) -> list[Record]:
+    """Pictures of coloured shapes, generated in the folder if it is missing or empty; see `evaluation.shapes`."""
+    from evaluation import shapes  # which imports this module
+
+    return shapes.read_shapes(directory)
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield where each line that is not blank stands, for messages, and its text."""
+READERS: dict[str, Callable[[Path], list[Record]]] = {
+    "flickr8k": read_flickr8k,
+    "jsonl": read_jsonl,
+    "shapes": read_shapes,
+}
+
+
+def read_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield where each line that is not blank stands, for messages, and its text.
+
+    Raises:
+        DataError: when the file is missing or cannot be read.
+    """
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):

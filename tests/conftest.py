@@ -32,7 +32,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
         attention=AttentionSettings(size=8), decoder=DecoderSettings(hidden_size=16, embedding_size=12)
     )
     words = (*SPECIAL, "a", "the", "dog", "cat", "ball", "runs", "sleeps", "on", "in", "'s", "red", "blue")
-    network = build_network(settings, len(words))
+    network = build_network(settings, len(words), 64)
     with torch.no_grad():  # or every picture would get the same nonsense
         network.decoder.start_hidden.weight.mul_(200)
         network.decoder.output_weight.mul_(6)

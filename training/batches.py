@@ -1,7 +1,10 @@
 """Training examples: which pictures and captions make each step, decided by the seed alone."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor
 from captioner.ahead import one_ahead
 from captioner.vocabulary import END, PAD, START, Vocabulary
 from evaluation.datasets import Record
-from training.features import GridCache
+from training.features import Pictures
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _POOL = 100  # batches sorted by length together
@@ -19,14 +22,14 @@ _POOL = 100  # batches sorted by length together
 class Batch(NamedTuple):
     """What one step of training sees."""
 
-    annotations: Tensor  # (B, L, D)
+    pictures: Tensor  # grids (B, L, D), or pixels (B, 3, H, W) for an encoder that learns
     captions: Tensor  # (B, K, T): START and the words, PAD after the last; an image's longest first
     targets: Tensor  # (M,): the word after each word of `captions[captions != PAD]`
 
 
 class _Example(NamedTuple):
-    grids: GridCache
-    place: int  # of the picture in its cache
+    pictures: Pictures
+    place: int  # of the picture among them
     captions: list[list[int]]  # START, words, END; longest first
     mirrors: bool  # may be shown mirrored
 
@@ -34,19 +37,19 @@ class _Example(NamedTuple):
 class Examples:
     """The training pictures of all data sets with their encoded captions.
 
-    All captions of a picture share its grid in a step, so that what depends on the picture alone is computed once.
+    All captions of a picture come in one step, so that what depends on the picture alone is computed once.
     """
 
-    def __init__(self, parts: Sequence[tuple[Sequence[Record], GridCache]], vocabulary: Vocabulary, max_words: int):
+    def __init__(self, parts: Sequence[tuple[Sequence[Record], Pictures]], vocabulary: Vocabulary, max_words: int):
         self._examples = []
-        for records, grids in parts:
+        for records, pictures in parts:
             for place, record in enumerate(records):
                 encoded = [[START, *vocabulary.encode(text), END] for text in record.captions]
                 captions = [caption[: max_words + 2] for caption in encoded if len(caption) > 2]
                 if record.split == "train" and captions:
                     captions.sort(key=len, reverse=True)
-                    mirrors = grids.views > 1 and not any(map(_SIDES.search, record.captions))
-                    self._examples.append(_Example(grids, place, captions, mirrors))
+                    mirrors = pictures.mirrored and not any(map(_SIDES.search, record.captions))
+                    self._examples.append(_Example(pictures, place, captions, mirrors))
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -65,14 +68,15 @@ class Examples:
             batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
         chosen = [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()[skip:]]
         shown = ([(self._examples[one], bool(mirrored[one])) for one in batch] for batch in chosen)
-        yield from one_ahead(_make_batch, shown)
+        with ThreadPoolExecutor(os.cpu_count()) as readers:
+            yield from one_ahead(partial(_make_batch, readers=readers), shown)
 
     def _shape(self, number: int) -> list[int]:
         captions = self._examples[number].captions
         return [len(captions), *map(len, captions)]
 
 
-def _make_batch(chosen: list[tuple[_Example, bool]]) -> Batch:
+def _make_batch(chosen: list[tuple[_Example, bool]], readers: ThreadPoolExecutor) -> Batch:
     columns = max(len(example.captions) for example, _ in chosen)
     steps = max(len(example.captions[0]) for example, _ in chosen) - 1
     captions = torch.full((len(chosen), columns, steps), PAD)
@@ -81,5 +85,9 @@ def _make_batch(chosen: list[tuple[_Example, bool]]) -> Batch:
         for column, words in enumerate(example.captions):
             captions[image, column, : len(words) - 1] = torch.tensor(words[:-1])
             targets[image, column, : len(words) - 1] = torch.tensor(words[1:])
-    annotations = [example.grids.read(example.place, example.mirrors and mirror) for example, mirror in chosen]
-    return Batch(torch.stack(annotations), captions, targets[captions != PAD])
+    pictures = readers.map(_read, *zip(*chosen, strict=True))
+    return Batch(torch.stack(list(pictures)), captions, targets[captions != PAD])
+
+
+def _read(example: _Example, mirror: bool) -> Tensor:
+    return example.pictures.read(example.place, example.mirrors and mirror)

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from captioner import config
 from captioner.errors import ConfigError
 from captioner.images import ImageSettings
-from captioner.model import ModelSettings
+from captioner.model import ModelSettings, build_network
 from captioner.search import SearchSettings
+from captioner.vocabulary import SPECIAL
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class DatasetSettings:
 
     name: str
     """For logs, scores and the names of caches."""
-    layout: Literal["flickr8k", "jsonl"]
+    layout: Literal["flickr8k", "jsonl", "shapes"]
     """How it lies on disk; see `evaluation.datasets`."""
     path: str
     """Its folder or file; environment variables such as `$CAPTIONER_DATA` are filled in."""
@@ -27,14 +30,28 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class EncoderTraining:
-    """Where the encoder's weights come from. It stays frozen, and its grids are computed once."""
+    """Where the encoder's weights come from, and which of them learn."""
 
     weights: str = "none"
     """`none`, `imagenet`, or a file; see `captioner.encoder.load_encoder_weights`."""
+    train_from: str = "none"
+    """The first of the encoder's stages that learns, and all after it do; `all`: every one. The pictures are then
+    read at every step. `none`: the encoder stays frozen, and its grids are computed once."""
+    learning_rate: float = 1e-4
+    """The highest of the stages that learn; it rises and falls as the decoder's does."""
     cache: str = "cache"
-    """Folder of the grids."""
+    """Folder of the grids of a frozen encoder."""
     mirrored: bool = True
     """Show a picture mirrored half of the time, unless one of its captions says left or right."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: must be above 0, got {self.learning_rate}")
+
+    @property
+    def learns(self) -> bool:
+        """Whether any stage of the encoder learns."""
+        return self.train_from != "none"
 
 
 @dataclass(frozen=True)
@@ -47,12 +64,20 @@ class LossSettings:
     """Lambda of Show, Attend and Tell, equation 14. The penalty is the mean over captions and locations of
     (1 - the location's attention summed over the words)^2, and is added to the mean loss a word. (The paper
     sums over locations: its lambda is ours divided by L.)"""
+    coverage: float = 1.0
+    """Weight of the coverage loss (See et al. 2017, arXiv 1704.04368, equation 13), where there is coverage."""
+    reinforce: float = 1.0
+    """Weight of the reward for the locations that `hard` attention chose; lambda_r of Show, Attend and Tell,
+    section 4.1."""
+    entropy: float = 0.01
+    """Weight of the entropy of its weights, which keeps it from settling early; lambda_e there."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
-        if self.doubly_stochastic < 0:
-            raise ValueError(f"doubly_stochastic: must be at least 0, got {self.doubly_stochastic}")
+        for name in ("doubly_stochastic", "coverage", "reinforce", "entropy"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,9 @@ class TrainingSettings:
     device: str = "auto"
     min_count: int = 4
     """Words seen less often in the training captions are `<unk>`."""
+    pieces: int = 0
+    """Size of a vocabulary of subword pieces instead of words, which needs no `min_count`, and whose pieces are
+    what `max_words` counts; 0: words."""
     max_words: int = 24
     """Longer training captions are cut, and do not teach an end."""
     save_minutes: float = 5
@@ -119,6 +147,8 @@ class TrainingSettings:
         for name in ("min_count", "max_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.pieces < 0:
+            raise ValueError(f"pieces: must be at least 0, got {self.pieces}")
 
 
 def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:
@@ -144,7 +174,13 @@ def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:
             if not isinstance(table, dict):
                 raise ConfigError(f"--set {override}: {name} is not a table")
         table[key] = _toml_value(value.strip())
-    return config.from_dict(TrainingSettings, values, source=str(file))
+    settings = config.from_dict(TrainingSettings, values, source=str(file))
+    try:
+        with torch.device("meta"):  # parts that do not fit together are refused before any work
+            build_network(settings.model, len(SPECIAL) + 1, settings.images.size)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return settings
 
 
 def _toml_value(text: str) -> Any:

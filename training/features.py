@@ -1,5 +1,6 @@
-"""The grid cache: annotations of every picture, computed once by a frozen encoder and kept on disk.
+"""What training shows of pictures: cached grids to train with a frozen encoder, pixels to train it as well.
 
+The grid cache holds the annotations of every picture, computed once by the frozen encoder and kept on disk.
 A cache is a folder of two files. `header.json` says what the grids were made of: encoder, weights, frame and
 pictures; its hash names the folder, so that a cache of other settings is never used. `grids.bin` is one record of
 fp16 values after another, a record a picture. It only grows at its end, so work that was interrupted goes on after
@@ -8,10 +9,12 @@ the last whole batch.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,16 +29,47 @@ from evaluation.datasets import Record
 
 
 class GridCache:
-    """Grids of pictures, memory-mapped: reading some brings only these into memory."""
+    """Grids of pictures, memory-mapped: reading some brings only these into memory.
+
+    Attributes:
+        mirrored: whether it has those of the mirrored pictures, too.
+    """
 
     def __init__(self, file: Path, shape: tuple[int, int, int, int]):
         """Open `grids.bin`; `shape` is (pictures, views, L, D)."""
-        self.views = shape[1]
+        self.mirrored = shape[1] == 2
         self._grids = np.memmap(file, dtype=np.float16, mode="r", shape=shape)
 
     def read(self, picture: int, mirrored: bool = False) -> Tensor:
         """Return the annotations (L, D) of the picture at this place, float32."""
         return torch.from_numpy(self._grids[picture, int(mirrored)].astype(np.float32))
+
+
+class PictureFiles:
+    """Pictures that are read from their files whenever they are asked for.
+
+    Attributes:
+        mirrored: whether they are to be shown mirrored, too.
+    """
+
+    def __init__(self, records: Sequence[Record], settings: ImageSettings, *, mirrored: bool):
+        self.mirrored = mirrored
+        self._records = records
+        self._settings = settings
+
+    def read(self, picture: int, mirrored: bool = False) -> Tensor:
+        """Return the pixels (3, size, size) of the picture at this place, float32.
+
+        Raises:
+            ImageError: when it cannot be read.
+        """
+        pixels = _read(self._records[picture], self._settings)
+        # By numpy: torch would start threads of its own for each thread that reads.
+        return torch.from_numpy(pixels.numpy()[:, :, ::-1].copy()) if mirrored else pixels
+
+
+Pictures: TypeAlias = GridCache | PictureFiles
+"""What an encoder makes of pictures, or what it is to see of them: their order is that of the records."""
 
 
 def cache_grids(
@@ -76,10 +110,8 @@ def cache_grids(
     (place / "header.json").write_text(text)
 
     device = next(encoder.parameters()).device
-    with torch.inference_mode():
-        blank = torch.zeros(1, 3, settings.size, settings.size, device=device)
-        _, locations, size = encoder(blank)[0].shape
-    record_bytes = views * locations * size * 2
+    locations = math.prod(encoder.grid(settings.size))
+    record_bytes = views * locations * encoder.size * 2
     file = place / "grids.bin"
     with file.open("ab") as grids, torch.inference_mode():
         done = file.stat().st_size // record_bytes
@@ -88,7 +120,7 @@ def cache_grids(
         grids.truncate(done * record_bytes)
         batches = [records[at : at + batch_size] for at in range(done, len(records), batch_size)]
         bar = tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None)
-        for pixels in one_ahead(partial(_read, settings=settings), batches):
+        for pixels in one_ahead(partial(_read_batch, settings=settings), batches):
             pixels = pixels.to(device)
             seen = [encoder(pixels)[0]] + ([encoder(pixels.flip(3))[0]] if mirrored else [])
             grids.write(torch.stack(seen, dim=1).half().cpu().numpy().tobytes())
@@ -96,12 +128,15 @@ def cache_grids(
         bar.close()
         grids.flush()
         os.fsync(grids.fileno())
-    return GridCache(file, (len(records), views, locations, size))
+    return GridCache(file, (len(records), views, locations, encoder.size))
 
 
-def _read(records: Sequence[Record], settings: ImageSettings) -> Tensor:
-    pictures = (images.open(record.image, at_least=2 * settings.size) for record in records)
-    return torch.stack([images.prepare(picture, settings)[0] for picture in pictures])
+def _read_batch(records: Sequence[Record], settings: ImageSettings) -> Tensor:
+    return torch.stack([_read(record, settings) for record in records])
+
+
+def _read(record: Record, settings: ImageSettings) -> Tensor:
+    return images.prepare(images.open(record.image, at_least=2 * settings.size), settings)[0]
 
 
 def _hash_weights(encoder: Encoder) -> str:

@@ -8,18 +8,21 @@ import copy
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from captioner import config, vocabulary
+from captioner import config
+from captioner.ahead import one_ahead
 from captioner.captioning import choose_device, find_sentences
 from captioner.checkpoint import FORMAT, Header, save_checkpoint
 from captioner.encoder import Encoder, load_encoder_weights
@@ -33,14 +36,14 @@ from evaluation.datasets import Record, read_dataset
 from evaluation.metrics import Scorer
 from training.batches import Batch, Examples
 from training.config import OptimizerSettings, TrainingSettings, expand_path
-from training.features import GridCache, cache_grids
-from training.losses import caption_loss
+from training.features import PictureFiles, Pictures, cache_grids
+from training.losses import CaptionLoss
 
 LOG_EVERY = 50  # steps
 
 
 class Run:
-    """A run that is set up: data read, grids cached, network built. `train` does the rest."""
+    """A run that is set up: data read, network built, grids cached if they can be. `train` does the rest."""
 
     def __init__(self, settings: TrainingSettings, folder: Path):
         self.settings = settings
@@ -50,16 +53,21 @@ class Run:
 
         self.data = read_datasets(settings)
         training = [one for records in self.data.values() for one in records if one.split == "train"]
-        self.vocabulary = Vocabulary.build((text for one in training for text in one.captions), settings.min_count)
-        self.network = build_network(settings.model, len(self.vocabulary)).to(self.device)
+        texts = [text for one in training for text in one.captions]
+        self.vocabulary = (
+            Vocabulary.build_pieces(texts, settings.pieces)
+            if settings.pieces
+            else Vocabulary.build(texts, settings.min_count)
+        )
+        self.network = build_network(settings.model, len(self.vocabulary), settings.images.size).to(self.device)
         load_encoder(self.network.encoder, settings)
-        self.averaged = CaptioningNetwork(self.network.encoder, copy.deepcopy(self.network.decoder)).eval()
+        self.averaged = copy.deepcopy(self.network).eval()
 
-        grids = cache_datasets(settings, self.network.encoder, self.data)
-        parts = [(records, grids[name]) for name, records in self.data.items()]
+        pictures = open_pictures(settings, self.network.encoder, self.data)
+        parts = [(records, pictures[name]) for name, records in self.data.items()]
         self.examples = Examples(parts, self.vocabulary, settings.max_words)
         self.development = {
-            name: DevelopmentSet(records, grids[name])
+            name: DevelopmentSet(records, pictures[name])
             for name, records in self.data.items()
             if any(one.split == "dev" for one in records)
         }
@@ -67,9 +75,12 @@ class Run:
             raise DataError("the data sets hold no training pictures or no development pictures; both are needed")
         options = settings.optimizer
         self.steps_per_epoch = math.ceil(len(self.examples) / options.batch_size)
-        self.optimizer = torch.optim.AdamW(
-            self.network.decoder.parameters(), weight_decay=options.weight_decay, fused=True
-        )
+        groups = [
+            {"params": _learning(self.network.decoder), "highest_rate": options.learning_rate},
+            {"params": _learning(self.network.encoder), "highest_rate": settings.encoder.learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+        self.loss = CaptionLoss(settings.loss).to(self.device)
         self.step = 0  # steps done
         self.best = -math.inf
 
@@ -92,45 +103,57 @@ class Run:
             unit="step",
             disable=None,
         )
-        self.network.decoder.train()
-        started = saved = time.monotonic()
+        self.network.train()
+        started = saved = ready = time.monotonic()
         pictures = 0
+        waits: list[float] = []  # seconds, of each step since the last line of the log
+        steps: list[float] = []
         for batch in bar:
+            begun = time.monotonic()
             parts = self._train_step(batch)
+            done = time.monotonic()
             pictures += len(batch.captions)
+            waits.append(begun - ready)
+            steps.append(done - begun)
             if self.step % LOG_EVERY == 0:
-                now = time.monotonic()
                 bar.set_postfix(loss=f"{parts['words']:.3f}")
-                self._log(step=self.step, epoch=epoch + 1, **parts, pictures_per_second=pictures / (now - started))
-                started, pictures = now, 0
-            if time.monotonic() - saved > 60 * self.settings.save_minutes:
+                self._log(
+                    step=self.step,
+                    epoch=epoch + 1,
+                    **parts,
+                    pictures_per_second=pictures / (done - started),
+                    step_seconds=fmean(steps),
+                    wait_seconds=fmean(waits),
+                )
+                started, pictures, waits, steps = done, 0, [], []
+            if done - saved > 60 * self.settings.save_minutes:
                 self.save_state()
                 saved = time.monotonic()
+            ready = time.monotonic()
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         options = self.settings.optimizer
-        annotations, captions, targets = (tensor.to(self.device) for tensor in batch)
-        logits, attention = self.network.decoder(annotations, captions)
-        loss, parts = caption_loss(logits, attention, captions, targets, self.settings.loss)
+        pictures, captions, targets = (tensor.to(self.device) for tensor in batch)
+        annotations = annotate(self.network.encoder, pictures)
+        logits, look = self.network.decoder(annotations, captions)
+        loss, parts = self.loss(logits, look, captions, targets)
         if not math.isfinite(parts["words"]):
             raise ConfigError(
                 f"the loss became {parts['words']} at step {self.step}; lower optimizer.learning_rate"
             )
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.decoder.parameters(), options.clip_norm)
-        rate = learning_rate(options, self.step, options.epochs * self.steps_per_epoch)
+        norm = nn.utils.clip_grad_norm_(_learning(self.network), options.clip_norm)
+        share = rate_share(options, self.step, options.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = share * group["highest_rate"]
         self.optimizer.step()
         self.step += 1
         # Early on the average follows the weights closely, or it would keep their random start for long.
         decay = min(options.average_decay, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averaged.decoder.parameters()), list(self.network.decoder.parameters()), 1 - decay
-            )
-        return {**parts, "gradient_norm": norm.item(), "learning_rate": rate}
+            torch._foreach_lerp_(_learning(self.averaged), _learning(self.network), 1 - decay)
+        return {**parts, "gradient_norm": norm.item(), "learning_rate": share * options.learning_rate}
 
     def _evaluate(self, epoch: int) -> None:
         """Score the averaged network on the development pictures, and keep it if it is the best so far."""
@@ -163,7 +186,13 @@ class Run:
             "software": {"captioner": __version__, "torch": torch.__version__},
         }
         return Header(
-            FORMAT, self.settings.model, self.settings.images, self.vocabulary.words, vocabulary.RULE, card
+            FORMAT,
+            self.settings.model,
+            self.settings.images,
+            self.vocabulary.words,
+            self.vocabulary.rule,
+            card,
+            merges=self.vocabulary.merges,
         )
 
     def save_state(self) -> None:
@@ -171,9 +200,10 @@ class Run:
         state = {
             "step": self.step,
             "best": self.best,
-            "decoder": self.network.decoder.state_dict(),
-            "averaged": self.averaged.decoder.state_dict(),
+            "network": self._changing_part(self.network).state_dict(),
+            "averaged": self._changing_part(self.averaged).state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -184,9 +214,10 @@ class Run:
         """Go back to the last saved state; the log keeps no line from after it."""
         state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
         self.step, self.best = state["step"], state["best"]
-        self.network.decoder.load_state_dict(state["decoder"])
-        self.averaged.decoder.load_state_dict(state["averaged"])
+        self._changing_part(self.network).load_state_dict(state["network"])
+        self._changing_part(self.averaged).load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.loss.load_state_dict(state["loss"])
         torch.set_rng_state(state["random"].cpu())
         for device, random in enumerate(state["random_cuda"]):
             torch.cuda.set_rng_state(random.cpu(), device)
@@ -195,29 +226,37 @@ class Run:
         with write_atomically(log, overwrite=True) as file:
             file.write("".join(line for line in lines if json.loads(line)["step"] <= self.step).encode())
 
+    def _changing_part(self, network: CaptioningNetwork) -> nn.Module:
+        """Return what the state has to hold of a network: all, or without an encoder that stays as it is."""
+        return network if self.settings.encoder.learns else network.decoder
+
     def _log(self, **values: Any) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
 
 class DevelopmentSet:
-    """The development pictures of a data set, to be captioned from their cached grids."""
+    """The development pictures of a data set, to be captioned."""
 
-    def __init__(self, records: Sequence[Record], grids: GridCache):
+    def __init__(self, records: Sequence[Record], pictures: Pictures):
         self._places = [place for place, record in enumerate(records) if record.split == "dev"]
-        self._grids = grids
+        self._pictures = pictures
         self._scorer = Scorer({place: records[place].captions for place in self._places})
 
     def score(self, network: CaptioningNetwork, words: Vocabulary, settings: SearchSettings) -> dict[str, float]:
         """Return the corpus scores of the captions that `network` gives these pictures."""
         device = next(network.parameters()).device
+        batches = [self._places[at : at + 32] for at in range(0, len(self._places), 32)]
         captions = {}
-        with torch.inference_mode():
-            for at in range(0, len(self._places), 32):
-                places = self._places[at : at + 32]
-                annotations = torch.stack([self._grids.read(place) for place in places]).to(device)
+        with ThreadPoolExecutor(os.cpu_count()) as readers, torch.inference_mode():
+
+            def read(places: list[int]) -> Tensor:
+                return torch.stack(list(readers.map(self._pictures.read, places)))
+
+            for places, pictures in zip(batches, one_ahead(read, batches), strict=True):
+                annotations = annotate(network.encoder, pictures.to(device))
                 for place, found in zip(
-                    places, find_sentences(network.decoder, annotations, settings), strict=True
+                    places, find_sentences(network.decoder, annotations, settings, words.within), strict=True
                 ):
                     captions[place] = join(words.decode(found[0].words))
         return self._scorer.score(captions).corpus
@@ -229,29 +268,45 @@ def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
 
 
 def load_encoder(encoder: Encoder, settings: TrainingSettings) -> None:
-    """Fill the encoder with the weights that the settings name, and freeze it."""
+    """Fill the encoder with the weights that the settings name, and freeze what is not to learn."""
     weights = settings.encoder.weights
     load_encoder_weights(encoder, weights if weights in ("none", "imagenet") else str(expand_path(weights)))
-    encoder.finetune_from(None)
+    first = settings.encoder.train_from
+    encoder.finetune_from({"none": None, "all": encoder.stages[0]}.get(first, first))
 
 
-def cache_datasets(
+def annotate(encoder: Encoder, pictures: Tensor) -> Tensor:
+    """Return the annotations (B, L, D) of pixels (B, 3, H, W), or of cached grids, which are just that."""
+    return encoder(pictures)[0] if pictures.ndim == 4 else pictures
+
+
+def open_pictures(
     settings: TrainingSettings, encoder: Encoder, data: dict[str, list[Record]]
-) -> dict[str, GridCache]:
-    """Return the grids of each data set, computing those that are not on disk."""
+) -> dict[str, Pictures]:
+    """Return the pictures of each data set; a frozen encoder's grids are computed unless they are on disk."""
+    mirrored = settings.encoder.mirrored
+    if settings.encoder.learns:
+        return {name: PictureFiles(each, settings.images, mirrored=mirrored) for name, each in data.items()}
     folder = expand_path(settings.encoder.cache)
     return {
-        name: cache_grids(folder, encoder, settings.images, records, mirrored=settings.encoder.mirrored, name=name)
+        name: cache_grids(folder, encoder, settings.images, records, mirrored=mirrored, name=name)
         for name, records in data.items()
     }
 
 
-def learning_rate(options: OptimizerSettings, step: int, steps: int) -> float:
-    """Return the rate at a step: up in a straight line while warming up, then down along half a cosine to 0."""
+def rate_share(options: OptimizerSettings, step: int, steps: int) -> float:
+    """Return the share of the highest learning rates at a step.
+
+    It goes up in a straight line while warming up, then down along half a cosine to 0.
+    """
     if step < options.warmup_steps:
-        return options.learning_rate * (step + 1) / options.warmup_steps
+        return (step + 1) / options.warmup_steps
     progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _learning(module: nn.Module) -> list[Tensor]:
+    return [weight for weight in module.parameters() if weight.requires_grad]
 
 
 def count_records(records: Sequence[Record]) -> dict[str, int]:
@@ -301,7 +356,16 @@ def resume_run(folder: Path) -> Run:
 
 
 def prepare(settings: TrainingSettings) -> None:
-    """Compute the grids of all pictures and keep them, so that a run starts at once."""
+    """Compute the grids of all pictures and keep them, so that a run starts at once.
+
+    Raises:
+        ConfigError: when the encoder learns, and its grids change with it.
+    """
+    if settings.encoder.learns:
+        raise ConfigError(
+            f"encoder.train_from is {settings.encoder.train_from!r}: an encoder that learns has no grids "
+            "to prepare. Start the run at once, or set it to 'none'."
+        )
     encoder = Encoder(settings.model.encoder).to(choose_device(settings.device))
     load_encoder(encoder, settings)
-    cache_datasets(settings, encoder, read_datasets(settings))
+    open_pictures(settings, encoder, read_datasets(settings))

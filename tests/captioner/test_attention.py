@@ -1,62 +1,402 @@
+"""Every mechanism against its published formula, which is written out here in plain loops.
+
+To test a new mechanism: write its formula, for one row and one word, into `FORMULAS`.
+"""
+
+import itertools
+from dataclasses import replace
+from typing import NamedTuple, get_args, get_type_hints
+
 import pytest
 import torch
+from torch import Tensor
 
 from captioner import attention
-from captioner.attention import AdditiveAttention, AttentionSettings
+from captioner.attention import KINDS, AttentionSettings, Query, ScoredAttention, Sizes, build_attention
+from captioner.config import from_dict
+from captioner.errors import ConfigError
 
-B, K, L, D, H, A = 3, 2, 5, 7, 6, 4
+B, K, T = 3, 2, 3  # images, rows of each, words
+ROWS, COLUMNS = GRID = (2, 3)
+L, D, H, E, A, HEADS, RADIUS, PASS_WORDS = 6, 7, 5, 4, 6, 2, 1.5, 4
 
 
-@pytest.fixture
-def mechanism():
+# Scores of one location with annotation `a`, its number `i` and what coverage adds, `c`; `p` are the parameters.
+SCORES = {
+    "additive": lambda p, h, a, i, c: (
+        p["score.weight"][0]
+        @ (p["from_image.weight"] @ a + p["from_image.bias"] + p["from_state.weight"] @ h + c).tanh()
+    ),
+    "concat": lambda p, h, a, i, c: (
+        p["score.weight"][0]
+        @ (torch.cat([p["from_state.weight"], p["from_image.weight"]], dim=1) @ torch.cat([h, a]) + c).tanh()
+    ),
+    "general": lambda p, h, a, i, c: h @ p["from_image.weight"] @ a + c,
+    "dot": lambda p, h, a, i, c: h @ a + c,
+    "location": lambda p, h, a, i, c: p["from_state.weight"][i] @ h + c,
+    "scaled_dot": lambda p, h, a, i, c: (p["from_state.weight"] @ h) @ (p["from_image.weight"] @ a) / A**0.5 + c,
+}
+
+
+class Case(NamedTuple):
+    """One row about to write one word."""
+
+    score: str
+    p: dict[str, Tensor]  # parameters by name
+    query: Query  # (H,), (H,), (E,)
+    a: Tensor  # (L, D)
+    past: list  # L
+    word: int  # how many were written before
+
+
+class Seen(NamedTuple):
+    context: Tensor
+    weights: list
+    visual: Tensor | float | None = None
+    heads: list | None = None
+
+
+def scores_by_hand(case, score=None):
+    coverage = case.p.get("from_coverage", torch.zeros(1, dtype=torch.double))
+    score = SCORES[score or case.score]
+    return [score(case.p, case.query.hidden, a, i, coverage * case.past[i]).sum() for i, a in enumerate(case.a)]
+
+
+def softmax(scores):
+    powers = [score.exp() for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def weigh(weights, annotations):
+    return sum(alpha * a for alpha, a in zip(weights, annotations, strict=True))
+
+
+def inner(case):
+    return case._replace(
+        p={name.removeprefix("inner."): p for name, p in case.p.items() if name.startswith("inner.")}
+    )
+
+
+def none_by_hand(case):
+    return Seen(torch.zeros_like(case.a[0]), [1 / L] * L, visual=0.0)
+
+
+def mean_by_hand(case):
+    return Seen(sum(case.a) / L, [1 / L] * L)
+
+
+def soft_by_hand(case, score):
+    weights = softmax(scores_by_hand(case, score))
+    return Seen(weigh(weights, case.a), weights)
+
+
+def multi_head_by_hand(case):
+    key_weight, value_weight = case.p["from_image.weight"].split(A)
+    maps, contexts = [], []
+    for head in range(HEADS):
+        part = slice(head * A // HEADS, (head + 1) * A // HEADS)
+        query = case.p["from_state.weight"][part] @ case.query.hidden
+        scores = [query @ (key_weight[part] @ a) / (A / HEADS) ** 0.5 for a in case.a]
+        if "from_coverage" in case.p:
+            scores = [e + case.p["from_coverage"][head] * past for e, past in zip(scores, case.past, strict=True)]
+        maps.append(softmax(scores))
+        contexts.append(weigh(maps[-1], [value_weight[part] @ a for a in case.a]))
+    weights = [sum(each) / HEADS for each in zip(*maps, strict=True)]
+    return Seen(case.p["to_context.weight"] @ torch.cat(contexts), weights, heads=maps)
+
+
+def local_by_hand(case, centre):
+    weights = softmax(scores_by_hand(inner(case)))
+    for i, (row, column) in enumerate(itertools.product(range(ROWS), range(COLUMNS))):
+        squared = (row + 0.5 - centre[0]) ** 2 + (column + 0.5 - centre[1]) ** 2
+        weights[i] = weights[i] * torch.exp(torch.as_tensor(-squared / (2 * (RADIUS / 2) ** 2)))
+    weights = [weight / sum(weights) for weight in weights]
+    return Seen(weigh(weights, case.a), weights)
+
+
+def local_m_by_hand(case):
+    cell = case.word * L // PASS_WORDS % L
+    return local_by_hand(case, (cell // COLUMNS + 0.5, cell % COLUMNS + 0.5))
+
+
+def local_p_by_hand(case):
+    raw = case.p["to_centre.weight"] @ (case.p["from_state.weight"] @ case.query.hidden).tanh()
+    return local_by_hand(case, [size / (1 + (-x).exp()) for size, x in zip(GRID, raw, strict=True)])
+
+
+def adaptive_by_hand(case):
+    p, (h, m, x) = case.p, case.query
+    gate = torch.sigmoid(
+        p["gate_from_word.weight"] @ x + p["gate_from_word.bias"] + p["gate_from_state.weight"] @ h
+    )
+    s = p["to_annotation.weight"] @ (gate * m.tanh()) + p["to_annotation.bias"]
+    extended = inner(case)._replace(a=[*case.a, s], past=[*case.past, 0.0])
+    *_, beta = softmax(scores_by_hand(extended))
+    weights = softmax(scores_by_hand(inner(case)))
+    return Seen(beta * s + (1 - beta) * weigh(weights, case.a), weights, visual=1 - beta)
+
+
+def hard_by_hand(case):
+    scores = scores_by_hand(inner(case))
+    best = scores.index(max(scores))
+    return Seen(case.a[best], [float(i == best) for i in range(L)])
+
+
+FORMULAS = {
+    "none": none_by_hand,
+    "mean": mean_by_hand,
+    **{name: lambda case, name=name: soft_by_hand(case, name) for name in SCORES},
+    "multi_head": multi_head_by_hand,
+    "local_m": local_m_by_hand,
+    "local_p": local_p_by_hand,
+    "adaptive": adaptive_by_hand,
+    "hard": hard_by_hand,
+}
+
+
+def every_case():
+    """The settings of each mechanism around each score that it has, with and without coverage."""
+    for kind, mechanism in KINDS.items():
+        for score in SCORES if issubclass(mechanism, ScoredAttention) else ["additive"]:
+            for coverage in (False, True):
+                try:
+                    yield AttentionSettings(kind, A, score, coverage, HEADS, RADIUS, PASS_WORDS)
+                except ValueError:  # refused
+                    continue
+
+
+def describe(settings):
+    scored = f"-{settings.score}" if issubclass(KINDS[settings.kind], ScoredAttention) else ""
+    return f"{settings.kind}{scored}{'-coverage' * settings.coverage}"
+
+
+CASES = list(every_case())
+every_mechanism = pytest.mark.parametrize("settings", CASES, ids=describe)
+
+
+def make(settings):
+    """A mechanism in eval mode, with parameters that all matter, and T queries (T, N, ...) and annotations."""
     torch.manual_seed(0)
-    return AdditiveAttention(AttentionSettings(size=A), D, H).double()
+    hidden = D if "dot" in (settings.kind, settings.score) else H
+    mechanism = build_attention(settings, Sizes(D, hidden, E, GRID)).double().eval()
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    query = Query(*(torch.randn(T, B * K, size, dtype=torch.double) for size in (hidden, hidden, E)))
+    return mechanism, query, torch.randn(B, L, D, dtype=torch.double)
 
 
-def make_inputs():
-    torch.manual_seed(1)
-    return torch.randn(B, L, D, dtype=torch.double), torch.randn(B * K, H, dtype=torch.double)
+def look(mechanism, query, annotations):
+    """Look T times; return all that comes back, by name, (T, N, ...) each."""
+    keys = mechanism.prepare(annotations)
+    past = mechanism.begin(annotations).repeat_interleave(query.hidden.shape[1] // len(annotations), dim=0)
+    seen = []
+    for each in zip(*query, strict=True):
+        context, looked, past = mechanism(Query(*each), keys, annotations, past)
+        seen.append({"context": context, **{k: v for k, v in looked._asdict().items() if v is not None}})
+    return {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
 
 
-def test_additive_attention_equals_a_plain_loop_over_its_formula(mechanism):
-    annotations, hidden = make_inputs()
-    context, weights = mechanism(hidden, mechanism.prepare(annotations), annotations)
-    image_weight, state_weight = mechanism.from_image.weight, mechanism.from_state.weight
+def test_every_mechanism_has_its_formula_here():
+    missing = KINDS.keys() - FORMULAS.keys()
+    assert not missing, f"write the formula of {missing} into FORMULAS, so that it is tested like the others"
+    assert {settings.kind for settings in CASES} == KINDS.keys() == FORMULAS.keys()
+    hints = get_type_hints(AttentionSettings)
+    assert set(get_args(hints["kind"])) == KINDS.keys()
+    assert set(get_args(hints["score"])) == SCORES.keys()
+
+
+@every_mechanism
+@torch.no_grad()
+def test_what_is_seen_equals_the_published_formula(settings):
+    mechanism, query, annotations = make(settings)
+    seen = look(mechanism, query, annotations)
+    assert ("overlap" in seen) == settings.coverage
+    parameters = dict(mechanism.named_parameters())
     for row in range(B * K):
-        image = row // K
-        scores = []
-        for location in range(L):
-            inner = (
-                image_weight @ annotations[image, location] + mechanism.from_image.bias + state_weight @ hidden[row]
-            )
-            scores.append((mechanism.score.weight[0] * inner.tanh()).sum().exp())
-        expected = torch.stack(scores) / sum(scores)
-        torch.testing.assert_close(weights[row], expected)
-        torch.testing.assert_close(
-            context[row], sum(alpha * a for alpha, a in zip(expected, annotations[image], strict=True))
-        )
+        past = [0.0] * L
+        for word in range(T):
+            asking = Query(*(part[word, row] for part in query))
+            case = Case(settings.score, parameters, asking, annotations[row // K], past, word)
+            expected = FORMULAS[settings.kind](case)
+            overlap = sum(min(alpha, before) for alpha, before in zip(expected.weights, past, strict=True))
+            past = [alpha + before for alpha, before in zip(expected.weights, past, strict=True)]
+            by_name = {**expected._asdict(), "overlap": overlap if settings.coverage else None}
+            for name, value in by_name.items():
+                assert (name in seen) == (value is not None), name
+                if value is not None:
+                    torch.testing.assert_close(seen[name][word, row], torch.as_tensor(value, dtype=torch.double))
 
 
-def test_weights_sum_to_one(mechanism):
-    annotations, hidden = make_inputs()
-    _, weights = mechanism(hidden, mechanism.prepare(annotations), annotations)
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(B * K, dtype=torch.double))
+@every_mechanism
+@torch.no_grad()
+def test_weights_are_shares_of_the_locations(settings):
+    mechanism, query, annotations = make(settings)
+    for training in (False, True):
+        seen = look(mechanism.train(training), query, annotations)
+        for name in seen.keys() & {"weights", "heads"}:
+            assert (seen[name] >= 0).all()
+            torch.testing.assert_close(seen[name].sum(dim=-1), torch.ones(seen[name].shape[:-1]).double())
+        assert seen["weights"].shape == (T, B * K, L)
+        if "visual" in seen:
+            assert ((seen["visual"] >= 0) & (seen["visual"] <= 1)).all()
+
+
+def seeded_look(mechanism, *inputs):
+    torch.manual_seed(2)  # `hard` draws the same locations again
+    return look(mechanism, Query(*inputs[:3]), inputs[3])
+
+
+@every_mechanism
+def test_gradients_agree_with_finite_differences(settings):
+    """Of `hard`, those of the expected context and of the log-probability of the choice."""
+    mechanism, query, annotations = make(settings)
+    mechanism.train(settings.kind == "hard")
+    inputs = [tensor.requires_grad_() for tensor in (*(part[:2] for part in query), annotations)]
+    torch.autograd.gradcheck(
+        lambda *inputs: tuple(seeded_look(mechanism, *inputs).values()),
+        (*inputs, *mechanism.parameters()),
+        fast_mode=True,
+        check_undefined_grad=False,
+    )
+
+
+@every_mechanism
+def test_every_parameter_learns(settings):
+    mechanism, query, annotations = make(settings)
+    seen = seeded_look(mechanism.train(), *query, annotations)
+    loss = sum((seen[name] * torch.randn_like(seen[name])).sum() for name in seen.keys() & {"context", "choice"})
+    parameters = dict(mechanism.named_parameters())
+    if parameters:
+        loss.backward()
+    assert [name for name, parameter in parameters.items() if not parameter.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    "settings", [*CASES, *(replace(each, choice="sample") for each in CASES if each.kind == "hard")], ids=describe
+)
+@torch.no_grad()
+def test_a_row_sees_the_same_in_any_batch(settings):
+    mechanism, query, annotations = make(settings)
+    together = look(mechanism, query, annotations)
+    for row in range(B * K):
+        alone = look(mechanism, Query(*(part[:, [row]] for part in query)), annotations[[row // K]])
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][:, [row]], value)
 
 
 @pytest.mark.parametrize("cached", [1, L * K * A * 2, 1 << 18], ids=["one image", "two images", "all images"])
-def test_gradients_agree_with_finite_differences(mechanism, monkeypatch, cached):
+def test_additive_gradients_do_not_depend_on_the_size_of_the_cache(monkeypatch, cached):
     monkeypatch.setattr(attention, "_CACHED", cached)
-    annotations, hidden = make_inputs()
-    inputs = (hidden, mechanism.prepare(annotations), annotations)
-    inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
-    torch.autograd.gradcheck(lambda *all: mechanism(*all[:3]), (*inputs, *mechanism.parameters()))
+    test_gradients_agree_with_finite_differences(AttentionSettings(size=A))
 
 
-def test_a_batch_equals_its_images_one_by_one(mechanism):
-    annotations, hidden = make_inputs()
-    context, weights = mechanism(hidden, mechanism.prepare(annotations), annotations)
-    for image in range(B):
-        rows, one = slice(image * K, (image + 1) * K), annotations[image : image + 1]
-        alone_context, alone_weights = mechanism(hidden[rows], mechanism.prepare(one), one)
-        torch.testing.assert_close(context[rows], alone_context)
-        torch.testing.assert_close(weights[rows], alone_weights)
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("coverage", [False, True])
+def test_hard_attention_learns_from_one_location_or_from_the_expected_context(score, coverage):
+    settings = AttentionSettings("hard", A, score, coverage)
+    mechanism, query, annotations = make(settings)
+    with torch.no_grad():
+        seen = seeded_look(mechanism.train(), *query, annotations)
+    torch.manual_seed(2)
+    expects = mechanism.begin(annotations)[:, -1] > 0  # (B,)
+    assert 0 < expects.sum() < B
+    parameters = dict(mechanism.named_parameters())
+    for row in range(B * K):
+        past = [0.0] * L
+        a = annotations[row // K]
+        for word in range(T):
+            asking = Query(*(part[word, row] for part in query))
+            weights = softmax(scores_by_hand(inner(Case(score, parameters, asking, a, past, word))))
+            torch.testing.assert_close(seen["weights"][word, row], torch.stack(weights))
+            context, choice = seen["context"][word, row], seen["choice"][word, row]
+            if expects[row // K]:
+                torch.testing.assert_close(context, weigh(weights, a))
+                assert choice == 0
+                looked = weights
+            else:
+                (drawn,) = (a == context).all(dim=1).nonzero().flatten().tolist()
+                torch.testing.assert_close(choice, weights[drawn].log())
+                looked = [float(i == drawn) for i in range(L)]
+            past = [alpha + before for alpha, before in zip(looked, past, strict=True)]
+
+
+def hard_with_known_weights(count, **settings):
+    """`hard` scoring by location, a query of `count` rows, their annotations, naming themselves, and weights."""
+    mechanism = build_attention(AttentionSettings("hard", score="location", **settings), Sizes(L, 1, 1, GRID))
+    weights = torch.tensor([0.4, 0.05, 0.2, 0.0, 0.25, 0.1])
+    mechanism.inner.from_state.weight.data = weights.log().clamp(min=-1e9)[:, None]
+    ones = torch.ones(count, 1)
+    return mechanism, Query(ones, ones, ones), torch.eye(L).expand(count, L, L), weights
+
+
+def test_hard_attention_draws_locations_as_often_as_their_weights_say_for_half_of_the_images():
+    torch.manual_seed(0)
+    mechanism, query, annotations, weights = hard_with_known_weights(count=8000)
+    past = mechanism.begin(annotations)
+    context, _, _ = mechanism(query, mechanism.prepare(annotations), annotations, past)
+    drew = past[:, -1] == 0
+    assert drew.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(context[drew].mean(dim=0), weights, atol=0.03, rtol=0)
+    torch.testing.assert_close(context[~drew], weights.expand(int((~drew).sum()), -1))
+
+
+def test_hard_attention_can_draw_locations_when_captioning_too():
+    mechanism, query, annotations, weights = hard_with_known_weights(count=2, choice="sample")
+    keys, past = mechanism.prepare(annotations), mechanism.eval().begin(annotations)
+    looks = []
+    for _ in range(1000):
+        _, seen, past = mechanism(query, keys, annotations, past)
+        looks.append(seen.weights)
+    drawn = torch.stack(looks)  # (words, 2, L)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(drawn[:, 0], drawn[:, 1])  # pictures share the random numbers
+    torch.testing.assert_close(drawn[:, 0].mean(dim=0), weights, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(1, 2), (2, 3), (7, 7)])
+def test_the_window_of_local_m_moves_in_raster_order_and_passes_once_in_the_words_set(grid):
+    rows, columns = grid
+    for pass_words in range(1, 60):
+        settings = AttentionSettings("local_m", score="location", pass_words=pass_words)
+        mechanism = build_attention(settings, Sizes(D, H, E, grid))
+        words = torch.arange(2 * pass_words)
+        past = torch.rand(len(words), rows * columns)
+        past *= (words / past.sum(dim=1))[:, None]  # weights of so many words
+        cells = [word * rows * columns // pass_words % (rows * columns) for word in words.tolist()]
+        expected = torch.tensor([(cell // columns + 0.5, cell % columns + 0.5) for cell in cells])
+        assert torch.equal(mechanism.centre(torch.zeros(len(words), H), past), expected), pass_words
+
+
+def test_the_centre_of_local_p_stays_inside_the_grid():
+    mechanism, query, annotations = make(AttentionSettings("local_p", A))
+    for scale in (1, 1000):  # of states: sigmoids in between, and at their ends
+        hidden = scale * query.hidden
+        for state in hidden:
+            centre = mechanism.centre(state, mechanism.begin(annotations))
+            assert ((centre >= 0) & (centre <= torch.tensor(GRID))).all()
+        assert look(mechanism, query._replace(hidden=hidden), annotations)["weights"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "sharp"}, "kind: expected one of 'none', 'mean', 'additive'"),
+        ({"size": 0}, "size: must be at least 1"),
+        ({"radius": 0.0}, "radius: must be above 0"),
+        ({"radius": float("nan")}, "radius: must be above 0"),
+        ({"pass_words": 0}, "pass_words: must be at least 1"),
+        ({"kind": "multi_head", "size": 10, "heads": 4}, "heads: 4 heads cannot share a size of 10 evenly"),
+        ({"kind": "none", "coverage": True}, "coverage: 'none' scores no locations"),
+        ({"kind": "mean", "coverage": True}, "coverage: 'mean' scores no locations"),
+        ({"kind": "adaptive", "score": "location"}, "score: .* the sentinel of 'adaptive' has none"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_reason(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(AttentionSettings, values)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "dot"}, {"kind": "hard", "score": "dot"}])
+def test_a_dot_product_of_unlike_sizes_is_refused(settings):
+    with pytest.raises(ConfigError, match=r"decoder\.hidden_size must be 7, the encoder's; got 5\. 'general'"):
+        build_attention(AttentionSettings(**settings), Sizes(D, H, E, GRID))

@@ -3,14 +3,18 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from captioner import CheckpointError
+from captioner import CheckpointError, SearchSettings
+from captioner.captioning import Captioner, load
 from captioner.checkpoint import FORMAT, KEY, load_checkpoint, read_header, save_checkpoint
+from captioner.vocabulary import PIECES_RULE, SPECIAL
 
 
 @pytest.fixture
@@ -39,6 +43,54 @@ def test_round_trip_is_exact(tiny_checkpoint, tmp_path):
     assert other_header == header
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_pieces(tiny_checkpoint, tmp_path_factory):
+    """The tiny checkpoint with pieces of words for words."""
+    network, header = load_checkpoint(tiny_checkpoint)
+    pieces = ("a", "b", "a</w>", "b</w>", "ab", "ab</w>", "ba", "ba</w>", "aba</w>", "bab", "baab</w>", "bb")
+    merges = (("a", "b"), ("a", "b</w>"), ("b", "a"), ("b", "a</w>"), ("ab", "a</w>"), ("ba", "b"))
+    merges += (("ba", "ab</w>"), ("b", "b"))
+    header = replace(header, words=(*SPECIAL, *pieces), merges=merges, tokenizer=PIECES_RULE)
+    path = tmp_path_factory.mktemp("checkpoints") / "pieces.safetensors"
+    save_checkpoint(path, network, header)
+    return path
+
+
+def test_a_vocabulary_of_pieces_is_read_as_it_was_written(checkpoint_of_pieces, tiny_checkpoint):
+    network, header = load_checkpoint(checkpoint_of_pieces)
+    assert header.tokenizer == PIECES_RULE
+    assert header.merges[4] == ("ab", "a</w>")
+    assert Captioner(network, header).vocabulary.merges == header.merges
+    assert read_header(tiny_checkpoint).merges == ()
+
+
+def test_a_header_from_before_there_were_pieces_is_read(rewrite, tiny_checkpoint):
+    path = rewrite(lambda values: values.pop("merges"))
+    assert read_header(path) == read_header(tiny_checkpoint)
+
+
+def test_captions_in_pieces_have_whole_words(checkpoint_of_pieces, tiny, pictures):
+    """The same network, so its pieces are the words of the other: a word's map is their mean."""
+    spelling = load(checkpoint_of_pieces, device="cpu")
+    settings = SearchSettings(beam_size=3, max_words=7, repeat_size=0)  # pieces within a word may repeat
+    merged = 0
+    for picture in pictures:
+        whole, spelt = tiny.caption(picture, settings), spelling.caption(picture, settings)
+        numbers = [tiny.vocabulary.words.index(word) for word in whole.words]
+        spans = spelling.vocabulary.spans(numbers)
+        assert spelt.words == spelling.vocabulary.decode(numbers)
+        assert spelt.text == " ".join(spelt.words)
+        assert "<" not in spelt.text
+        assert spelt.attention.shape == (len(spans), *whole.attention.shape[1:])
+        np.testing.assert_allclose(spelt.attention.sum((1, 2)), 1, rtol=1e-5)
+        for span, weights, log_prob in zip(spans, spelt.attention, spelt.log_probs, strict=True):
+            np.testing.assert_allclose(weights, whole.attention[span].mean(0), atol=1e-6)
+            assert log_prob == pytest.approx(sum(whole.log_probs[span]))
+            merged += span.stop - span.start > 1
+        assert spelt.log_prob == pytest.approx(whole.log_prob)
+    assert merged > 0  # or this would say little
 
 
 def test_half_precision_storage_is_read_as_float32(tiny_checkpoint, tmp_path):
@@ -101,7 +153,17 @@ def test_a_newer_format_is_refused_with_advice(rewrite):
     [
         (lambda values: values.pop("format"), "header cannot be read"),
         (lambda values: values.update(words=["dog"]), "words: a vocabulary must open with"),
-        (lambda values: values.update(tokenizer="none"), "tokenizer: expected"),
+        (lambda values: values.update(tokenizer="none"), "tokenizer: expected 'words-1'"),
+        (
+            lambda values: values.update(tokenizer="pieces-1"),
+            "tokenizer: expected 'words-1' with 0 merges, got 'pieces-1'",
+        ),
+        (lambda values: values.update(merges=[["a", "s"]]), "words: a vocabulary must hold 'a' and 's'"),
+        (
+            lambda values: values.update(merges=[["i", "n"]], words=[*values["words"], "i", "n"]),
+            "tokenizer: expected 'pieces-1' with 1 merges, got 'words-1'",
+        ),
+        (lambda values: values.update(merges=[["a"]]), r"merges\[0\]: expected a list of 2"),
         (lambda values: values["model"]["encoder"].update(name="alexnet"), "unknown encoder"),
         (lambda values: values["model"].update(extra=1), "extra: unknown setting"),
     ],

@@ -1,104 +1,367 @@
+"""Every decoder against its published equations, which are written out here word by word.
+
+To test a new decoder: write its equations, for one caption, into `EQUATIONS`.
+"""
+
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from captioner.attention import KINDS as ATTENTIONS
 from captioner.attention import AttentionSettings
-from captioner.decoder import DecoderSettings, build_decoder
+from captioner.config import from_dict
+from captioner.decoder import CELLS, KINDS, DecoderSettings, build_decoder
+from captioner.errors import ConfigError
+from captioner.model import ModelSettings
 from captioner.vocabulary import PAD, START
 
-VOCABULARY_SIZE = 11
+D, H, E, V, LAYERS, HEADS = 6, 6, 5, 11, 2, 2  # D is H, for the attention `dot`
+GRID, L = (2, 3), 6
+WORDS = (START, 4, 9)
 
 
-def make_decoder(tied_output: bool = False):
+class Hand:
+    """The parameters of a decoder, and what its equations share."""
+
+    def __init__(self, decoder):
+        self.p = dict(decoder.named_parameters())
+
+    def linear(self, name, x):
+        product = self.p[f"{name}.weight"] @ x
+        return product + self.p[f"{name}.bias"] if f"{name}.bias" in self.p else product
+
+    def look(self, hidden, annotations):
+        """Additive attention: context and weights."""
+        query = self.linear("attention.from_state", hidden)
+        keys = [self.linear("attention.from_image", a) for a in annotations]
+        powers = [self.linear("attention.score", (key + query).tanh()).exp() for key in keys]
+        weights = torch.cat(powers) / sum(powers)
+        return sum(alpha * a for alpha, a in zip(weights, annotations, strict=True)), weights
+
+    def logits(self, combined):
+        return self.p["output_weight"] @ combined + self.p["output_bias"]
+
+
+def rnn(x, u, h, c):
+    """The state after inputs `x` and recurrent products `u`, of the state `h` and the memory `c`."""
+    h = (x + u).tanh()
+    return h, h
+
+
+def gru(x, u, h, c):
+    (x_r, x_z, x_n), (u_r, u_z, u_n) = x.chunk(3), u.chunk(3)
+    r, z = (x_r + u_r).sigmoid(), (x_z + u_z).sigmoid()
+    h = z * h + (1 - z) * (x_n + r * u_n).tanh()
+    return h, h
+
+
+def lstm(x, u, h, c):
+    i, f, o, g = (x + u).chunk(4)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def before_by_hand(cell):
+    """Show, Attend and Tell, section 3.1.2, around any cell."""
+
+    def write(hand, annotations, words):
+        mean = annotations.mean(dim=0)
+        h = hand.linear("start_hidden", mean).tanh()
+        c = hand.linear("start_memory", mean).tanh() if cell is lstm else h
+        for word in words:
+            y = hand.p["embedding.weight"][word]
+            z, alpha = hand.look(h, annotations)
+            z = hand.linear("gate", h).sigmoid() * z
+            x = hand.linear("gates_from_word", y) + hand.linear("gates_from_context", z)
+            h, c = cell(x, hand.linear("gates_from_hidden", h), h, c)
+            yield (
+                hand.logits(y + hand.linear("output_from_hidden", h) + hand.linear("output_from_context", z)),
+                alpha,
+            )
+
+    return write
+
+
+def after_by_hand(cell):
+    """Luong et al. 2015, equations 5 and 6, with input feeding, around any cell."""
+
+    def write(hand, annotations, words):
+        mean = annotations.mean(dim=0)
+        h = hand.linear("start_hidden", mean).tanh()
+        c = hand.linear("start_memory", mean).tanh() if cell is lstm else h
+        fed = torch.zeros(E, dtype=torch.double)
+        for word in words:
+            x = hand.linear("gates_from_word", hand.p["embedding.weight"][word])
+            x = x + hand.linear("gates_from_fed", fed)
+            h, c = cell(x, hand.linear("gates_from_hidden", h), h, c)
+            z, alpha = hand.look(h, annotations)
+            fed = (hand.linear("output_from_hidden", h) + hand.linear("output_from_context", z)).tanh()
+            yield hand.logits(fed), alpha
+
+    return write
+
+
+def top_down_by_hand(hand, annotations, words):
+    """Anderson et al. 2018, section 3.2."""
+    mean = annotations.mean(dim=0)
+    h1 = c1 = h2 = c2 = torch.zeros(H, dtype=torch.double)
+    for word in words:
+        x = hand.linear("gates_from_word", hand.p["embedding.weight"][word]) + hand.linear("gates_from_mean", mean)
+        h1, c1 = lstm(x, hand.linear("gates_from_hiddens", torch.cat([h1, h2])), h1, c1)
+        z, alpha = hand.look(h1, annotations)
+        x = hand.linear("language_from_context", z)
+        h2, c2 = lstm(x, hand.linear("language_from_hiddens", torch.cat([h1, h2])), h2, c2)
+        yield hand.logits(hand.linear("output_from_hidden", h2)), alpha
+
+
+def heads_by_hand(query, keys, values):
+    """Vaswani et al. 2017, section 3.2.2, for one query: the heads' contexts joined, and their maps."""
+    contexts, maps = [], []
+    for q, k, v in zip(*(torch.stack(each).chunk(HEADS, dim=-1) for each in ([query], keys, values)), strict=True):
+        powers = [(q[0] @ one / len(one) ** 0.5).exp() for one in k]
+        maps.append(torch.stack(powers) / sum(powers))
+        contexts.append(sum(alpha * one for alpha, one in zip(maps[-1], v, strict=True)))
+    return torch.cat(contexts), maps
+
+
+def transformer_by_hand(hand, annotations, words):
+    """Vaswani et al. 2017, normalised first, reading all words anew for each."""
+
+    def norm(name, x):
+        return F.layer_norm(x, (H,), hand.p[f"{name}.weight"], hand.p[f"{name}.bias"])
+
+    def position(t):
+        angles = [t / 10_000 ** (2 * (i // 2) / H) for i in range(H)]
+        return torch.tensor([math.cos(angle) if i % 2 else math.sin(angle) for i, angle in enumerate(angles)])
+
+    for count in range(1, len(words) + 1):
+        x = [
+            hand.linear("from_embedding", hand.p["embedding.weight"][word]) + position(t)
+            for t, word in enumerate(words[:count])
+        ]
+        last_maps = []
+        for n in range(LAYERS):
+            layer = f"layers.{n}"
+            triples = [hand.linear(f"{layer}.from_word", norm(f"{layer}.self_norm", one)).chunk(3) for one in x]
+            _, keys, values = zip(*triples, strict=True)
+            for t, (query, _, _) in enumerate(triples):
+                back, _ = heads_by_hand(query, keys[: t + 1], values[: t + 1])
+                x[t] = x[t] + hand.linear(f"{layer}.to_hidden", back)
+            pairs = [hand.linear(f"{layer}.attention.from_image", a).chunk(2) for a in annotations]
+            for t in range(count):
+                query = hand.linear(f"{layer}.attention.from_state", norm(f"{layer}.attention_norm", x[t]))
+                context, maps = heads_by_hand(query, *zip(*pairs, strict=True))
+                x[t] = x[t] + hand.linear(f"{layer}.attention.to_context", context)
+                thought = hand.linear(f"{layer}.think.0", norm(f"{layer}.think_norm", x[t]))
+                x[t] = x[t] + hand.linear(f"{layer}.think.2", thought * (1 + torch.erf(thought / 2**0.5)) / 2)
+            last_maps += maps
+        yield hand.logits(hand.linear("output_from_hidden", norm("norm", x[-1]))), sum(last_maps) / len(last_maps)
+
+
+EQUATIONS = {
+    ("rnn", "before"): before_by_hand(rnn),
+    ("rnn", "after"): after_by_hand(rnn),
+    ("gru", "before"): before_by_hand(gru),
+    ("gru", "after"): after_by_hand(gru),
+    ("lstm", "before"): before_by_hand(lstm),
+    ("lstm", "after"): after_by_hand(lstm),
+    ("top_down", "before"): top_down_by_hand,
+    ("transformer", "before"): transformer_by_hand,
+}
+
+
+def settings_for(kind, attend="before", attention=None, **others):
+    """The settings of a small decoder, with additive attention unless it has its own."""
+    attention = attention or {"kind": "multi_head" if kind == "transformer" else "additive"}
+    return ModelSettings(
+        attention=AttentionSettings(size=8, heads=HEADS, **attention),
+        decoder=DecoderSettings(kind, attend, hidden_size=H, embedding_size=E, layers=LAYERS, **others),
+    )
+
+
+def every_case():
+    """Every decoder; then every attention mechanism, with coverage if it may have it, before and after."""
+    yield from (settings_for(kind, attend) for kind, attend in EQUATIONS)
+    for kind in ATTENTIONS:
+        coverage = kind not in ("none", "mean")
+        for attend in ("before", "after"):
+            yield settings_for("lstm", attend, {"kind": kind, "coverage": coverage})
+    yield settings_for("lstm", attention={"kind": "hard", "choice": "sample"})
+    yield settings_for("lstm", tied_output=True)
+
+
+def describe(settings):
+    decoder, attention = settings.decoder, settings.attention
+    return f"{decoder.kind}-{decoder.attend}-{attention.kind}{'-coverage' * attention.coverage}"
+
+
+every_decoder = pytest.mark.parametrize(("kind", "attend"), EQUATIONS)
+every_combination = pytest.mark.parametrize("settings", list(every_case()), ids=describe)
+
+
+def make(settings):
+    """A decoder in eval mode, and a picture's annotations for each of three images."""
     torch.manual_seed(0)
-    settings = DecoderSettings(hidden_size=6, embedding_size=5, tied_output=tied_output)
-    return build_decoder(settings, AttentionSettings(size=4), annotation_size=7, vocabulary_size=VOCABULARY_SIZE)
+    decoder = build_decoder(settings.decoder, settings.attention, D, GRID, V).double().eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))  # biases and the weights of coverage, too
+    return decoder, torch.randn(3, L, D, dtype=torch.double)
 
 
-def make_captions() -> torch.Tensor:
-    """Three captions of two images; the third column of the first image is not there."""
+def make_captions() -> Tensor:
+    """Captions of three images; the third column of the first image is not there."""
     return torch.tensor(
         [
             [[START, 4, 5, 6, 7], [START, 8, 9, PAD, PAD], [PAD, PAD, PAD, PAD, PAD]],
             [[START, 10, 4, PAD, PAD], [START, 5, PAD, PAD, PAD], [START, PAD, PAD, PAD, PAD]],
+            [[START, 6, PAD, PAD, PAD], [START, 9, 8, 7, 6], [PAD, PAD, PAD, PAD, PAD]],  # not longest first
         ]
     )
 
 
-@pytest.mark.parametrize("tied_output", [False, True])
-def test_reading_whole_captions_equals_writing_them_step_by_step(tied_output):
-    decoder = make_decoder(tied_output).eval()
-    annotations = torch.randn(2, 9, 7)
-    captions = make_captions()
-    logits, attention = decoder(annotations, captions)
-    log_probs = logits.log_softmax(dim=-1)
-
-    place = 0
-    for image in range(2):
-        for caption in captions[image]:
-            state = decoder.start(annotations[image : image + 1])
-            for word in caption[caption != PAD]:
-                expected, state, weights = decoder.step(word[None], state)
-                torch.testing.assert_close(log_probs[place], expected[0])
-                torch.testing.assert_close(attention[place], weights[0])
-                place += 1
-    assert place == len(logits) == int((captions != PAD).sum())
+def write(decoder, annotations, words, state=None):
+    """Read words one by one; return the log-probabilities (T, V) after each, the looks and the last state."""
+    state = state or decoder.start(annotations)
+    written, looks = [], []
+    for word in words:
+        log_probs, state, look = decoder.step(torch.tensor([word]), state)
+        written.append(log_probs)
+        looks.append(look)
+    return torch.cat(written), looks, state
 
 
-def test_a_step_equals_the_papers_equations_computed_by_hand():
-    decoder = make_decoder().eval()
-    annotations = torch.randn(1, 9, 7)
+def assert_same_looks(look, row, other, other_row):
+    for seen, expected in zip(look, other, strict=True):
+        assert (seen is None) == (expected is None)
+        if seen is not None:
+            torch.testing.assert_close(seen[row], expected[other_row])
+
+
+def test_every_decoder_has_its_equations_here():
+    missing = KINDS.keys() - {kind for kind, _ in EQUATIONS}
+    assert not missing, f"write the equations of {missing} into EQUATIONS, so that they are tested like the others"
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@every_decoder
+@torch.no_grad()
+def test_steps_equal_the_published_equations(kind, attend, normalize):
+    decoder, annotations = make(settings_for(kind, attend, normalize=normalize))
     a = annotations[0]
-    a = (a - a.mean(1, keepdim=True)) / (a.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    weights = dict(decoder.named_parameters())
-
-    def linear(name, x):
-        bias = weights.get(f"{name}.bias")
-        return weights[f"{name}.weight"] @ x + (0 if bias is None else bias)
-
-    h = torch.tanh(linear("start_hidden", a.mean(0)))
-    c = torch.tanh(linear("start_memory", a.mean(0)))
-    query = linear("attention.from_state", h)
-    scores = torch.stack(
-        [linear("attention.score", torch.tanh(linear("attention.from_image", a_i) + query)) for a_i in a]
-    ).squeeze(1)
-    alpha = scores.exp() / scores.exp().sum()  # equation 5
-    beta = torch.sigmoid(linear("gate", h))
-    z = beta * sum(alpha_i * a_i for alpha_i, a_i in zip(alpha, a, strict=True))
-    ey = decoder.embedding.weight[START]
-    i, f, o, g = (
-        linear("gates_from_word", ey) + linear("gates_from_hidden", h) + linear("gates_from_context", z)
-    ).split(6)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)  # equation 2
-    h = torch.sigmoid(o) * torch.tanh(c)  # equation 3
-    combined = ey + linear("output_from_hidden", h) + linear("output_from_context", z)
-    logits = decoder.output_weight @ combined + decoder.output_bias  # equation 7
-
-    log_probs, state, attention = decoder.step(torch.tensor([START]), decoder.start(annotations))
-    torch.testing.assert_close(log_probs[0], logits - logits.exp().sum().log())
-    torch.testing.assert_close(state.hidden[0], h)
-    torch.testing.assert_close(state.memory[0], c)
-    torch.testing.assert_close(attention[0], alpha)
+    if normalize:
+        a = (a - a.mean(1, keepdim=True)) / (a.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    log_probs, looks, _ = write(decoder, annotations[:1], WORDS)
+    expected = EQUATIONS[kind, attend](Hand(decoder), a, WORDS)
+    for word, (logits, alpha) in enumerate(expected):
+        torch.testing.assert_close(log_probs[word], logits - logits.exp().sum().log(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(looks[word].weights[0], alpha, rtol=1e-5, atol=1e-6)
+    assert word == len(WORDS) - 1
 
 
-def test_gradients_agree_with_finite_differences():
-    decoder = make_decoder().double().eval()
-    annotations = torch.randn(2, 3, 7, dtype=torch.double, requires_grad=True)
-    captions = make_captions()[:, :, :3]
-    torch.autograd.gradcheck(lambda a, *_: decoder(a, captions)[0], (annotations, *decoder.parameters()))
+@torch.no_grad()
+def test_the_gru_is_that_of_torch():
+    decoder, _ = make(settings_for("gru"))
+    y, h = torch.randn(4, E, dtype=torch.double), torch.randn(4, H, dtype=torch.double)
+    expected = torch.gru_cell(
+        y,
+        h,
+        decoder.gates_from_word.weight,
+        decoder.gates_from_hidden.weight,
+        decoder.gates_from_word.bias,
+        torch.zeros(3 * H, dtype=torch.double),
+    )
+    found, _ = CELLS["gru"][1](decoder.gates_from_word(y), decoder.gates_from_hidden(h), h, h)
+    torch.testing.assert_close(found, expected)
 
 
-def test_a_state_can_be_selected_row_by_row():
-    decoder = make_decoder().eval()
-    annotations = torch.randn(3, 4, 7)
+@every_combination
+@torch.no_grad()
+def test_reading_whole_captions_equals_writing_them_step_by_step(settings):
+    decoder, annotations = make(settings)
+    captions = make_captions()
+    logits, look = decoder(annotations, captions)
+    log_probs = logits.log_softmax(dim=-1)
+    place = 0
+    for image in range(3):
+        for caption in captions[image]:
+            words = caption[caption != PAD].tolist()
+            if words:
+                expected, looks, _ = write(decoder, annotations[[image]], words)
+                torch.testing.assert_close(log_probs[place : place + len(words)], expected)
+                for number, one in enumerate(looks):
+                    assert_same_looks(look, place + number, one, 0)
+                place += len(words)
+    assert place == len(logits) == len(look.weights)
+
+
+@every_combination
+@torch.no_grad()
+def test_a_state_can_be_selected_row_by_row(settings):
+    """Hypotheses branch, are dropped and change places, and their images leave: each row goes on as if alone."""
+    decoder, annotations = make(settings)
+    histories = [[START], [START], [START]]
+    images = [0, 1, 2]
     state = decoder.start(annotations)
-    chosen = state.select(torch.tensor([[2, 2], [0, 0]]))
-    words = torch.tensor([4, 5, 6, 7])
-    log_probs, after, attention = decoder.step(words, chosen)
-    for row, image in enumerate([2, 2, 0, 0]):
-        alone = decoder.start(annotations[image : image + 1])
-        expected, _, weights = decoder.step(words[row : row + 1], alone)
-        torch.testing.assert_close(log_probs[row], expected[0])
-        torch.testing.assert_close(attention[row], weights[0])
-    branched = after.select(torch.tensor([[3, 2]]))
-    torch.testing.assert_close(branched.hidden, after.hidden[[3, 2]])
-    torch.testing.assert_close(branched.annotations, state.annotations[:1])
+    _, state, _ = decoder.step(torch.tensor([START] * 3), state)
+    for rows, words in (
+        ([[0, 0], [1, 1], [2, 2]], [4, 5, 6, 7, 8, 9]),
+        ([[1, 1, 0], [5, 4, 5]], [9, 4, 8, 7, 6, 5]),
+    ):
+        chosen = torch.tensor(rows)
+        state = state.select(chosen)
+        images = [images[row] for row in chosen.flatten()]
+        histories = [[*histories[row], word] for row, word in zip(chosen.flatten(), words, strict=True)]
+        log_probs, state, look = decoder.step(torch.tensor(words), state)
+        for row, (image, history) in enumerate(zip(images, histories, strict=True)):
+            expected, looks, _ = write(decoder, annotations[[image]], history)
+            torch.testing.assert_close(log_probs[row], expected[-1])
+            assert_same_looks(look, row, looks[-1], 0)
+
+
+@every_decoder
+def test_gradients_agree_with_finite_differences(kind, attend):
+    decoder, annotations = make(settings_for(kind, attend))
+    captions = make_captions()[:, :, :3]
+
+    def outputs(annotations, *parameters):
+        logits, look = decoder(annotations, captions)
+        return logits, look.weights
+
+    inputs = (annotations.requires_grad_(), *decoder.parameters())
+    torch.autograd.gradcheck(outputs, inputs, fast_mode=True, check_undefined_grad=False)
+
+
+@every_combination
+def test_every_parameter_learns(settings):
+    decoder, annotations = make(settings)
+    logits, look = decoder.train()(annotations, make_captions())
+    loss = (logits * torch.randn_like(logits)).sum()
+    if look.choice is not None:
+        loss = loss + look.choice.sum()
+    loss.backward()
+    still = {name.split(".")[0] for name, parameter in decoder.named_parameters() if not parameter.grad.any()}
+    reads_context = {"gate", "gates_from_context", "output_from_context"}
+    if settings.attention.kind == "none":  # its context is zero
+        assert still <= reads_context
+    else:
+        assert still == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "gpt"}, "kind: expected one of 'rnn', 'gru', 'lstm', 'top_down', 'transformer'"),
+        ({"hidden_size": 0}, "hidden_size: must be at least 1"),
+        ({"layers": 0}, "layers: must be at least 1"),
+        ({"dropout": 1.0}, "dropout: must be at least 0 and below 1"),
+        ({"kind": "top_down", "attend": "after"}, "attend: 'top_down' has its own place to look"),
+        ({"kind": "transformer", "attend": "after"}, "attend: 'transformer' has its own place to look"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_reason(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(DecoderSettings, values)

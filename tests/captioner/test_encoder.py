@@ -34,6 +34,7 @@ SIZES = {
     "convnext_tiny": (768, 384),
 }
 QUICK = ("efficientnet_v2_b0", "resnet18", "vgg16")
+SMALL = EncoderSettings("small_cnn", stride=8)
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -114,10 +115,11 @@ def test_every_network_is_tried_here():
     assert set(SIZES) == {"efficientnet_v2_b0", *TORCHVISION_NETWORKS}
 
 
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
+
+
 @pytest.mark.parametrize("stride", [32, 16])
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_network_gives_a_grid_of_the_stride_that_was_asked(name, stride):
     with torch.device("meta"):
         encoder = Encoder(EncoderSettings(name, stride))
@@ -126,6 +128,37 @@ def test_every_network_gives_a_grid_of_the_stride_that_was_asked(name, stride):
     assert grid == (224 // stride, 160 // stride)
     assert annotations.shape == (2, grid[0] * grid[1], encoder.size)
     assert annotations.is_meta
+
+
+@pytest.mark.parametrize("stride", [32, 16])
+@pytest.mark.parametrize("name", EVERY)
+def test_the_grid_of_a_size_is_known_without_a_picture(name, stride):
+    with torch.device("meta"):
+        encoder = Encoder(EncoderSettings(name, stride))
+    for size in (64, 97, 111, 224):
+        assert encoder.grid(size) == encoder(torch.empty(1, 3, size, size, device="meta"))[1]
+
+
+def test_the_small_network_gives_a_grid_of_stride_8():
+    encoder = Encoder(SMALL)
+    for size, cells in {64: 8, 97: 13, 224: 28}.items():
+        annotations, grid = encoder(torch.zeros(1, 3, size, size))
+        assert encoder.grid(size) == grid == (cells, cells)
+        assert annotations.shape == (1, cells**2, encoder.size)
+
+
+def test_a_cell_of_the_small_network_reads_31_by_31_pixels():
+    encoder = Encoder(SMALL)
+    for stage in encoder.stages:
+        encoder.features.get_submodule(stage)[1] = (
+            nn.Identity()
+        )  # the norm, whose statistics are the whole picture's
+    images = torch.randn(1, 3, 64, 64, requires_grad=True)
+    annotations, (_, columns) = encoder(images)
+    annotations[0, 4 * columns + 3].sum().backward()
+    rows, columns = images.grad[0].abs().sum(dim=0).nonzero().T
+    # The cell covers rows 32 to 39 and columns 24 to 31.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (17, 47, 9, 39)
 
 
 @pytest.mark.slow
@@ -165,10 +198,16 @@ def test_vgg_at_stride_16_ends_on_conv5_3_before_the_last_pool():
     assert isinstance(encoder.features[-1], nn.ReLU)
 
 
-@pytest.mark.parametrize("stride", [16, 32])
-def test_a_cell_answers_to_its_own_place_in_the_picture(stride):
+def test_the_small_network_knows_where_a_cell_lies():
+    annotations, _ = Encoder(SMALL)(torch.zeros(1, 3, 64, 64))
+    inner = annotations.view(8, 8, -1)[2:6, 2:6].flatten(0, 1)  # those that no border reaches
+    assert torch.pdist(inner).min() > 0.05
+
+
+@pytest.mark.parametrize("settings", [EncoderSettings(stride=16), EncoderSettings(stride=32), SMALL], ids=str)
+def test_a_cell_answers_to_its_own_place_in_the_picture(settings):
     torch.manual_seed(0)
-    encoder = Encoder(EncoderSettings(stride=stride))
+    encoder = Encoder(settings)
     images = torch.zeros(5, 3, 160, 224)
     places = [(0, 6), (4, 0), (0, 0), (4, 6)]  # rows and columns of 32 pixels: the top right comes first
     for image, (row, column) in zip(images[1:], places, strict=True):
@@ -176,7 +215,7 @@ def test_a_cell_answers_to_its_own_place_in_the_picture(stride):
     with torch.inference_mode():
         annotations, (rows, columns) = encoder(images)
     changes = (annotations[1:] - annotations[0]).norm(dim=-1).view(4, rows, columns)
-    for change, (row, column) in zip(F.avg_pool2d(changes, 32 // stride), places, strict=True):
+    for change, (row, column) in zip(F.avg_pool2d(changes, 32 // settings.stride), places, strict=True):
         found_row, found_column = divmod(int(change.argmax()), 7)
         assert abs(found_row - row) <= 1
         assert abs(found_column - column) <= 1
@@ -190,6 +229,7 @@ def test_grid_averages_the_cells_into_rows_and_columns(encoder):
         cells, grid = encoder(images)
         annotations, pooled_grid = pooled(images)
     assert (grid, pooled_grid) == ((4, 6), (2, 3))
+    assert pooled.grid(224) == (2, 3)
     expected = cells.view(2, 2, 3, 2, 1280).mean(dim=(1, 3)).view(1, 6, 1280)
     torch.testing.assert_close(annotations, expected, rtol=1e-4, atol=1e-4)
 
@@ -254,8 +294,10 @@ def test_no_part_leaves_eval_mode():
     ("values", "message"),
     [
         ({"name": "resnet5"}, "name: unknown encoder 'resnet5'; did you mean 'resnet50'"),
-        ({"name": "zzz"}, "name: unknown encoder 'zzz'; known: efficientnet_v2_b0, resnet18"),
-        ({"stride": 8}, "stride: expected (one of )?16"),
+        ({"name": "zzz"}, "name: unknown encoder 'zzz'; known: efficientnet_v2_b0, small_cnn, resnet18"),
+        ({"stride": 4}, "stride: expected (one of )?(8|16)"),
+        ({"stride": 8}, "stride: expected 16 or 32 for efficientnet_v2_b0, got 8"),
+        ({"name": "small_cnn"}, "stride: expected 8 for small_cnn, got 32"),
         ({"grid": [0, 7]}, r"grid: expected rows and columns of 1 or more, got \(0, 7\)"),
     ],
 )

@@ -40,15 +40,19 @@ class Toy:
         logits[END] += self.end_bias
         return logits.log_softmax(0)
 
+    def attention(self, word) -> Tensor:
+        """Says which word was read."""
+        return (torch.arange(self.size) == word).double() * 0.7 + 0.3 / self.size
+
     def step(self, words, state):
         history = torch.cat([state.history, words[:, None]], dim=1)
         self.rows_stepped += len(words)
         log_probs = [self.log_probs(int(i), tuple(h.tolist())) for i, h in zip(state.image, history, strict=True)]
-        attention = torch.nn.functional.one_hot(words, self.size).double()  # says which word was read
-        return torch.stack(log_probs), ToyState(history, state.image), attention
+        look = (torch.stack([self.attention(word) for word in words]), None, words[:, None, None].expand(-1, 2, 3))
+        return torch.stack(log_probs), ToyState(history, state.image), look
 
 
-def run(toy, images, **settings):
+def run(toy, images, repeatable=(), **settings):
     settings.setdefault("repeat_size", 0)
     return search(
         toy.step,
@@ -57,6 +61,7 @@ def run(toy, images, **settings):
         SearchSettings(**settings),
         end=END,
         barred=[START],
+        repeatable=repeatable,
     )
 
 
@@ -89,6 +94,31 @@ def test_beam_search_finds_the_best_sentences(seed, length_penalty):
         assert [one.log_prob for one in hypotheses] == pytest.approx([total for _, _, total in best])
 
 
+def test_the_coverage_penalty_rewards_sentences_that_look_everywhere():
+    """Wu et al. 2016, equation 14."""
+    toy, beta, images = Toy(5, seed=1), 0.5, range(3)
+    settings = {"beam_size": 60, "candidates": 7, "max_words": 3}
+    found = run(toy, images, coverage_penalty=beta, **settings)
+    for image, hypotheses in enumerate(found):
+        scored = []
+        for words, total in every_sentence(toy, image, 3):
+            maps = [toy.attention(word) for word in (START, *words[:-1])]
+            covered = [min(sum(float(one[place]) for one in maps), 1.0) for place in range(toy.size)]
+            scored.append((total / (len(words) + 1) + beta * sum(map(math.log, covered)), words))
+        best = sorted(scored, reverse=True)[:7]
+        assert [one.words for one in hypotheses] == [words for _, words in best]
+        assert [one.score for one in hypotheses] == pytest.approx([score for score, _ in best])
+    plain = run(toy, images, **settings)
+    assert [one.words for each in plain for one in each] != [one.words for each in found for one in each]
+
+
+def test_a_place_never_looked_at_costs_much_but_not_everything():
+    toy = Toy(5)
+    toy.attention = lambda word: (torch.arange(toy.size) == word).double()
+    for (found,) in run(toy, range(3), max_words=2, coverage_penalty=1.0):
+        assert -math.inf < found.score < found.log_prob - 20
+
+
 def test_a_beam_of_one_takes_the_likeliest_word_at_each_step():
     toy = Toy(8, seed=3)
     for image, (found,) in enumerate(run(toy, range(20), beam_size=1, max_words=9)):
@@ -114,16 +144,21 @@ def test_a_batch_equals_its_images_one_by_one(settings):
         (alone,) = run(toy, [image], max_words=6, **settings)
         assert [one[:4] for one in found] == [one[:4] for one in alone]
         for one, other in zip(found, alone, strict=True):
-            assert torch.equal(one.attention, other.attention)
+            for mine, theirs in zip(one.look, other.look, strict=True):
+                assert (mine is None and theirs is None) or torch.equal(mine, theirs)
 
 
-def test_words_come_with_their_own_log_probability_and_attention():
+@pytest.mark.parametrize("settings", [{"beam_size": 3}, {"sample": True}])
+def test_words_come_with_their_own_log_probability_and_look(settings):
     toy = Toy(7, seed=2)
-    for image, (found,) in enumerate(run(toy, range(5), beam_size=3, max_words=6)):
+    for image, (found,) in enumerate(run(toy, range(5), max_words=6, **settings)):
         history = (START,)
-        for word, log_prob, attention in zip(found.words, found.log_probs, found.attention, strict=True):
+        attention, nothing, extra = found.look
+        assert nothing is None
+        for word, log_prob, weights, read in zip(found.words, found.log_probs, attention, extra, strict=True):
             assert log_prob == pytest.approx(float(toy.log_probs(image, history)[word]))
-            assert int(attention.argmax()) == history[-1]  # the toy's attention shows the word read before
+            assert torch.equal(weights, toy.attention(history[-1]))  # the toy looks at the word read before
+            assert torch.equal(read, torch.full((2, 3), history[-1]))
             history += (word,)
         assert found.log_prob == pytest.approx(sum(found.log_probs) + float(toy.log_probs(image, history)[END]))
 
@@ -166,6 +201,16 @@ def test_no_phrase_follows_itself(settings):
             same = [first == second for first, second in pairs]
             runs = [all(same[at : at + size]) for at in range(len(same) - size + 1)]
             assert not any(runs), one.words
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 4}, {"sample": True, "candidates": 4}])
+def test_a_repeatable_word_alone_may_follow_itself(settings):
+    toy = Toy(4, seed=8, end_bias=-9.0)
+    found = run(toy, range(6), max_words=8, repeat_size=1, repeatable=[2], **settings)
+    twice = {
+        word for one in itertools.chain(*found) for word, after in itertools.pairwise(one.words) if word == after
+    }
+    assert twice == {2}
 
 
 def test_min_words_are_written():
@@ -212,6 +257,7 @@ def test_a_seed_decides_the_sample():
         ({"beam_size": 0}, "beam_size"),
         ({"candidates": 6}, "raise beam_size"),
         ({"max_words": 3, "min_words": 4}, "max_words"),
+        ({"coverage_penalty": -0.1}, "coverage_penalty"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
     ],
@@ -219,3 +265,18 @@ def test_a_seed_decides_the_sample():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SearchSettings(**settings)
+
+
+def test_words_that_may_repeat_do_so_whatever_the_size_of_repeats():
+    toy, images = Toy(6), list(range(8))
+    free = run(toy, images, beam_size=4, max_words=6, min_words=4)
+    settings = SearchSettings(beam_size=4, max_words=6, min_words=4, repeat_size=3)
+    start = torch.full((len(images),), START)
+
+    def words(repeatable):
+        state = toy.start(images)
+        found = search(toy.step, state, start, settings, end=END, barred=[START], repeatable=repeatable)
+        return [each[0].words for each in found]
+
+    assert words(repeatable=range(6)) == [each[0].words for each in free]
+    assert words(repeatable=()) != words(repeatable=range(6))

@@ -4,6 +4,7 @@ import pytest
 
 from captioner.errors import DataError
 from evaluation.datasets import read_dataset
+from evaluation.shapes import generate
 
 
 @pytest.fixture
@@ -28,6 +29,13 @@ def test_json_lines_are_read(tmp_path):
     file.write_text(json.dumps({"image": "x/a.jpg", "captions": ["a dog"], "split": "dev", "more": 1}) + "\n\n")
     (record,) = read_dataset("jsonl", file)
     assert (record.image, record.image_id, record.split) == (tmp_path / "x" / "a.jpg", "x/a.jpg", "dev")
+
+
+def test_shapes_are_read_in_both_layouts_that_fit(tmp_path):
+    generate(tmp_path / "shapes", train=2, dev=1)
+    records = read_dataset("shapes", tmp_path / "shapes")
+    assert [record.image_id for record in records] == ["train/000000.png", "train/000001.png", "dev/000000.png"]
+    assert read_dataset("jsonl", tmp_path / "shapes" / "scenes.jsonl") == records
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_json_lines_with_a_mistake_are_refused_with_the_line(tmp_path, line):
 def test_missing_data_are_named(tmp_path):
     with pytest.raises(DataError, match=r"Flickr8k\.token\.txt: no such file"):
         read_dataset("flickr8k", tmp_path)
-    with pytest.raises(DataError, match="known: flickr8k, jsonl"):
+    with pytest.raises(DataError, match="known: flickr8k, jsonl, shapes"):
         read_dataset("coco2099", tmp_path)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError, match="no captioned pictures"):

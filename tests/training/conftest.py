@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from captioner.attention import AttentionSettings
 from captioner.decoder import DecoderSettings
+from captioner.encoder import EncoderSettings
 from captioner.images import ImageSettings
 from captioner.model import ModelSettings
 from captioner.search import SearchSettings
@@ -62,4 +64,14 @@ def settings(dataset) -> TrainingSettings:
         loss=LossSettings(label_smoothing=0.0),
         optimizer=OptimizerSettings(epochs=3, batch_size=2, learning_rate=0.01, warmup_steps=2, average_decay=0.5),
         search=SearchSettings(beam_size=2),
+    )
+
+
+@pytest.fixture
+def learning(settings) -> TrainingSettings:
+    """A run of seconds that trains the encoder, too, from random weights."""
+    return replace(
+        settings,
+        model=replace(settings.model, encoder=EncoderSettings("small_cnn", stride=8)),
+        encoder=replace(settings.encoder, train_from="all", learning_rate=0.002),
     )

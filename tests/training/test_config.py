@@ -6,15 +6,17 @@ from captioner.errors import ConfigError
 from training.__main__ import main
 from training.config import expand_path, read_settings
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.toml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(FOLDER.glob("**/*.toml"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_loads(file):
+    place = file.relative_to(FOLDER)
     settings = read_settings(file, [])
-    assert settings.name == file.stem
+    assert settings.name == "-".join(place.with_suffix("").parts)
     first = file.read_text().splitlines()[0]
-    assert first == f"# python -m training run configs/{file.name}"
+    assert first == f"# python -m training run configs/{place.as_posix()}"
 
 
 def test_there_are_configs():
@@ -32,7 +34,7 @@ def test_overrides_change_settings(tmp_path):
     assert settings.encoder.cache == "/tmp/my cache"
 
 
-def test_five_mistakes_are_reported_together(tmp_path, capsys):
+def test_six_mistakes_are_reported_together(tmp_path, capsys):
     file = tmp_path / "bad.toml"
     file.write_text(
         """
@@ -43,6 +45,8 @@ def test_five_mistakes_are_reported_together(tmp_path, capsys):
         name = "a"
         layout = "flicker8k"
         path = "here"
+        [encoder]
+        learning_rate = 0.0
         [optimizer]
         epochs = 0
         [model.decoder]
@@ -56,11 +60,12 @@ def test_five_mistakes_are_reported_together(tmp_path, capsys):
         "min_count: expected a whole number",
         "datasets[0].layout",
         "flickr8k",
+        "encoder.learning_rate: must be above 0",
         "optimizer.epochs: must be at least 1",
         "model.decoder.dropout: must be",
     ):
         assert part in message
-    assert message.count("bad.toml") == 5
+    assert message.count("bad.toml") == 6
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from PIL import Image
 
 from captioner import images
 from captioner.encoder import Encoder, EncoderSettings
 from captioner.errors import ImageError
 from captioner.images import ImageSettings
 from evaluation.datasets import read_dataset
-from training.features import cache_grids
+from training.features import PictureFiles, cache_grids
 
 SMALL = ImageSettings(size=64)
 
@@ -70,3 +71,22 @@ def test_an_unreadable_picture_is_named(encoder, dataset, tmp_path):
     records[5].image.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=records[5].image.name):
         cache_grids(tmp_path / "cache", encoder, SMALL, records, mirrored=False)
+
+
+def test_pixels_are_those_of_their_picture(dataset):
+    records = read_dataset("jsonl", dataset)
+    halves = Image.new("RGB", (90, 60), "red")
+    halves.paste("blue", (0, 0, 45, 60))
+    halves.save(records[2].image)
+    pictures = PictureFiles(records, SMALL, mirrored=True)
+    for place, record in enumerate(records):
+        expected = images.prepare(images.open(record.image), SMALL)[0]
+        assert torch.equal(pictures.read(place), expected)
+        assert torch.equal(pictures.read(place, mirrored=True), expected.flip(2))
+
+
+def test_an_unreadable_file_is_named(dataset):
+    records = read_dataset("jsonl", dataset)
+    records[5].image.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=records[5].image.name):
+        PictureFiles(records, SMALL, mirrored=False).read(5)

@@ -1,36 +1,124 @@
 import pytest
 import torch
 
+from captioner.attention import Look
 from captioner.vocabulary import PAD
 from training.config import LossSettings
-from training.losses import caption_loss, doubly_stochastic_penalty
+from training.losses import CaptionLoss, caption_numbers, doubly_stochastic_penalty
+
+CAPTIONS = torch.tensor([[[1, 4, 5], [1, 6, PAD]], [[1, PAD, PAD], [PAD, PAD, PAD]]])
+OWNERS = [0, 0, 0, 1, 1, 2]  # the caption of each of their words
+LENGTHS = [3, 2, 1]
+TARGETS = torch.tensor([4, 5, 2, 6, 2, 2])
+
+
+def make(seed=0, **members):
+    """Logits and a look at three locations for each word of CAPTIONS."""
+    torch.manual_seed(seed)
+    return torch.randn(6, 8), Look(torch.rand(6, 3).softmax(dim=-1), **members)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def test_words_are_told_apart_by_their_captions():
+    assert caption_numbers(CAPTIONS).tolist() == OWNERS
 
 
 def test_the_penalty_equals_the_papers_sum_divided_by_the_locations():
-    torch.manual_seed(0)
-    captions = torch.tensor([[[1, 4, 5], [1, 6, PAD]], [[1, PAD, PAD], [PAD, PAD, PAD]]])
-    lengths = [3, 2, 1]
-    attention = torch.rand(sum(lengths), 7).softmax(dim=-1)
-    expected = []
-    for one in attention.split(lengths):
-        expected.append(sum((1 - sum(float(alpha[i]) for alpha in one)) ** 2 for i in range(7)) / 7)
-    assert doubly_stochastic_penalty(attention, captions).item() == pytest.approx(sum(expected) / 3)
+    _, look = make()
+    sums = [[sum(float(alpha[i]) for alpha in one) for i in range(3)] for one in look.weights.split(LENGTHS)]
+    expected = mean(mean((1 - total) ** 2 for total in one) for one in sums)
+    assert doubly_stochastic_penalty(look.weights, torch.tensor(OWNERS)).item() == pytest.approx(expected)
 
 
 def test_looking_at_every_place_once_costs_nothing():
-    captions = torch.full((1, 1, 5), 4)
-    assert doubly_stochastic_penalty(torch.eye(5), captions).item() == 0
+    assert doubly_stochastic_penalty(torch.eye(5), torch.zeros(5, dtype=torch.long)).item() == 0
 
 
 def test_the_loss_is_the_mean_over_words_plus_the_weighted_penalty():
-    torch.manual_seed(0)
-    captions = torch.tensor([[[1, 4, 5], [1, 6, PAD]]])
-    targets = torch.tensor([4, 5, 2, 6, 2])
-    logits, attention = torch.randn(5, 8), torch.rand(5, 3)
-    loss, parts = caption_loss(logits, attention, captions, targets, LossSettings(0.2, 0.5))
+    logits, look = make()
+    loss, parts = CaptionLoss(LossSettings(label_smoothing=0.2, doubly_stochastic=0.5))(
+        logits, look, CAPTIONS, TARGETS
+    )
     log_probs = logits.log_softmax(dim=-1)
-    words = [
-        0.8 * -log_probs[row, target] + 0.2 * -log_probs[row].mean() for row, target in enumerate(targets.tolist())
-    ]
-    assert parts["words"] == pytest.approx(float(sum(words)) / 5)
-    assert loss.item() == pytest.approx(parts["words"] + 0.5 * parts["attention"])
+    words = mean(
+        0.8 * -log_probs[row, target] + 0.2 * -log_probs[row].mean() for row, target in enumerate(TARGETS.tolist())
+    )
+    assert parts.keys() == {"words", "attention"}
+    assert parts["words"] == pytest.approx(words.item())
+    penalty = doubly_stochastic_penalty(look.weights, torch.tensor(OWNERS)).item()
+    assert parts["attention"] == pytest.approx(0.5 * penalty)
+    assert loss.item() == pytest.approx(parts["words"] + parts["attention"])
+
+
+def test_looking_where_one_has_looked_before_costs_its_mean_over_words():
+    """See et al. 2017, equation 13."""
+    overlap = torch.tensor([0.0, 0.2, 0.7, 0.0, 0.4, 0.0])
+    loss, parts = CaptionLoss(LossSettings(coverage=2.0))(*make(overlap=overlap), CAPTIONS, TARGETS)
+    assert parts["coverage"] == pytest.approx(2 * 1.3 / 6)
+    assert loss.item() == pytest.approx(sum(parts.values()))
+
+
+def test_entropy_is_rewarded_where_locations_are_chosen():
+    logits, look = make(choice=torch.zeros(6))
+    loss, parts = CaptionLoss(LossSettings(entropy=0.3))(logits, look, CAPTIONS, TARGETS)
+    entropy = mean(sum(-float(alpha * alpha.log()) for alpha in row) for row in look.weights)
+    assert parts["entropy"] == pytest.approx(-0.3 * entropy)
+    assert loss.item() == pytest.approx(sum(parts.values()))
+
+
+def test_choices_are_rewarded_by_how_likely_their_caption_was_above_a_moving_average():
+    """Show, Attend and Tell, section 4.1: over three batches, with the gradient of every choice and logit."""
+    settings = LossSettings(label_smoothing=0.1, doubly_stochastic=0.0, entropy=0.0, reinforce=0.5)
+    loss_of = CaptionLoss(settings)
+    baseline = None
+    for batch in range(3):
+        logits, look = make(batch, choice=-torch.rand(6))
+        logits.requires_grad_()
+        look.choice.requires_grad_()
+        loss, parts = loss_of(logits, look, CAPTIONS, TARGETS)
+        likelihood = logits.detach().log_softmax(dim=1)[range(6), TARGETS].tolist()
+        rewards = [mean(likelihood[row] for row in range(6) if OWNERS[row] == number) for number in range(3)]
+        baseline = mean(rewards) if baseline is None else baseline
+        advantages = [rewards[owner] - baseline for owner in OWNERS]
+        choice = look.choice.tolist()
+        assert parts["choice"] == pytest.approx(-0.5 * mean(a * c for a, c in zip(advantages, choice, strict=True)))
+        loss.backward()
+        assert look.choice.grad.tolist() == pytest.approx([-advantage / 12 for advantage in advantages], abs=1e-6)
+        # The reward itself is no way to learn: logits change for the sake of the words alone.
+        without_choice = logits.detach().requires_grad_()
+        torch.nn.functional.cross_entropy(without_choice, TARGETS, label_smoothing=0.1).backward()
+        torch.testing.assert_close(logits.grad, without_choice.grad)
+        baseline = 0.9 * baseline + 0.1 * mean(rewards)
+        assert loss_of.baseline.item() == pytest.approx(baseline)
+
+
+def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
+    """The REINFORCE identity, whatever the baseline: one caption of one word, every choice of location tried."""
+    scores = torch.tensor([0.3, -0.2, 0.5], dtype=torch.double, requires_grad=True)
+    logits_after = torch.randn(3, 1, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    captions, targets = torch.tensor([[[1]]]), torch.tensor([4])
+    weights = scores.softmax(0)
+    expected_loss = 0.0
+    for location, logits in enumerate(logits_after):
+        loss_of = CaptionLoss(LossSettings(label_smoothing=0.0, doubly_stochastic=0.0, entropy=0.0)).double()
+        loss_of.baseline.fill_(-3.0)
+        loss_of.begun.fill_(True)
+        loss, _ = loss_of(logits, Look(weights[None], choice=weights[location].log()[None]), captions, targets)
+        expected_loss = expected_loss + weights[location].detach() * loss
+    (found,) = torch.autograd.grad(expected_loss, scores, retain_graph=True)
+    likelihoods = logits_after.log_softmax(dim=-1)[:, 0, 4]
+    (expected,) = torch.autograd.grad(-(weights * likelihoods).sum(), scores)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_moving_average_is_saved_with_a_run():
+    loss_of = CaptionLoss(LossSettings())
+    loss_of(*make(choice=torch.zeros(6)), CAPTIONS, TARGETS)
+    again = CaptionLoss(LossSettings())
+    again.load_state_dict(loss_of.state_dict())
+    assert again.baseline == loss_of.baseline != 0
+    assert again.begun

@@ -1,0 +1,211 @@
+"""Finished training runs side by side: how good their captions are, where they looked, and what that cost."""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from captioner.attention import AttentionSettings
+from captioner.captioning import Caption, Captioner, load
+from captioner.checkpoint import read_header
+from captioner.config import from_dict
+from captioner.decoder import DecoderSettings
+from captioner.errors import DataError, ImageError
+from captioner.search import SearchSettings
+from evaluation.datasets import Record, read_dataset
+from evaluation.metrics import Scorer
+from evaluation.pointing import attention_mass, points_at
+from evaluation.shapes import Scene, is_true, mentions, read_scenes
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A training run that came to its end, and the development pictures of one of its data sets."""
+
+    folder: Path
+    data: str  # the data set's name
+    records: list[Record]
+    scenes: dict[str, Scene]  # by image id, where they are known
+    search: SearchSettings
+    step_ms: float | None  # median time of a training step; none: the log was too short to tell
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a run on one data set; none: it cannot be known there. Shares lie in 0..1."""
+
+    run: str
+    data: str
+    decoder: str
+    attention: str
+    true: float | None
+    """Share of captions that are true of their scene."""
+    true_of_three: float | None
+    """The same, of pictures of three objects."""
+    cider_d: float
+    bleu_4: float
+    mass: float | None
+    """Attention on the named object while its noun is written: the mean over all nouns of true captions."""
+    pointing: float | None
+    """Share of those nouns at which the peak of the attention lies on the object; even attention has no peak."""
+    decoder_parameters: int
+    step_ms: float | None
+    """Of a training step, as the run logged it."""
+    caption_ms: float
+    """Of a caption, reading and encoding the picture included, on the machine that measures."""
+
+
+def read_run(folder: Path) -> list[FinishedRun]:
+    """Return what `measure` needs of a run's folder, for each of its data sets that has development pictures.
+
+    Raises:
+        CaptionerError: when the run is not finished, or its checkpoint or a data set is missing.
+    """
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+        epochs, datasets = settings["optimizer"]["epochs"], settings["datasets"]
+        search = from_dict(SearchSettings, settings["search"], f"{folder / 'settings.json'}: search")
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: not the folder of a finished training run ({error})") from error
+    done = max((line["epoch"] for line in log if "scores" in line), default=0)
+    if done < epochs:
+        raise DataError(
+            f"{folder}: {done} of {epochs} epochs are done. Finish them with: python -m training resume {folder}"
+        )
+    read_header(folder / "best.safetensors")  # what cannot be loaded is refused before anything is measured
+    seconds = [line["step_seconds"] for line in log if "step_seconds" in line]
+    runs = []
+    for data in datasets:
+        path = Path(os.path.expandvars(data["path"])).expanduser()
+        if not path.exists():
+            raise DataError(f"{folder}: its data set {data['name']!r} is missing; there is no {path}")
+        records, scenes = _read_development(data["layout"], path)
+        if records:
+            step_ms = 1000 * median(seconds) if seconds else None
+            runs.append(FinishedRun(folder, data["name"], records, scenes, search, step_ms))
+    return runs
+
+
+@functools.cache  # runs worth comparing have their data in common
+def _read_development(layout: str, path: Path) -> tuple[list[Record], dict[str, Scene]]:
+    records = [record for record in read_dataset(layout, path) if record.split == "dev"]
+    return records, read_scenes(path) if layout == "shapes" else {}
+
+
+def measure(run: FinishedRun, device: str = "auto") -> Row:
+    """Caption the development pictures as the run's own settings say, and measure all that a row holds."""
+    model = load(run.folder / "best.safetensors", device)
+    started = time.perf_counter()
+    captions = list(caption_pictures(model, run.records, run.search, title=run.folder.name))
+    seconds = time.perf_counter() - started
+    scores = Scorer({record.image_id: record.captions for record in run.records}).score(
+        {record.image_id: caption.text for record, caption in captions}
+    )
+    known = [(caption, run.scenes[record.image_id]) for record, caption in captions if run.scenes]
+    named = [
+        (caption.attention[place], scene.mask(shape))
+        for caption, scene in known
+        for place, shape in mentions(caption.words, scene)
+    ]
+    return Row(
+        run=run.folder.name,
+        data=run.data,
+        decoder=name_decoder(model.header.model.decoder),
+        attention=name_attention(model.header.model.attention),
+        true=_mean(is_true(caption.text, scene) for caption, scene in known),
+        true_of_three=_mean(is_true(caption.text, scene) for caption, scene in known if len(scene.objects) == 3),
+        cider_d=scores.corpus["CIDEr-D"],
+        bleu_4=scores.corpus["BLEU-4"],
+        mass=_mean(attention_mass(weights, mask) for weights, mask in named),
+        pointing=_mean(points_at(weights, mask) for weights, mask in named if weights.min() < weights.max()),
+        decoder_parameters=sum(weight.numel() for weight in model.network.decoder.parameters()),
+        step_ms=run.step_ms,
+        caption_ms=1000 * seconds / len(run.records),
+    )
+
+
+def caption_pictures(
+    model: Captioner,
+    records: Sequence[Record],
+    settings: SearchSettings,
+    batch_size: int = 64,
+    title: str | None = None,
+) -> Iterator[tuple[Record, Caption]]:
+    """Yield each record with the caption of its picture; on a terminal a progress bar shows, named `title`.
+
+    Raises:
+        ImageError: when a picture cannot be read: scores without it would be of another set.
+    """
+    results = model.stream([record.image for record in records], settings, batch_size)
+    bar = tqdm(records, desc=title, unit="picture", disable=None)
+    for record, (_, result) in zip(bar, results, strict=True):
+        if isinstance(result, ImageError):
+            raise result
+        yield record, result
+
+
+def name_decoder(settings: DecoderSettings) -> str:
+    """Return the decoder's kind, and that it looks after it moves if it does."""
+    return f"{settings.kind}, after" if settings.attend == "after" else settings.kind
+
+
+def name_attention(settings: AttentionSettings) -> str:
+    """Return the mechanism's kind, with its score if that was chosen, and coverage if it is on."""
+    score = [settings.score] if settings.score != AttentionSettings.score else []
+    return ", ".join([settings.kind, *score, *["coverage"] * settings.coverage])
+
+
+class Column(NamedTuple):
+    """A column of the table."""
+
+    title: str
+    field: str  # of `Row`
+    form: str | None = None  # a format specification of numbers; none: text
+    times: float = 1
+
+
+COLUMNS = (
+    Column("run", "run"),
+    Column("data", "data"),
+    Column("decoder", "decoder"),
+    Column("attention", "attention"),
+    Column("true", "true", ".1%"),
+    Column("true of three", "true_of_three", ".1%"),
+    Column("CIDEr-D", "cider_d", ".1f", 100),  # as papers print them
+    Column("BLEU-4", "bleu_4", ".1f", 100),
+    Column("on the object", "mass", ".1%"),
+    Column("peak on it", "pointing", ".1%"),
+    Column("decoder parameters", "decoder_parameters", ","),
+    Column("ms a step", "step_ms", ".1f"),
+    Column("ms a caption", "caption_ms", ".1f"),
+)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return a Markdown table, scores times 100, without the columns that tell nothing of any row."""
+    columns = [column for column in COLUMNS if any(getattr(row, column.field) is not None for row in rows)]
+    if len({row.data for row in rows}) == 1:
+        columns = [column for column in columns if column.field != "data"]
+    lines = [[column.title for column in columns], ["---:" if column.form else "---" for column in columns]]
+    lines += [[_cell(row, column) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(row: Row, column: Column) -> str:
+    value = getattr(row, column.field)
+    if value is None:
+        return "–"
+    return format(column.times * value, column.form) if column.form else value
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None

@@ -1,0 +1,205 @@
+import json
+import random
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+
+from captioner.errors import ConfigError, DataError, MissingExtraError
+from captioner.vocabulary import (
+    END,
+    PIECES_RULE,
+    RULE,
+    SPECIAL,
+    START,
+    UNKNOWN,
+    Vocabulary,
+    join,
+    split,
+)
+
+CAPTIONS = [
+    "A brown dog runs through the tall grass.",
+    "Two brown dogs are running on the grass",
+    "A man's red T-shirt isn't clean.",
+    "The tallest man is throwing a red ball to the dog !",
+    "A snowboarder is jumping 2.5 feet over the snow",
+    "A girl runs, throwing snowballs at her brother's dog.",
+]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Vocabulary.build(CAPTIONS, min_count=1)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    pytest.importorskip("tokenizers")
+    return Vocabulary.build_pieces(CAPTIONS, size=110)
+
+
+def test_captions_are_cut_into_words_without_punctuation():
+    assert split("A dog’s T-shirt isn't 2.5 ft.") == ["a", "dog", "'s", "t-shirt", "isn't", "2.5", "ft"]
+    assert join(["a", "dog", "'s", "ball"]) == "a dog's ball"
+
+
+def test_words_are_held_by_how_often_they_occur():
+    vocabulary = Vocabulary.build(["a dog, a cat", "A cat and a bird"], min_count=2)
+    assert vocabulary.words == (*SPECIAL, "a", "cat")
+    assert vocabulary.encode("a bird") == [4, UNKNOWN]
+
+
+@pytest.mark.parametrize("kind", ["words", "pieces"])
+def test_every_caption_comes_back_from_its_numbers(kind, request):
+    vocabulary = request.getfixturevalue(kind)
+    for caption in CAPTIONS:
+        numbers = vocabulary.encode(caption)
+        assert UNKNOWN not in numbers
+        assert vocabulary.decode(numbers) == tuple(split(caption))
+
+
+def test_frequent_words_are_one_piece_and_others_several(pieces):
+    assert len(pieces) == 110
+    assert len(pieces.encode("the")) == len(pieces.encode("dog")) == 1
+    assert len(pieces.encode("snowboarder")) > 1
+
+
+def test_no_word_of_known_characters_is_unknown(pieces):
+    characters = sorted(set("".join(split(" ".join(CAPTIONS)))) - set("'.-"))
+    generator = random.Random(0)
+    for _ in range(200):
+        word = "".join(generator.choices(characters, k=generator.randint(1, 12)))
+        numbers = pieces.encode(f"the {word} 's")
+        assert UNKNOWN not in numbers
+        assert pieces.decode(numbers) == ("the", word, "'s")
+
+
+def test_a_word_with_a_character_never_seen_is_unknown_as_a_whole(pieces):
+    for caption in ("a dogß runs", "a ßdog runs", "a ß runs"):
+        assert pieces.decode(pieces.encode(caption)) == ("a", "<unk>", "runs")
+
+
+def test_the_same_captions_give_the_same_pieces_in_another_process(pieces):
+    code = (
+        "import json, sys\n"
+        "from captioner.vocabulary import Vocabulary\n"
+        "vocabulary = Vocabulary.build_pieces(json.load(sys.stdin), size=110)\n"
+        "print(json.dumps([vocabulary.words, vocabulary.merges]))"
+    )
+    for captions in (CAPTIONS, CAPTIONS[::-1]):
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=json.dumps(captions), capture_output=True, check=True, text=True
+        )
+        assert not done.stderr
+        assert json.loads(done.stdout) == [list(pieces.words), [list(pair) for pair in pieces.merges]]
+
+
+def test_byte_pairs_are_those_of_a_plain_computation():
+    """Count the pairs, join the most frequent, and count again; every pair here has a count of its own."""
+    pytest.importorskip("tokenizers")
+    cut = {("a", "b", "c</w>"): 9, ("a", "b</w>"): 5, ("d", "b", "c</w>"): 2}
+    captions = [piece for word, count in cut.items() for piece in ["".join(word).removesuffix("</w>")] * count]
+    merges = []
+    for _ in range(3):
+        counts = {}
+        for word, count in cut.items():
+            for pair in pairwise(word):
+                counts[pair] = counts.get(pair, 0) + count
+        best = max(counts, key=counts.get)
+        merges.append(best)
+        joined = {}
+        for word, count in cut.items():
+            new = list(word)
+            for at in range(len(new) - 1, 0, -1):
+                if tuple(new[at - 1 : at + 1]) == best:
+                    new[at - 1 : at + 1] = ["".join(best)]
+            joined[tuple(new)] = count
+        cut = joined
+    vocabulary = Vocabulary.build_pieces(captions, size=len(SPECIAL) + 2 * 4 + 3)
+    assert list(vocabulary.merges) == merges == [("b", "c</w>"), ("a", "bc</w>"), ("a", "b</w>")]
+    assert vocabulary.words[-3:] == ("bc</w>", "abc</w>", "ab</w>")
+
+
+def test_pieces_are_read_without_the_library(pieces, monkeypatch):
+    numbers = pieces.encode(CAPTIONS[0])
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # what Python does for a module that cannot be imported
+    loaded = Vocabulary(pieces.words, pieces.merges)
+    assert loaded.decode(numbers) == tuple(split(CAPTIONS[0]))
+    for use in (lambda: loaded.encode("a dog"), lambda: Vocabulary.build_pieces(CAPTIONS, size=110)):
+        with pytest.raises(MissingExtraError, match=r'pip install -e "\.\[train\]"'):
+            use()
+
+
+def test_the_spans_of_words_are_one_number_each(words):
+    numbers = words.encode("a dog runs")
+    assert words.spans(numbers) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert words.spans([]) == []
+    assert words.decode([]) == ()
+
+
+def test_the_spans_of_pieces_are_whole_words_one_after_another():
+    words = (*SPECIAL, "a", "b", "a</w>", "b</w>", "ab", "ab</w>")
+    vocabulary = Vocabulary(words, [("a", "b"), ("a", "b</w>")])
+    number = {word: place for place, word in enumerate(words)}
+    written = [number[piece] for piece in ("ab", "b", "a</w>", "a</w>", "<unk>", "b", "ab</w>", "a", "b")]
+    assert vocabulary.spans(written) == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 7), slice(7, 9)]
+    assert vocabulary.decode(written) == ("abba", "a", "<unk>", "bab", "ab")  # the last was cut off
+    assert vocabulary.decode([START, number["a</w>"], END]) == ("<start>", "a", "<end>")
+    assert vocabulary.spans([]) == []
+
+
+def test_a_vocabulary_names_its_rule(words, pieces):
+    assert words.rule == RULE == "words-1"
+    assert pieces.rule == PIECES_RULE == "pieces-1"
+
+
+@pytest.mark.parametrize(
+    ("words", "merges", "message"),
+    [
+        (["dog"], [], "must open with <pad>"),
+        ([*SPECIAL, "a", "a"], [], "each word once"),
+        ([*SPECIAL, "a", "b</w>"], [("a", "b</w>")], "what they merge into"),
+        ([*SPECIAL, "a", "ab</w>"], [("a", "b</w>")], "must hold 'a' and 'b</w>'"),
+    ],
+)
+def test_an_inconsistent_vocabulary_is_refused(words, merges, message):
+    with pytest.raises(ValueError, match=message):
+        Vocabulary(words, merges)
+
+
+def test_pieces_need_room_for_longer_ones_than_characters():
+    pytest.importorskip("tokenizers")
+    with pytest.raises(ConfigError, match="pieces: must be above 10, the single characters, got 10"):
+        Vocabulary.build_pieces(["dog"], size=10)
+    assert len(Vocabulary.build_pieces(["dog"], size=11)) == 11
+
+
+@pytest.mark.parametrize("captions", [[], ["a b c", "!"]])
+def test_pieces_need_words_to_learn_from(captions):
+    pytest.importorskip("tokenizers")
+    with pytest.raises(DataError, match="no word of the captions"):
+        Vocabulary.build_pieces(captions, size=100)
+
+
+def test_real_captions_come_back_from_two_thousand_pieces(real_data):
+    pytest.importorskip("tokenizers")
+    folder = real_data / "flickr8k" / "Flickr8k_text"
+    lines = (folder / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    captions = [line.partition("\t") for line in lines]
+    train, dev = (
+        [text for name, _, text in captions if name.partition("#")[0] in names]
+        for names in (
+            set((folder / f"Flickr_8k.{split}Images.txt").read_text().split()) for split in ("train", "dev")
+        )
+    )
+    vocabulary = Vocabulary.build_pieces(train, size=2000)
+    assert len(vocabulary) == 2000
+    written = 0
+    for text in dev:
+        numbers = vocabulary.encode(text)
+        assert UNKNOWN not in numbers
+        assert vocabulary.decode(numbers) == tuple(split(text))
+        written += len(numbers)
+    assert written < 1.25 * sum(len(split(text)) for text in dev)

@@ -1,0 +1,203 @@
+import json
+from dataclasses import replace
+from statistics import fmean, median
+
+import numpy as np
+import pytest
+
+from captioner.attention import AttentionSettings
+from captioner.captioning import Caption, Captioner, load
+from captioner.decoder import DecoderSettings
+from captioner.encoder import EncoderSettings
+from captioner.images import ImageSettings, Rectangle
+from captioner.model import ModelSettings
+from captioner.search import SearchSettings
+from evaluation import shapes
+from evaluation.__main__ import main
+from evaluation.metrics import Scorer
+from evaluation.table import Row, measure, name_attention, name_decoder, read_run, to_markdown
+from training import loop
+from training.config import DatasetSettings, EncoderTraining, OptimizerSettings, TrainingSettings
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of two epochs on sixteen pictures of shapes, which learned next to nothing."""
+    folder = tmp_path_factory.mktemp("table")
+    shapes.generate(folder / "shapes", train=16, dev=12)
+    settings = TrainingSettings(
+        datasets=(DatasetSettings("shapes", "shapes", str(folder / "shapes")),),
+        name="small",
+        device="cpu",
+        min_count=1,
+        model=ModelSettings(
+            encoder=EncoderSettings(name="small_cnn", stride=8),
+            attention=AttentionSettings(size=8),
+            decoder=DecoderSettings(hidden_size=8, embedding_size=8),
+        ),
+        images=ImageSettings(size=64),
+        encoder=EncoderTraining(train_from="all", mirrored=False),
+        optimizer=OptimizerSettings(epochs=2, batch_size=4),
+        search=SearchSettings(beam_size=2, max_words=9),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "LOG_EVERY", 2)
+        loop.start_run(settings, folder / "runs").train()
+    return folder / "runs" / "small"
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """The same run in a folder of the test's own."""
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    for file in ("settings.json", "log.jsonl", "best.safetensors"):
+        (folder / file).write_bytes((run / file).read_bytes())
+    return folder
+
+
+def change_settings(folder, **changes):
+    file = folder / "settings.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def caption_of(words, attention):
+    zeros = (0.0,) * len(words)
+    return Caption(" ".join(words), tuple(words), zeros, 0.0, 0.0, attention, Rectangle(0, 0, 1, 1))
+
+
+def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
+    (finished,) = read_run(run)
+    row = measure(finished, "cpu")
+    records = [one for one in shapes.read_shapes(run.parent.parent / "shapes") if one.split == "dev"]
+    model = load(run / "best.safetensors", "cpu")
+    found = model.caption([one.image for one in records], SearchSettings(beam_size=2, max_words=9))
+    captions = {one.image_id: caption.text for one, caption in zip(records, found, strict=True)}
+    scores = Scorer({one.image_id: one.captions for one in records}).score(captions).corpus
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line["step_seconds"] for line in log if "step_seconds" in line]
+    assert len(steps) == 4
+    assert (row.run, row.data, row.decoder, row.attention) == ("small", "shapes", "lstm", "additive")
+    assert (row.cider_d, row.bleu_4) == (scores["CIDEr-D"], scores["BLEU-4"])
+    assert row.step_ms == 1000 * median(steps)
+    assert row.caption_ms > 0
+    assert row.decoder_parameters == sum(
+        tensor.numel() for name, tensor in model.network.state_dict().items() if name.startswith("decoder.")
+    )
+
+
+def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch):
+    """Every second caption is true. For its nouns, all weight is on the object's middle, or most is in a corner."""
+    (finished,) = read_run(run)
+    scenes = shapes.read_scenes(run.parent.parent / "shapes")
+    captions, truth, truth_of_three, mass = [], [], [], []
+    for number, record in enumerate(finished.records):
+        scene, even = scenes[record.image_id], number % 2 == 0
+        words = record.captions[0].split()
+        truth.append(even)
+        if len(scene.objects) == 3:
+            truth_of_three.append(even)
+        if not even:
+            captions.append(caption_of(["red", *words], np.full((len(words) + 1, 64, 64), 1 / 64**2)))
+            continue
+        share = 0.25 if number % 4 == 0 else 1.0
+        maps = np.zeros((len(words), 64, 64), np.float32)
+        maps[:, 0, 0] = 1
+        for place, shape in shapes.mentions(words, scene):
+            x, y = (int(each) for each in shape.centre)
+            maps[place, 0, 0] = 1 - share
+            maps[place, y, x] = share
+            mass.append(share)
+        captions.append(caption_of(words, maps))
+    monkeypatch.setattr(Captioner, "stream", lambda self, pictures, *_: zip(pictures, captions, strict=True))
+
+    row = measure(finished, "cpu")
+    assert truth_of_three
+    assert row.true == fmean(truth) == 0.5
+    assert row.true_of_three == fmean(truth_of_three)
+    assert row.mass == pytest.approx(fmean(mass))
+    assert 0 < row.pointing < 1
+    assert row.pointing == fmean(share == 1 for share in mass)
+
+
+def test_even_attention_has_a_mass_but_no_peak(run, monkeypatch):
+    (finished,) = read_run(run)
+    captions = []
+    for record in finished.records:
+        words = record.captions[0].split()
+        captions.append(caption_of(words, np.full((len(words), 8, 8), 1 / 64)))
+    monkeypatch.setattr(Captioner, "stream", lambda self, pictures, *_: zip(pictures, captions, strict=True))
+    row = measure(finished, "cpu")
+    assert row.true == 1
+    assert 0 < row.mass < 0.3
+    assert row.pointing is None
+
+
+def test_data_without_scenes_has_no_truth(copied, run):
+    file = run.parent.parent / "shapes" / "scenes.jsonl"
+    change_settings(copied, datasets=[{"name": "plain", "layout": "jsonl", "path": str(file)}])
+    row = measure(read_run(copied)[0], "cpu")
+    assert (row.data, row.true, row.true_of_three, row.mass, row.pointing) == ("plain", None, None, None, None)
+    assert row.cider_d == measure(read_run(run)[0], "cpu").cider_d
+
+
+ROW = Row("a", "shapes", "lstm", "hard", 0.5, 0.25, 0.55, 0.2, 0.125, None, 1234567, 12.34, 3.21)
+
+
+def test_the_table_leaves_out_columns_that_tell_nothing():
+    lines = to_markdown([ROW, replace(ROW, run="b", mass=None)]).splitlines()
+    assert lines[0] == (
+        "| run | decoder | attention | true | true of three | CIDEr-D | BLEU-4 | on the object "
+        "| decoder parameters | ms a step | ms a caption |"
+    )
+    assert lines[1:] == [
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| a | lstm | hard | 50.0% | 25.0% | 55.0 | 20.0 | 12.5% | 1,234,567 | 12.3 | 3.2 |",
+        "| b | lstm | hard | 50.0% | 25.0% | 55.0 | 20.0 | – | 1,234,567 | 12.3 | 3.2 |",
+    ]
+
+
+def test_the_data_set_is_named_where_there_is_more_than_one():
+    header, _, *rows = to_markdown([ROW, replace(ROW, data="flickr8k", true=None)]).splitlines()
+    assert header.startswith("| run | data | decoder ")
+    assert rows[0].startswith("| a | shapes | lstm | hard | 50.0% ")
+    assert rows[1].startswith("| a | flickr8k | lstm | hard | – ")
+
+
+def test_mechanisms_are_named_with_what_is_not_plain():
+    assert name_decoder(DecoderSettings(kind="gru")) == "gru"
+    assert name_decoder(DecoderSettings(kind="gru", attend="after")) == "gru, after"
+    assert name_attention(AttentionSettings()) == "additive"
+    assert name_attention(AttentionSettings(kind="dot", coverage=True)) == "dot, coverage"
+    assert name_attention(AttentionSettings(kind="hard", score="dot", coverage=True)) == "hard, dot, coverage"
+
+
+def test_the_command_prints_a_row_a_run_and_writes_all_numbers(run, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    assert main(["table", str(run), str(run), "--device", "cpu", "--json", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| small | lstm | additive | 0.0% | 0.0% |")
+    first, second = json.loads(file.read_text())
+    assert first["cider_d"] == second["cider_d"] == measure(read_run(run)[0], "cpu").cider_d
+
+
+def test_runs_that_cannot_be_measured_are_refused_and_named_before_any_is(run, copied, capsys, monkeypatch):
+    def refusal(*folders):
+        assert main(["table", str(run), *map(str, folders)]) == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("evaluation.table.load", pytest.fail)
+    log = (copied / "log.jsonl").read_text()
+    (copied / "log.jsonl").write_text("".join(log.splitlines(keepends=True)[:3]))
+    assert f"{copied}: 1 of 2 epochs are done" in refusal(copied)
+    (copied / "log.jsonl").unlink()
+    assert f"{copied}: not the folder of a finished training run" in refusal(copied)
+    (copied / "log.jsonl").write_text(log)
+    change_settings(copied, datasets=[{"name": "moved", "layout": "shapes", "path": "$NO_SUCH_VARIABLE/shapes"}])
+    assert f"{copied}: its data set 'moved' is missing; there is no $NO_SUCH_VARIABLE/shapes" in refusal(copied)
+    change_settings(copied, optimizer={})
+    assert f"{copied}: not the folder of a finished training run ('epochs')" in refusal(copied)
+    (copied / "settings.json").write_bytes((run / "settings.json").read_bytes())
+    (copied / "best.safetensors").unlink()
+    assert f"{copied / 'best.safetensors'}: no such checkpoint file" in refusal(copied)
