@@ -109,7 +109,7 @@ def local_by_hand(case, centre):
     weights = softmax(scores_by_hand(inner(case)))
     for i, (row, column) in enumerate(itertools.product(range(ROWS), range(COLUMNS))):
         squared = (row + 0.5 - centre[0]) ** 2 + (column + 0.5 - centre[1]) ** 2
-        weights[i] = weights[i] * torch.exp(torch.as_tensor(-squared / (2 * (RADIUS / 2) ** 2)))
+        weights[i] = weights[i] * torch.as_tensor(-squared / (2 * (RADIUS / 2) ** 2), dtype=torch.double).exp()
     weights = [weight / sum(weights) for weight in weights]
     return Seen(weigh(weights, case.a), weights)
 
