@@ -1,48 +1,62 @@
 """What training shows of pictures: cached grids to train with a frozen encoder, pixels to train it as well.
 
 The grid cache holds the annotations of every picture, computed once by the frozen encoder and kept on disk.
-A cache is a folder of two files. `header.json` says what the grids were made of: encoder, weights, frame and
-pictures; its hash names the folder, so that a cache of other settings is never used. `grids.bin` is one record of
-fp16 values after another, a record a picture. It only grows at its end, so work that was interrupted goes on after
-the last whole batch.
+A cache is a folder. `header.json` says what the grids were made of: encoder, weights, frame and pictures; its hash
+names the folder, so that a cache of other settings is never used. `grids-0000.bin` and its successors hold one
+record of fp16 values after another, a record a picture. They only grow at their end, so work that was interrupted
+goes on after the last whole batch.
 """
 
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from captioner import config, images
 from captioner.ahead import one_ahead
 from captioner.encoder import Encoder
+from captioner.errors import OutputError
+from captioner.files import write_atomically
 from captioner.images import ImageSettings
 from evaluation.datasets import Record
 
+SHARD_BYTES = 2**31
+"""How large a file of grids may become."""
+
 
 class GridCache:
-    """Grids of pictures, memory-mapped: reading some brings only these into memory.
+    """Grids of pictures on disk. Each is mapped into memory for as long as it is read, and so none stays there.
 
     Attributes:
         mirrored: whether it has those of the mirrored pictures, too.
     """
 
-    def __init__(self, file: Path, shape: tuple[int, int, int, int]):
-        """Open `grids.bin`; `shape` is (pictures, views, L, D)."""
-        self.mirrored = shape[1] == 2
-        self._grids = np.memmap(file, dtype=np.float16, mode="r", shape=shape)
+    def __init__(self, folder: Path, shape: tuple[int, int, int], shard: int):
+        """Open a complete cache; `shape` is of a record, (views, L, D), and a file has `shard` records."""
+        self.mirrored = shape[0] == 2
+        self._folder = folder
+        self._shape = shape
+        self._shard = shard
 
     def read(self, picture: int, mirrored: bool = False) -> Tensor:
         """Return the annotations (L, D) of the picture at this place, float32."""
-        return torch.from_numpy(self._grids[picture, int(mirrored)].astype(np.float32))
+        number, place = divmod(picture, self._shard)
+        views, *shape = self._shape
+        before = (place * views + mirrored) * math.prod(shape) * 2
+        grid = np.memmap(_shard_file(self._folder, number), np.float16, "r", before, tuple(shape))
+        return torch.from_numpy(grid.astype(np.float32))
 
 
 class PictureFiles:
@@ -95,6 +109,7 @@ def cache_grids(
 
     Raises:
         ImageError: when a picture cannot be read.
+        OutputError: when the disk is full, or the folder cannot be written.
     """
     views = 2 if mirrored else 1
     header = {
@@ -106,33 +121,69 @@ def cache_grids(
     }
     text = json.dumps(header, sort_keys=True)
     place = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "header.json").write_text(text)
+    size = record_bytes(encoder, settings, mirrored=mirrored)
+    shard = max(SHARD_BYTES // size // batch_size, 1) * batch_size  # records a file: whole batches
+    parts = [records[at : at + shard] for at in range(0, len(records), shard)]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / "lock"):  # another run may be at it
+            with write_atomically(place / "header.json", overwrite=True) as written:
+                written.write(text.encode())
+            files = [_shard_file(place, number) for number in range(len(parts))]
+            done = sum(file.stat().st_size for file in files if file.exists()) // size
+            missing, free = (len(records) - done) * size, shutil.disk_usage(place).free
+            if missing > free:
+                raise OutputError(
+                    f"{place}: the grids take {missing / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f} GB "
+                    "left. Choose another encoder.cache, a coarser grid, or encoder.mirrored = false."
+                )
+            with tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None) as bar:
+                for file, part in zip(files, parts, strict=True):
+                    _complete(file, size, encoder, settings, part, views, batch_size, bar)
+    except OSError as error:
+        raise OutputError(f"{place}: cannot write the grids ({error.strerror or error})") from error
+    rows, columns = encoder.grid(settings.size)
+    return GridCache(place, (views, rows * columns, encoder.size), shard)
 
-    device = next(encoder.parameters()).device
-    locations = math.prod(encoder.grid(settings.size))
-    record_bytes = views * locations * encoder.size * 2
-    file = place / "grids.bin"
-    with file.open("ab") as grids, torch.inference_mode():
+
+def record_bytes(encoder: Encoder, settings: ImageSettings, *, mirrored: bool) -> int:
+    """Return how many bytes of disk the grids of one picture take."""
+    return (2 if mirrored else 1) * math.prod(encoder.grid(settings.size)) * encoder.size * 2
+
+
+def _complete(
+    file: Path,
+    record_bytes: int,
+    encoder: Encoder,
+    settings: ImageSettings,
+    records: Sequence[Record],
+    views: int,
+    batch_size: int,
+    bar: tqdm,
+) -> None:
+    """Add the records that a file of grids does not have yet."""
+    with file.open("ab") as grids, ThreadPoolExecutor(os.cpu_count()) as readers, torch.inference_mode():
         done = file.stat().st_size // record_bytes
         if done < len(records):
             done -= done % batch_size  # whole batches, as the last digits of a grid depend on its batch
         grids.truncate(done * record_bytes)
+        device = next(encoder.parameters()).device
+
+        def read(batch: Sequence[Record]) -> Tensor:
+            return torch.stack(list(readers.map(partial(_read, settings=settings), batch)))
+
         batches = [records[at : at + batch_size] for at in range(done, len(records), batch_size)]
-        bar = tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None)
-        for pixels in one_ahead(partial(_read_batch, settings=settings), batches):
+        for pixels in one_ahead(read, batches):
             pixels = pixels.to(device)
-            seen = [encoder(pixels)[0]] + ([encoder(pixels.flip(3))[0]] if mirrored else [])
+            seen = [encoder(pixels)[0]] + ([encoder(pixels.flip(3))[0]] if views == 2 else [])
             grids.write(torch.stack(seen, dim=1).half().cpu().numpy().tobytes())
             bar.update(len(pixels))
-        bar.close()
         grids.flush()
         os.fsync(grids.fileno())
-    return GridCache(file, (len(records), views, locations, encoder.size))
 
 
-def _read_batch(records: Sequence[Record], settings: ImageSettings) -> Tensor:
-    return torch.stack([_read(record, settings) for record in records])
+def _shard_file(folder: Path, number: int) -> Path:
+    return folder / f"grids-{number:04}.bin"
 
 
 def _read(record: Record, settings: ImageSettings) -> Tensor:

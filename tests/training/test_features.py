@@ -1,12 +1,17 @@
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
 
 from captioner import images
 from captioner.encoder import Encoder, EncoderSettings
-from captioner.errors import ImageError
+from captioner.errors import ImageError, OutputError
 from captioner.images import ImageSettings
 from evaluation.datasets import read_dataset
+from training import features
 from training.features import PictureFiles, cache_grids
 
 SMALL = ImageSettings(size=64)
@@ -33,11 +38,11 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(encoder, dataset, tmp_pat
     records = read_dataset("jsonl", dataset)
     whole = tmp_path / "whole"
     cache_grids(whole, encoder, SMALL, records, mirrored=False, batch_size=2)
-    (expected,) = whole.glob("*/grids.bin")
+    (expected,) = whole.glob("*/grids-0000.bin")
 
     # Killed while it wrote the fourth picture: three records and a half are there.
     size = expected.stat().st_size // len(records)
-    broken = tmp_path / "broken" / expected.parent.name / "grids.bin"
+    broken = tmp_path / "broken" / expected.parent.name / "grids-0000.bin"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(expected.read_bytes()[: size * 3 + size // 2])
     opened = []
@@ -48,6 +53,38 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(encoder, dataset, tmp_pat
     cache_grids(tmp_path / "broken", encoder, SMALL, records, mirrored=False, batch_size=2)
     assert broken.read_bytes() == expected.read_bytes()
     assert opened == [record.image for record in records[2:]]
+
+
+def test_grids_go_on_in_another_file_when_one_is_full(encoder, dataset, tmp_path, monkeypatch):
+    records = read_dataset("jsonl", dataset)
+    whole = cache_grids(tmp_path / "whole", encoder, SMALL, records, mirrored=True, batch_size=2)
+    record = features.record_bytes(encoder, SMALL, mirrored=True)
+    monkeypatch.setattr(features, "SHARD_BYTES", 5 * record)  # four: two batches of two
+    parts = cache_grids(tmp_path / "parts", encoder, SMALL, records[:7], mirrored=True, batch_size=2)
+    files = sorted((tmp_path / "parts").glob("*/grids-*.bin"))
+    assert [file.stat().st_size for file in files] == [4 * record, 3 * record]
+    for place, mirrored in itertools.product(range(6), (False, True)):
+        assert torch.equal(parts.read(place, mirrored), whole.read(place, mirrored))
+
+
+def test_two_runs_that_need_the_same_grids_make_them_once(encoder, dataset, tmp_path):
+    records = read_dataset("jsonl", dataset)
+    with ThreadPoolExecutor(2) as runs:
+        caches = list(
+            runs.map(
+                lambda _: cache_grids(tmp_path, encoder, SMALL, records, mirrored=False, batch_size=2), range(2)
+            )
+        )
+    (file,) = tmp_path.glob("*/grids-*.bin")
+    assert file.stat().st_size == len(records) * features.record_bytes(encoder, SMALL, mirrored=False)
+    assert torch.equal(caches[0].read(7), caches[1].read(7))
+
+
+def test_a_full_disk_is_told_before_any_work(encoder, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match=r"0\.0 GB more.*0\.0 GB left.*encoder\.cache"):
+        cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
+    assert not list(tmp_path.glob("*/grids-*.bin"))
 
 
 @pytest.mark.parametrize("change", ["weights", "frame", "pictures", "mirrored"])
