@@ -367,13 +367,16 @@ class Coordinates(nn.Module):
 def small_cnn() -> tuple[nn.Sequential, int]:
     """Return a network of stride 8 for small generated pictures, and the channels it gives.
 
-    A cell answers to 31 x 31 pixels around it. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics,
-    so the network is the same in training and eval mode and learns from random weights.
+    A cell answers to 23 x 23 pixels around it: that is an object and little more, so attention has to lie on an
+    object to see it. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics, so the network is the same
+    in training and eval mode and learns from random weights.
     """
     layers = [
         nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU(inplace=True)
+            nn.Conv2d(inputs, outputs, size, stride, padding=size // 2),
+            nn.GroupNorm(8, outputs),
+            nn.SiLU(inplace=True),
         )
-        for inputs, outputs, stride in ((5, 24, 2), (24, 48, 2), (48, 96, 2), (96, 128, 1))
+        for inputs, outputs, size, stride in ((5, 24, 3, 2), (24, 48, 3, 2), (48, 128, 5, 2), (128, 128, 1, 1))
     ]
     return nn.Sequential(Coordinates(), *layers), 128

@@ -41,8 +41,12 @@ ALIGNED = 6.0
 """No two centres of a generated scene are further apart than this along an axis, and nearer than `MARGIN`: no
 relation is true or false by a hair's breadth."""
 
-RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""The axis (0: x, 1: y) along which a relation holds, and the sign of second minus first when it does."""
+RELATIONS = {"left of": (0, 1), "above": (1, 1), "below": (1, -1)}
+"""The axis (0: x, 1: y) along which a relation holds, and the sign of second minus first when it does.
+
+Nothing is "right of": captions mention objects in reading order. A decoder that looks before it reads the last
+word cannot tell which object that word chose; it can only follow an order.
+"""
 
 FORMS = {
     1: ("A", "there is A", "the picture shows A"),
@@ -67,7 +71,7 @@ _COLOURS = {
     "blue": (30, 60, 205),
     "purple": (150, 45, 175),
 }
-_RADII = {"small": (7.0, 8.0), "large": (11.0, 12.0)}
+_RADII = {"small": (6.0, 7.0), "large": (9.0, 10.0)}
 _X = np.arange(SIDE, dtype=np.float32)[None, :] + 0.5  # the centres of the pixels: (1, 64)
 _Y = np.arange(SIDE, dtype=np.float32)[:, None] + 0.5  # (64, 1)
 
@@ -290,7 +294,7 @@ def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
 
 
 def describe(scene: Scene, random: np.random.Generator) -> list[str]:
-    """Return five different captions that are true of the scene; most mention all of its objects."""
+    """Return five different captions that are true of the scene and mention all its objects in reading order."""
     captions: list[str] = []
     while len(captions) < 5:
         caption = _caption(scene, random)
@@ -300,13 +304,10 @@ def describe(scene: Scene, random: np.random.Generator) -> list[str]:
 
 
 def _caption(scene: Scene, random: np.random.Generator) -> str:
-    count = len(scene.objects)
-    if count == 3 and random.random() < 0.2:
-        count = 2
-    named = dict(zip("ABC", random.permutation(len(scene.objects))[:count], strict=False))
+    named = dict(zip("ABC", _reading_order(scene), strict=False))
     words = []
-    for token in _pick(FORMS[count], random).split():
-        shapes = [scene.objects[named[letter]] for letter in token if letter in named]
+    for token in _pick(FORMS[len(named)], random).split():
+        shapes = [named[letter] for letter in token if letter in named]
         if len(shapes) == 2:
             words.append(_pick([relation for relation in RELATIONS if holds(relation, *shapes)], random))
         elif shapes:
@@ -315,6 +316,14 @@ def _caption(scene: Scene, random: np.random.Generator) -> str:
         else:
             words.append(token)
     return " ".join(words)
+
+
+def _reading_order(scene: Scene) -> list[Shape]:
+    """Return the objects from left to right; those that stand in one column, from top to bottom."""
+    return sorted(
+        scene.objects,
+        key=lambda shape: (sum(holds("left of", other, shape) for other in scene.objects), shape.centre[1]),
+    )
 
 
 def _pick(options: Sequence[str], random: np.random.Generator) -> str:

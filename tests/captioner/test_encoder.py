@@ -147,7 +147,7 @@ def test_the_small_network_gives_a_grid_of_stride_8():
         assert annotations.shape == (1, cells**2, encoder.size)
 
 
-def test_a_cell_of_the_small_network_reads_31_by_31_pixels():
+def test_a_cell_of_the_small_network_reads_23_by_23_pixels():
     encoder = Encoder(SMALL)
     for stage in encoder.stages:
         encoder.features.get_submodule(stage)[1] = (
@@ -158,7 +158,7 @@ def test_a_cell_of_the_small_network_reads_31_by_31_pixels():
     annotations[0, 4 * columns + 3].sum().backward()
     rows, columns = images.grad[0].abs().sum(dim=0).nonzero().T
     # The cell covers rows 32 to 39 and columns 24 to 31.
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (17, 47, 9, 39)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (21, 43, 13, 35)
 
 
 @pytest.mark.slow
