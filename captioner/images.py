@@ -96,22 +96,37 @@ def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_P
     """
     try:
         picture = _picture(source)
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise ImageError(
-                f"{name(source)}: {width} x {height} pixels are too many "
-                f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
-            )
+        _check_size(picture, max_pixels, source)
         if at_least and picture is not source:
             picture.draft(None, (at_least, at_least))
         return _upright(picture, _to_rgb(picture))
     except ImageError:
         raise
     except Exception as error:  # damaged files make decoders raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"{name(source)}: cannot read this image ({reason}). Is the file complete and undamaged?"
-        ) from error
+        raise _damaged(source, error) from error
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the width and height that a file's header tells, as stored, without reading its pixels.
+
+    For a first look at many files, at a fraction of the time of `open`; damage after the header is not seen.
+
+    Raises:
+        ImageError: if the header cannot be read, or `open` would refuse so large a picture.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            plugin = _plugin(stream.read(16), path)
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads all of it
+                raise _too_long(path)
+            stream.seek(0)
+            picture = plugin(stream)
+            _check_size(picture, MAX_PIXELS, path)
+            return picture.size
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
 
 
 def prepare(picture: Image.Image, settings: ImageSettings) -> tuple[Tensor, Rectangle]:
@@ -199,24 +214,40 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
     start = stream.read(16)
-    if not start:
-        raise ImageError(f"{name(source)}: the file is empty (0 bytes). Copy it again.")
-    plugin = _plugin(start)
-    if plugin is None:
-        raise ImageError(f"{name(source)}: cannot read this image (unknown format). Convert it to JPEG or PNG.")
+    plugin = _plugin(start, source)
     content = start + stream.read(MAX_BYTES)
     if len(content) > MAX_BYTES:
-        raise ImageError(
-            f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
-        )
+        raise _too_long(source)
     return plugin(BytesIO(content))
 
 
-def _plugin(start: bytes) -> type[ImageFile.ImageFile] | None:
+def _check_size(picture: Image.Image, max_pixels: int, source: Source) -> None:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name(source)}: {width} x {height} pixels are too many "
+            f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
+        )
+
+
+def _too_long(source: Source) -> ImageError:
+    return ImageError(
+        f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
+    )
+
+
+def _damaged(source: Source, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"{name(source)}: cannot read this image ({reason}). Is the file complete and undamaged?")
+
+
+def _plugin(start: bytes, source: Source) -> type[ImageFile.ImageFile]:
     """Choose Pillow's decoder by the first 16 bytes of a file.
 
     `Image.open` is avoided: it warns of, or refuses, sizes by a global setting of the process.
     """
+    if not start:
+        raise ImageError(f"{name(source)}: the file is empty (0 bytes). Copy it again.")
     if start.startswith(b"\xff\xd8\xff"):
         return JpegImagePlugin.JpegImageFile
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -229,7 +260,7 @@ def _plugin(start: bytes) -> type[ImageFile.ImageFile] | None:
         return BmpImagePlugin.BmpImageFile
     if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return TiffImagePlugin.TiffImageFile
-    return None
+    raise ImageError(f"{name(source)}: cannot read this image (unknown format). Convert it to JPEG or PNG.")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

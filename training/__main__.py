@@ -1,10 +1,11 @@
-"""`python -m training`: prepare the grids of a configuration, run it, or resume a run."""
+"""`python -m training`: fetch a data set, prepare the grids of a configuration, run it, or resume a run."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from captioner.errors import CaptionerError
+from training.download import SOURCES, download
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
         sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (%(default)s)")
     resume = commands.add_parser("resume", help="go on with a run that was interrupted")
     resume.add_argument("folder", type=Path, help="the run's folder, such as runs/default")
+    fetch = commands.add_parser("download", help="fetch a published data set; run it again to go on after a stop")
+    fetch.add_argument("name", choices=SOURCES)
+    fetch.add_argument("directory", type=Path, help="the data set's folder, such as data/coco2017")
+    fetch.add_argument("--from", dest="base", metavar="URL", help="take the archives from here, and unverified")
     options = parser.parse_args(arguments)
     try:
         _run(options)
@@ -31,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.command == "download":
+        print(download(options.name, options.directory, options.base))
+        return
     from training import loop
     from training.config import read_settings
 

@@ -22,7 +22,7 @@ class DatasetSettings:
 
     name: str
     """For logs, scores and the names of caches."""
-    layout: Literal["flickr8k", "jsonl", "shapes"]
+    layout: Literal["coco", "karpathy", "flickr8k", "flickr30k", "jsonl", "csv", "tsv", "folder", "shapes"]
     """How it lies on disk; see `evaluation.datasets`."""
     path: str
     """Its folder or file; environment variables such as `$CAPTIONER_DATA` are filled in."""

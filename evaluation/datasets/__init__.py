@@ -1,0 +1,136 @@
+"""Captioned pictures on disk, in the layouts people have them; every reader returns the same records.
+
+A data set is named by its layout and its place, LAYOUT:PATH:
+
+    coco:DIRECTORY       COCO's captions of 2014 or 2017, in the folders of the official archives
+    karpathy:FILE        Karpathy's JSON of COCO, Flickr8k or Flickr30k, the split that papers use
+    flickr8k:DIRECTORY   as its authors gave it out, or as Kaggle does
+    flickr30k:DIRECTORY  as its authors give it out, or as Kaggle does
+    jsonl:FILE           {"image": PATH, "captions": [TEXT, ...]} a line
+    csv:FILE, tsv:FILE   a table with the columns image and caption
+    folder:DIRECTORY     pictures, each beside a .txt file of captions
+    shapes:DIRECTORY     made on the spot; see `evaluation.shapes`
+
+The reader of each says more. Where nobody has split a set, a hash of each picture's id does.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from captioner import images
+from captioner.errors import DataError, ImageError
+from evaluation.datasets.files import Problems, Record, read_lines, split_by_hash
+from evaluation.datasets.own import read_folder, read_jsonl, read_table
+from evaluation.datasets.published import read_coco, read_flickr8k, read_flickr30k, read_karpathy
+
+__all__ = ["READERS", "Record", "find_unreadable", "read_dataset", "read_jsonl", "read_lines", "split_by_hash"]
+
+
+def read_shapes(directory: Path, problems: Problems) -> list[Record]:
+    """Pictures of coloured shapes, generated in the folder if it is missing or empty; see `evaluation.shapes`."""
+    from evaluation import shapes  # which imports this module
+
+    return shapes.read_shapes(directory)
+
+
+READERS: dict[str, Callable[[Path, Problems], list[Record]]] = {
+    "coco": read_coco,
+    "karpathy": read_karpathy,
+    "flickr8k": read_flickr8k,
+    "flickr30k": read_flickr30k,
+    "jsonl": read_jsonl,
+    "csv": read_table,
+    "tsv": partial(read_table, delimiter="\t"),
+    "folder": read_folder,
+    "shapes": read_shapes,
+}
+
+
+def read_dataset(layout: str, path: Path) -> list[Record]:
+    """Return the records of a data set, in the order of its files.
+
+    Everything is checked at once but the insides of the pictures, which `find_unreadable` looks at.
+
+    Raises:
+        DataError: when a file of captions is missing or no such file; or, told together with counts and first
+            names, when pictures are missing, stand there twice or in two splits, or have no caption or an empty
+            one, and when lines are malformed or not UTF-8; or when there is no picture.
+        MissingExtraError: when the layout needs a library that is not installed.
+    """
+    if layout not in READERS:
+        raise DataError(f"unknown layout {layout!r} of a data set; known: {', '.join(READERS)}")
+    problems = Problems()
+    records = READERS[layout](path, problems)
+    _check(records, problems)
+    problems.raise_any(path)
+    if not records:
+        raise DataError(f"{path}: no captioned pictures found")
+    return records
+
+
+def _check(records: Sequence[Record], problems: Problems) -> None:
+    splits: dict[str, str] = {}
+    folders: dict[Path, set[str]] = {}  # reading a folder once is quicker than asking for 100,000 of its files
+    for record in records:
+        split = splits.get(record.image_id)
+        if split == record.split:
+            problems.add("pictures that stand there twice", record.image_id)
+        elif split is not None:
+            problems.add("pictures in two splits", f"{record.image_id} in {split} and {record.split}")
+        else:
+            splits[record.image_id] = record.split
+        if not record.captions:
+            problems.add("pictures without a caption", record.image_id)
+        elif not all(caption.strip() for caption in record.captions):
+            problems.add("pictures with an empty caption", record.image_id)
+        folder = record.image.parent
+        if folder not in folders:
+            folders[folder] = _list_names(folder)
+        if record.image.name not in folders[folder]:
+            problems.add("pictures missing on disk", str(record.image))
+
+
+def _list_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except (OSError, ValueError):  # ValueError: no system has such a name
+        return set()
+
+
+def find_unreadable(records: Sequence[Record], workers: int = 4) -> list[tuple[Record, str]]:
+    """Return the records whose picture cannot be opened, each with the reason, which names the file.
+
+    Only headers are read, with a progress bar on a terminal: a picture cut short in its middle is not found.
+
+    Args:
+        records: whose pictures to open.
+        workers: threads that do.
+    """
+    chunks = [records[start : start + 256] for start in range(0, len(records), 256)]
+    found = []
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(records), desc="pictures", unit="picture", disable=None) as bar,
+    ):
+        for chunk, reasons in zip(chunks, pool.map(_find_reasons, chunks), strict=True):
+            found += [(record, reason) for record, reason in zip(chunk, reasons, strict=True) if reason]
+            bar.update(len(chunk))
+    return found
+
+
+def _find_reasons(records: Sequence[Record]) -> list[str]:
+    """Return why each picture cannot be opened, empty for those that can."""
+    reasons = []
+    for record in records:
+        try:
+            images.read_size(record.image)
+            reasons.append("")
+        except ImageError as error:
+            reasons.append(str(error))
+    return reasons

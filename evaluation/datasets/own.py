@@ -1,0 +1,120 @@
+"""Readers of people's own pictures: JSON Lines, tables, and folders of pictures beside text files."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from captioner.errors import DataError
+from captioner.images import is_image_path
+from evaluation.datasets.files import (
+    SPLITS,
+    Problems,
+    Record,
+    decode_lines,
+    one_line,
+    read_lines,
+    split_by_hash,
+)
+
+
+def read_jsonl(file: Path, problems: Problems | None = None) -> list[Record]:
+    """JSON Lines: {"image": PATH, "captions": [TEXT, ...], "split": "train" | "dev" | "test"} a picture.
+
+    Paths are relative to the file. A line without "split" gets it by hash. Other keys are left alone.
+
+    Args:
+        file: one object a line.
+        problems: where to note lines that are something else; if None, they are an error.
+    """
+    found = Problems() if problems is None else problems
+    records = []
+    for where, line in read_lines(file, found):
+        try:
+            row = json.loads(line)
+            image, captions = row["image"], row["captions"]
+            split = row["split"] if "split" in row else split_by_hash(image)
+            valid = isinstance(image, str) and all(isinstance(caption, str) for caption in captions)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            valid = False
+        if valid and isinstance(captions, list) and split in SPLITS:
+            records.append(Record(file.parent / image, image, tuple(captions), split))
+        else:
+            expected = '{"image": PATH, "captions": [TEXT, ...], "split": "train|dev|test"}'
+            found.add(f"lines that are not {expected}", f"{where}: {line[:60]!r}")
+    if problems is None:
+        found.raise_any(file)
+    return records
+
+
+def read_table(file: Path, problems: Problems, delimiter: str = ",", pictures: Path | None = None) -> list[Record]:
+    """A table with the columns `image` and `caption`, one caption a row, and perhaps `split`.
+
+    Other columns are left alone. Fields are quoted as in CSV where they hold the delimiter or quotes. Without the
+    column `split`, pictures get theirs by hash.
+
+    Args:
+        file: its first row names the columns.
+        problems: where to note rows that cannot be used.
+        delimiter: between the fields.
+        pictures: the folder that the paths are relative to; if None, that of the file.
+    """
+    captions: dict[tuple[str, str], list[str]] = {}  # of each picture and split: a picture in two is found later
+    rows = csv.reader(decode_lines(file, problems), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip().lower() for name in next(rows, [])]
+        if not {"image", "caption"} <= set(header):
+            raise DataError(
+                f"{file}: expected a first row with the columns image and caption"
+                f"{', between tabs' if delimiter == chr(9) else ''}, got {header[:5]}"
+            )
+        for row in rows:
+            where = f"{file}, line {rows.line_num}"
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != len(header):
+                problems.add(f"rows that have not {len(header)} fields as the first row has", where)
+                continue
+            cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+            image = cells["image"]
+            split = cells["split"] if "split" in cells else split_by_hash(image)
+            if not image:
+                problems.add("rows without an image", where)
+            elif split not in SPLITS:
+                problems.add("splits that are not train, dev or test", f"{where}: {split!r}")
+            else:
+                captions.setdefault((image, split), []).append(one_line(cells["caption"]))
+    except csv.Error as error:
+        raise DataError(f"{file}, line {rows.line_num}: not a table ({error}). Are its quotes closed?") from error
+    folder = file.parent if pictures is None else pictures
+    return [Record(folder / image, image, tuple(each), split) for (image, split), each in captions.items()]
+
+
+def read_folder(directory: Path, problems: Problems) -> list[Record]:
+    """A folder of pictures, and of folders of them; beside each `dog.jpg` stands `dog.txt`, one caption a line.
+
+    A picture's id is its path in the folder, and its hash chooses the split.
+    """
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such folder")
+    pictures: dict[Path, Path] = {}  # by their paths without suffix
+    texts: dict[Path, Path] = {}
+    for parent, folders, names in os.walk(directory):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        for path in sorted(Path(parent, name) for name in names if not name.startswith(".")):
+            stem = path.with_suffix("")
+            if path.suffix.lower() == ".txt":
+                texts[stem] = path
+            elif is_image_path(path) and pictures.setdefault(stem, path) != path:
+                problems.add("pictures that share a .txt file with another", str(path))
+    records = []
+    for stem, path in pictures.items():
+        if stem in texts:
+            image_id = path.relative_to(directory).as_posix()
+            captions = tuple(line for _, line in read_lines(texts[stem], problems))
+            records.append(Record(path, image_id, captions, split_by_hash(image_id)))
+        else:
+            problems.add("pictures without a .txt file", str(path))
+    for stem in sorted(texts.keys() - pictures.keys()):
+        problems.add(".txt files without a picture", str(texts[stem]))
+    return records

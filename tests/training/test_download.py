@@ -1,0 +1,370 @@
+import hashlib
+import io
+import json
+import os
+import shutil
+import threading
+import tomllib
+import zipfile
+from collections import namedtuple
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import DataError, OutputError
+from evaluation.datasets import READERS, read_dataset
+from training.__main__ import main
+from training.download import MAX_RATIO, SOURCES, Archive, download, fetch, unpack
+
+
+@dataclass
+class Server:
+    """Files on the loopback, and how badly they are served."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    tag: str | None = '"1"'
+    ranges: bool = True
+    """Whether it keeps to Range."""
+    if_range: bool = True
+    """Whether it keeps to If-Range."""
+    length: bool = True
+    """Whether it says how long a file is."""
+    stop: int | None = None
+    """Break off after so many bytes of each answer."""
+    hang: threading.Event | None = None
+    """Wait for this before an answer."""
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    """Name and Range of each request."""
+
+
+@pytest.fixture
+def server():
+    served = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            name, asked = self.path.strip("/"), self.headers["Range"]
+            served.asked.append((name, asked))
+            if served.hang:
+                served.hang.wait(10)
+            if name not in served.files:
+                self.send_error(404)
+                return
+            content = served.files[name]
+            fresh = served.if_range and self.headers["If-Range"] != served.tag
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and served.ranges and not fresh else 0
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            if served.length:
+                self.send_header("Content-Length", str(len(content) - start))
+            if served.tag:
+                self.send_header("ETag", served.tag)
+            self.end_headers()
+            self.wfile.write(content[start:][: served.stop])
+
+        def log_message(self, *values):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    http.handle_error = lambda *values: None  # a client that gave up is no error of the server
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    served.url = f"http://127.0.0.1:{http.server_port}"
+    yield served
+    if served.hang:
+        served.hang.set()
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+CONTENT = os.urandom(300_000)
+
+
+def interrupt(server: Server, file: Path, after: int = 100_000) -> None:
+    """Fetch the beginning of a file."""
+    server.stop = after
+    with pytest.raises(DataError, match=r"broke off after 100,000 of 300,000 bytes\. Run this again"):
+        fetch(Archive(f"{server.url}/{file.name}", ""), file)
+    server.stop = None
+    assert not file.exists()
+
+
+# Fetching
+
+
+def test_an_interrupted_file_is_completed_from_where_it_stopped(server, tmp_path):
+    server.files["a.zip"] = CONTENT
+    file = tmp_path / "new" / "a.zip"
+    interrupt(server, file)
+    fetch(Archive(f"{server.url}/a.zip", "", size=300_000, md5=hashlib.md5(CONTENT).hexdigest()), file)
+    assert file.read_bytes() == CONTENT
+    assert server.asked == [("a.zip", None), ("a.zip", "bytes=100000-")]
+    assert [path.name for path in file.parent.iterdir()] == ["a.zip"]
+    fetch(Archive(f"{server.url}/a.zip", ""), file)  # nothing to do
+    assert len(server.asked) == 2
+
+
+def test_a_whole_part_that_was_not_renamed_is_not_fetched_again(server, tmp_path):
+    server.files["a.zip"] = CONTENT
+    interrupt(server, tmp_path / "a.zip")
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+    fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("change", ["no ranges", "another tag", "no tag at first", "unknown part"])
+def test_a_part_that_cannot_be_completed_is_fetched_anew(server, tmp_path, change):
+    server.files["a.zip"] = CONTENT
+    server.tag = None if change == "no tag at first" else '"1"'
+    interrupt(server, tmp_path / "a.zip")
+    server.ranges = change != "no ranges"
+    if change == "another tag":
+        server.tag, server.files["a.zip"] = '"2"', CONTENT[::-1]
+    if change == "unknown part":
+        (tmp_path / "a.zip.part.json").unlink()
+    fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == server.files["a.zip"]
+
+
+def test_the_rest_of_another_file_is_never_appended(server, tmp_path):
+    server.files["a.zip"] = CONTENT
+    server.if_range = False
+    interrupt(server, tmp_path / "a.zip")
+    server.tag, server.files["a.zip"] = '"2"', CONTENT[::-1]
+    with pytest.raises(DataError, match="has changed since its beginning was fetched"):
+        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT[::-1]
+
+
+def test_a_file_with_another_checksum_is_refused_and_removed(server, tmp_path):
+    server.files["a.zip"] = CONTENT
+    with pytest.raises(DataError, match=f"its MD5 is {hashlib.md5(CONTENT).hexdigest()}, expected 0123"):
+        fetch(Archive(f"{server.url}/a.zip", "", md5="0123"), tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
+    assert not (tmp_path / "a.zip.part").exists()
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_fetched(server, tmp_path):
+    server.files["a.zip"] = CONTENT
+    with pytest.raises(DataError, match="has 300,000 bytes, expected 300,001"):
+        fetch(Archive(f"{server.url}/a.zip", "", size=300_001), tmp_path / "a.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_length_the_server_does_not_say_is_refused(server, tmp_path):
+    server.files["a.zip"], server.length = CONTENT, False
+    with pytest.raises(DataError, match="does not say how long"):
+        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+
+
+def test_servers_that_do_not_answer_are_named(server, tmp_path):
+    with pytest.raises(DataError, match=r"/b\.zip: the server says 404 Not Found"):
+        fetch(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip")
+    with pytest.raises(DataError, match=r"cannot be fetched .*refused"):
+        fetch(Archive("http://127.0.0.1:9/b.zip", ""), tmp_path / "b.zip")
+    server.hang = threading.Event()
+    with pytest.raises(DataError, match=r"cannot be fetched .*timed out"):
+        fetch(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip", timeout=0.1)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    server.files["a.zip"] = CONTENT
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 0, 599_999))
+    with pytest.raises(OutputError, match=r"the disk has 0\.0 GB free, but the archive and what is in it need"):
+        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b.zip").write_bytes(zipped({"x/a": CONTENT, "x/b": CONTENT}))
+    with pytest.raises(OutputError, match=r"but the contents of b\.zip need"):
+        unpack(tmp_path / "b.zip", tmp_path, "x/")
+    assert not (tmp_path / "x").exists()
+    assert (tmp_path / "b.zip").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write here"):
+        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "file" / "a.zip")
+
+
+# Unpacking
+
+
+def test_what_is_wanted_is_unpacked_and_the_rest_is_left(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped({"x/a.txt": b"1", "x/y/b.txt": b"2", "z.txt": b"3", "x/": b""}))
+    unpack(tmp_path / "a.zip", tmp_path / "to", "x/")
+    found = {
+        path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*") if path.is_file()
+    }
+    assert found == {"x/a.txt", "x/y/b.txt"}
+
+
+def test_unpacking_goes_on_with_what_is_missing(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped({"x/a.txt": b"first", "x/b.txt": b"second"}))
+    unpack(tmp_path / "a.zip", tmp_path, "x/")
+    (tmp_path / "x" / "a.txt").write_bytes(b"FIRST")  # shows whether it is written again
+    (tmp_path / "x" / "b.txt").write_bytes(b"sec")
+    unpack(tmp_path / "a.zip", tmp_path, "x/")
+    assert (tmp_path / "x" / "a.txt").read_bytes() == b"FIRST"
+    assert (tmp_path / "x" / "b.txt").read_bytes() == b"second"
+
+
+@pytest.mark.parametrize("name", ["x/../../evil", "x/..\\..\\evil", "/x/evil", "\\x\\evil", "C:/x/evil", "../x"])
+def test_an_archive_that_leads_outside_unpacks_nothing(tmp_path, name):
+    (tmp_path / "a.zip").write_bytes(zipped({"x/good": b"1", name: b"2"}))
+    with pytest.raises(DataError, match="would lead outside of the folder; nothing is unpacked"):
+        unpack(tmp_path / "a.zip", tmp_path / "in" / "to", "")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
+
+
+def test_an_archive_with_a_symbolic_link_unpacks_nothing(tmp_path):
+    link = zipfile.ZipInfo("x/link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc")
+    with pytest.raises(DataError, match="would lead outside"):
+        unpack(tmp_path / "a.zip", tmp_path, "x/")
+
+
+def test_an_archive_that_swells_beyond_measure_is_refused(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped({"x/bomb": bytes(1_000_000)}))
+    assert (tmp_path / "a.zip").stat().st_size < 1_000_000 / MAX_RATIO
+    with pytest.raises(DataError, match="claims to unpack to over 100 times its size"):
+        unpack(tmp_path / "a.zip", tmp_path, "x/")
+
+
+def test_a_damaged_archive_is_removed_to_be_fetched_again(tmp_path):
+    content = bytearray(zipped({"x/a": CONTENT}))
+    content[200_000] ^= 1
+    for damaged in (bytes(content), b"no archive"):
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.zip: damaged archive .* It is removed"):
+            unpack(tmp_path / "a.zip", tmp_path, "x/")
+        assert not (tmp_path / "a.zip").exists()
+        assert not (tmp_path / "x" / "a").exists()
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped({"x/a": b"1"}))
+    with pytest.raises(DataError, match=r"holds nothing named train2017/\.\.\."):
+        unpack(tmp_path / "a.zip", tmp_path, "train2017/")
+
+
+# Data sets
+
+
+def coco(name: str, image: int) -> bytes:
+    """COCO's annotations of one picture."""
+    content = {
+        "images": [{"id": image, "file_name": f"{image}.jpg"}],
+        "annotations": [{"id": image, "image_id": image, "caption": f"A dog of {name}."}],
+    }
+    return json.dumps(content).encode()
+
+
+SETS = {
+    "flickr8k": {
+        "Flickr8k_text.zip": {
+            "Flickr8k.token.txt": b"a.jpg#0\tA dog .\nb.jpg#0\tA cat .\n",
+            "Flickr_8k.trainImages.txt": b"a.jpg\n",
+            "Flickr_8k.testImages.txt": b"b.jpg\n",
+            "__MACOSX/._Flickr8k.token.txt": b"",
+        },
+        "Flickr8k_Dataset.zip": {"Flicker8k_Dataset/a.jpg": b"a", "Flicker8k_Dataset/b.jpg": b"b"},
+    },
+    "coco2014": {
+        "caption_datasets.zip": {
+            "dataset_coco.json": json.dumps(
+                {
+                    "images": [
+                        {
+                            "filename": f"{number}.jpg",
+                            "filepath": "train2014" if split == "train" else "val2014",
+                            "cocoid": number,
+                            "split": split,
+                            "sentences": [{"raw": "A dog."}],
+                        }
+                        for number, split in enumerate(("train", "restval", "val", "test"))
+                    ],
+                    "dataset": "coco",
+                }
+            ).encode(),
+            "dataset_flickr8k.json": b"{}",
+        },
+        "annotations_trainval2014.zip": {
+            "annotations/captions_train2014.json": coco("train", 0),
+            "annotations/captions_val2014.json": coco("val", 1),
+            "annotations/instances_train2014.json": b"{}",
+        },
+        "val2014.zip": {f"val2014/{number}.jpg": b"x" for number in (1, 2, 3)},
+        "train2014.zip": {"train2014/0.jpg": b"x"},
+    },
+    "coco2017": {
+        "annotations_trainval2017.zip": {
+            "annotations/captions_train2017.json": coco("train", 0),
+            "annotations/captions_val2017.json": coco("val", 1),
+        },
+        "val2017.zip": {"val2017/1.jpg": b"x"},
+        "train2017.zip": {"train2017/0.jpg": b"x"},
+    },
+}
+SPLITS = {
+    "flickr8k": ["train", "test"],
+    "coco2014": ["train", "train", "dev", "test"],
+    "coco2017": ["train", "dev"],
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_downloaded_set_is_read_as_the_command_says(server, tmp_path, capsys, name):
+    server.files = {file: zipped(members) for file, members in SETS[name].items()}
+    folder = tmp_path / 'with "quotes" and ä'
+    assert main(["download", name, str(folder), "--from", server.url + "/"]) == 0
+    (settings,) = tomllib.loads(capsys.readouterr().out)["datasets"]
+    assert settings["name"] == name
+    records = read_dataset(settings["layout"], Path(settings["path"]))
+    assert [record.split for record in records] == SPLITS[name]
+    assert not list(folder.glob("*.zip"))
+    asked = len(server.asked)
+    assert main(["download", name, str(folder), "--from", server.url]) == 0  # all is there
+    assert len(server.asked) == asked == len(SETS[name])
+
+
+def test_a_download_goes_on_after_any_archive(server, tmp_path):
+    server.files = {file: zipped(members) for file, members in SETS["coco2017"].items()}
+    train = server.files.pop("train2017.zip")
+    with pytest.raises(DataError, match=r"train2017\.zip: the server says 404"):
+        download("coco2017", tmp_path, server.url)
+    server.files = {"train2017.zip": train}
+    download("coco2017", tmp_path, server.url)
+    assert len(read_dataset("coco", tmp_path)) == 2
+
+
+def test_a_download_that_fails_is_a_message_and_exit_code_2(tmp_path, capsys):
+    assert main(["download", "flickr8k", str(tmp_path), "--from", "file:///etc"]) == 2
+    assert "expected an address that begins with http" in capsys.readouterr().err
+
+
+def test_every_source_has_a_reader_and_archives_that_can_be_checked():
+    for source in SOURCES.values():
+        assert source.layout in READERS
+        for archive in source.archives:
+            assert archive.size or archive.md5
+            assert archive.md5 is None or len(archive.md5) == 32
+            assert archive.url.startswith("https://") or archive.md5
