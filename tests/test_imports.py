@@ -39,13 +39,13 @@ def imported_modules(path: Path) -> set[str]:
     ("package", "forbidden"), [("captioner", {"evaluation", "training"}), ("evaluation", {"training"})]
 )
 def test_packages_import_one_way(package, forbidden):
-    for path in (ROOT / package).glob("*.py"):
+    for path in (ROOT / package).rglob("*.py"):
         assert not {name.partition(".")[0] for name in imported_modules(path)} & forbidden, path
 
 
 def test_modules_of_the_captioner_import_one_way():
     level = {f"captioner.{name}": number for number, names in enumerate(LAYERS) for name in names}
-    for path in (ROOT / "captioner").glob("*.py"):
+    for path in (ROOT / "captioner").rglob("*.py"):
         own = level[f"captioner.{path.stem}"]
         for name in imported_modules(path) & level.keys():
             assert level[name] < own, f"{path.name} imports {name}"

@@ -1,4 +1,4 @@
-"""`python -m training`: fetch a data set, prepare the grids of a configuration, run it, or resume a run."""
+"""`python -m training`: fetch a data set, check a configuration, prepare its grids, run it, or resume a run."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in {
+        "check": "try one batch, and tell what the run will read and need",
         "prepare": "compute and keep the grids of all pictures",
         "run": "train from the start",
     }.items():
@@ -46,7 +47,12 @@ def _run(options: argparse.Namespace) -> None:
         loop.resume_run(options.folder).train()
         return
     settings = read_settings(options.config, options.overrides)
-    if options.command == "prepare":
+    if options.command == "check":
+        from training.check import check
+
+        for line in check(settings):
+            print(line, flush=True)
+    elif options.command == "prepare":
         loop.prepare(settings)
     else:
         loop.start_run(settings, options.runs).train()

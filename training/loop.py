@@ -52,13 +52,7 @@ class Run:
         torch.manual_seed(settings.seed)
 
         self.data = read_datasets(settings)
-        training = [one for records in self.data.values() for one in records if one.split == "train"]
-        texts = [text for one in training for text in one.captions]
-        self.vocabulary = (
-            Vocabulary.build_pieces(texts, settings.pieces)
-            if settings.pieces
-            else Vocabulary.build(texts, settings.min_count)
-        )
+        self.vocabulary = build_vocabulary(settings, self.data)
         self.network = build_network(settings.model, len(self.vocabulary), settings.images.size).to(self.device)
         load_encoder(self.network.encoder, settings)
         self.averaged = copy.deepcopy(self.network).eval()
@@ -265,6 +259,20 @@ class DevelopmentSet:
 def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
     """Return the records of each data set by its name, in the order of the settings."""
     return {each.name: read_dataset(each.layout, expand_path(each.path)) for each in settings.datasets}
+
+
+def build_vocabulary(settings: TrainingSettings, data: dict[str, list[Record]]) -> Vocabulary:
+    """Return the words, or pieces, of the training captions."""
+    texts = [
+        text
+        for records in data.values()
+        for record in records
+        if record.split == "train"
+        for text in record.captions
+    ]
+    if settings.pieces:
+        return Vocabulary.build_pieces(texts, settings.pieces)
+    return Vocabulary.build(texts, settings.min_count)
 
 
 def load_encoder(encoder: Encoder, settings: TrainingSettings) -> None:

@@ -1,0 +1,165 @@
+"""What a run will need, found out in seconds: its data, its words, disk, memory and time."""
+
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import torch
+
+from captioner.captioning import choose_device, find_sentences
+from captioner.errors import DataError
+from captioner.model import CaptioningNetwork, build_network
+from captioner.vocabulary import UNKNOWN, Vocabulary, split
+from evaluation.datasets import Record, find_unreadable
+from training.batches import Batch, Examples
+from training.config import TrainingSettings, expand_path
+from training.features import PictureFiles, record_bytes
+from training.loop import annotate, build_vocabulary, count_records, load_encoder, read_datasets
+from training.losses import CaptionLoss
+
+ROUNDS = 3
+"""How often something is measured, after once to warm up."""
+
+
+def check(settings: TrainingSettings) -> Iterator[str]:
+    """Do once everything that a run does many times, and yield what it will need, a line at a time.
+
+    Nothing is written. The steps that are measured are of random weights and the first batch of the first epoch.
+
+    Raises:
+        CaptionerError: where the run would fail, such as at data that is missing or malformed.
+    """
+    data = read_datasets(settings)
+    for name, records in data.items():
+        yield f"{name}: {_count(records)}"
+        if unreadable := find_unreadable(records):
+            reasons = "; ".join(reason for _, reason in unreadable[:5])
+            raise DataError(f"{name}: {len(unreadable):,} pictures cannot be read, such as: {reasons}")
+    train, dev = ([one for each in data.values() for one in each if one.split == name] for name in ("train", "dev"))
+    if not train or not dev:
+        raise DataError("the data sets hold no training pictures or no development pictures; both are needed")
+    vocabulary = build_vocabulary(settings, data)
+    yield from _describe_words(settings, vocabulary, train, dev)
+
+    torch.manual_seed(settings.seed)
+    device = choose_device(settings.device)
+    network = build_network(settings.model, len(vocabulary), settings.images.size).to(device)
+    load_encoder(network.encoder, settings)
+    sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in network.named_children()}
+    yield "network: " + ", ".join(f"{name} {size / 1e6:.1f} million weights" for name, size in sizes.items())
+
+    # The pictures themselves, also where a run has their grids, which may not be on disk yet.
+    parts = [(records, PictureFiles(records, settings.images, mirrored=False)) for records in data.values()]
+    examples = Examples(parts, vocabulary, settings.max_words)
+    batch = next(iter(examples.epoch(0, settings.optimizer.batch_size, settings.seed)))
+    batch = Batch(*(tensor.to(device) for tensor in batch))
+    if not settings.encoder.learns:
+        yield _describe_grids(settings, network, batch, sum(map(len, data.values())))
+        with torch.no_grad():
+            batch = batch._replace(pictures=annotate(network.encoder, batch.pictures))
+    yield from _describe_steps(settings, network, batch, len(examples), len(dev))
+
+
+def _count(records: list[Record]) -> str:
+    counts = count_records(records)
+    return "; ".join(
+        f"{name} {counts[f'{name}_pictures']:,} pictures, {counts[f'{name}_captions']:,} captions"
+        for name in ("train", "dev", "test")
+        if f"{name}_pictures" in counts
+    )
+
+
+def _describe_words(
+    settings: TrainingSettings, vocabulary: Vocabulary, train: list[Record], dev: list[Record]
+) -> Iterator[str]:
+    shares = []
+    for records in (train, dev):
+        counts = Counter(word for one in records for text in one.captions for word in split(text))
+        known = sum(count for word, count in counts.items() if UNKNOWN not in vocabulary.encode(word))
+        shares.append(f"{known / max(1, counts.total()):.2%}")
+    yield (
+        f"vocabulary: {len(vocabulary):,} {'pieces' if settings.pieces else 'words'}; they write {shares[0]} of "
+        f"the words of training captions, {shares[1]} of development captions"
+    )
+    lengths = [len(vocabulary.encode(text)) for one in train for text in one.captions]
+    longer = sum(length > settings.max_words for length in lengths)
+    yield (
+        f"captions: {median(lengths):.0f} words in the middle, {max(lengths)} the longest; {longer:,} "
+        f"({longer / len(lengths):.2%}) are cut after max_words = {settings.max_words}"
+    )
+
+
+def _describe_grids(settings: TrainingSettings, network: CaptioningNetwork, batch: Batch, pictures: int) -> str:
+    size = record_bytes(network.encoder, settings.images, mirrored=settings.encoder.mirrored)
+    views = 2 if settings.encoder.mirrored else 1
+    with torch.inference_mode():
+        seconds = _measure(lambda: network.encoder(batch.pictures), batch.pictures.device)
+    folder = expand_path(settings.encoder.cache)
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    return (
+        f"grids: {size * pictures / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.0f} MB are free, and "
+        f"{_duration(seconds / len(batch.pictures) * views * pictures)} to make them"
+    )
+
+
+def _describe_steps(
+    settings: TrainingSettings, network: CaptioningNetwork, batch: Batch, train: int, dev: int
+) -> Iterator[str]:
+    device = batch.pictures.device
+    loss = CaptionLoss(settings.loss).to(device)
+    learning = [weight for weight in network.parameters() if weight.requires_grad]
+
+    def learn() -> None:
+        annotations = annotate(network.encoder, batch.pictures)
+        logits, look = network.decoder(annotations, batch.captions)
+        torch.autograd.grad(loss(logits, look, batch.captions, batch.targets)[0], learning, allow_unused=True)
+
+    def caption() -> None:
+        annotations = annotate(network.encoder, batch.pictures)
+        find_sentences(network.decoder, annotations, settings.search)
+
+    step = _measure(learn, device)
+    network.eval()
+    with torch.inference_mode():
+        captioning = _measure(caption, device) / len(batch.pictures) * dev
+    steps, epochs = math.ceil(train / settings.optimizer.batch_size), settings.optimizer.epochs
+    yield f"step: {len(batch.pictures)} pictures forward and backward take {step * 1e3:.0f} ms on {device}"
+    yield f"memory: {_peak_memory(device) / 1e9:.1f} GB were in use at most"
+    yield (
+        f"time: an epoch takes {_duration(steps * step)}, and {_duration(captioning)} to caption its development "
+        f"pictures; all {epochs} take {_duration(epochs * (steps * step + captioning))}"
+    )
+
+
+def _measure(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median seconds of some work, after once to warm up."""
+    seconds = []
+    for _ in range(1 + ROUNDS):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Return the most bytes that were in use so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # which Windows does not have
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
