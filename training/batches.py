@@ -25,9 +25,11 @@ class Batch(NamedTuple):
     pictures: Tensor  # grids (B, L, D), or pixels (B, 3, H, W) for an encoder that learns
     captions: Tensor  # (B, K, T): START and the words, PAD after the last; an image's longest first
     targets: Tensor  # (M,): the word after each word of `captions[captions != PAD]`
+    numbers: Tensor  # (B,): the place of each picture among `Examples.references`
 
 
 class _Example(NamedTuple):
+    number: int  # of the example
     pictures: Pictures
     place: int  # of the picture among them
     captions: list[list[int]]  # START, words, END; longest first
@@ -41,7 +43,7 @@ class Examples:
     """
 
     def __init__(self, parts: Sequence[tuple[Sequence[Record], Pictures]], vocabulary: Vocabulary, max_words: int):
-        self._examples = []
+        self._examples: list[_Example] = []
         for records, pictures in parts:
             for place, record in enumerate(records):
                 encoded = [[START, *vocabulary.encode(text), END] for text in record.captions]
@@ -49,10 +51,14 @@ class Examples:
                 if record.split == "train" and captions:
                     captions.sort(key=len, reverse=True)
                     mirrors = pictures.mirrored and not any(map(_SIDES.search, record.captions))
-                    self._examples.append(_Example(pictures, place, captions, mirrors))
+                    self._examples.append(_Example(len(self._examples), pictures, place, captions, mirrors))
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def references(self) -> list[list[list[int]]]:
+        """Return the words of each picture's captions, END included where they were not cut."""
+        return [[caption[1:] for caption in example.captions] for example in self._examples]
 
     def epoch(self, epoch: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, each picture once; `skip` leaves out the first ones.
@@ -86,7 +92,8 @@ def _make_batch(chosen: list[tuple[_Example, bool]], readers: ThreadPoolExecutor
             captions[image, column, : len(words) - 1] = torch.tensor(words[:-1])
             targets[image, column, : len(words) - 1] = torch.tensor(words[1:])
     pictures = readers.map(_read, *zip(*chosen, strict=True))
-    return Batch(torch.stack(list(pictures)), captions, targets[captions != PAD])
+    numbers = torch.tensor([example.number for example, _ in chosen])
+    return Batch(torch.stack(list(pictures)), captions, targets[captions != PAD], numbers)
 
 
 def _read(example: _Example, mirror: bool) -> Tensor:

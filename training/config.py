@@ -81,6 +81,34 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
+class SelfCriticalSettings:
+    """Learning from captions of one's own, by their reward (Rennie et al. 2017, arXiv 1612.00563).
+
+    The reward is CIDEr-D by the training captions of the picture; see `training.reward`. To begin with, the network
+    must write well: see `TrainingSettings.start_from`.
+    """
+
+    samples: int = 5
+    """Captions drawn for a picture, of up to `search.max_words` words."""
+    baseline: Literal["greedy", "others"] = "others"
+    """What a caption must beat to become likelier: the one of the likeliest words (Rennie et al.), or the mean of
+    the picture's other samples (Luo 2020, arXiv 2003.09971)."""
+    bleu: float = 0.0
+    """How many times the caption's BLEU-4 is added to its CIDEr-D."""
+    cross_entropy: float = 0.2
+    """Share of `loss`, from people's captions, in what is made small: 0 to 1."""
+
+    def __post_init__(self) -> None:
+        least = 2 if self.baseline == "others" else 1
+        if self.samples < least:
+            raise ValueError(f"samples: must be at least {least} for this baseline, got {self.samples}")
+        if not self.bleu >= 0:
+            raise ValueError(f"bleu: must be at least 0, got {self.bleu}")
+        if not 0 <= self.cross_entropy <= 1:
+            raise ValueError(f"cross_entropy: must be 0 to 1, got {self.cross_entropy}")
+
+
+@dataclass(frozen=True)
 class OptimizerSettings:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), warmed up, then slowed down along a cosine to 0."""
 
@@ -123,12 +151,17 @@ class TrainingSettings:
     what `max_words` counts; 0: words."""
     max_words: int = 24
     """Longer training captions are cut, and do not teach an end."""
+    start_from: str = "none"
+    """A checkpoint whose weights the run starts from, such as `runs/flickr8k/best.safetensors`. It must have the
+    vocabulary, the model (but for dropout) and the images of this run. `none`: random weights."""
     save_minutes: float = 5
     """How often the state to resume from is saved, within an epoch too."""
     model: ModelSettings = field(default_factory=ModelSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     encoder: EncoderTraining = field(default_factory=EncoderTraining)
     loss: LossSettings = field(default_factory=LossSettings)
+    self_critical: SelfCriticalSettings | None = None
+    """None: learn from people's captions alone."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     """How development captions are found. The checkpoint with the best CIDEr-D, averaged over the data sets,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +25,8 @@ from tqdm import tqdm
 from captioner import config
 from captioner.ahead import one_ahead
 from captioner.captioning import choose_device, find_sentences
-from captioner.checkpoint import FORMAT, Header, save_checkpoint
+from captioner.checkpoint import FORMAT, Header, load_checkpoint, save_checkpoint
+from captioner.decoder import Decoder
 from captioner.encoder import Encoder, load_encoder_weights
 from captioner.errors import ConfigError, DataError
 from captioner.files import write_atomically
@@ -38,6 +40,7 @@ from training.batches import Batch, Examples
 from training.config import OptimizerSettings, TrainingSettings, expand_path
 from training.features import PictureFiles, Pictures, cache_grids
 from training.losses import CaptionLoss
+from training.self_critical import SelfCriticalLoss
 
 LOG_EVERY = 50  # steps
 
@@ -55,6 +58,7 @@ class Run:
         self.vocabulary = build_vocabulary(settings, self.data)
         self.network = build_network(settings.model, len(self.vocabulary), settings.images.size).to(self.device)
         load_encoder(self.network.encoder, settings)
+        load_decoder(self.network.decoder, self.vocabulary, settings)
         self.averaged = copy.deepcopy(self.network).eval()
 
         pictures = open_pictures(settings, self.network.encoder, self.data)
@@ -75,12 +79,18 @@ class Run:
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
         self.loss = CaptionLoss(settings.loss).to(self.device)
+        self.self_critical = settings.self_critical and SelfCriticalLoss(
+            settings.self_critical, self.examples.references(), self.loss, settings.search.max_words
+        )
         self.step = 0  # steps done
         self.best = -math.inf
 
     def train(self) -> None:
         """Train to the end, from wherever the run stands."""
         options = self.settings.optimizer
+        if self.settings.start_from != "none" and self.best == -math.inf:
+            self._evaluate(-1)  # what it started from may stay the best
+            self.save_state()
         while self.step < options.epochs * self.steps_per_epoch:
             epoch, skip = divmod(self.step, self.steps_per_epoch)
             self._train_epoch(epoch, skip)
@@ -110,7 +120,7 @@ class Run:
             waits.append(begun - ready)
             steps.append(done - begun)
             if self.step % LOG_EVERY == 0:
-                bar.set_postfix(loss=f"{parts['words']:.3f}")
+                bar.set_postfix(loss=f"{parts['loss']:.3f}")
                 self._log(
                     step=self.step,
                     epoch=epoch + 1,
@@ -127,14 +137,16 @@ class Run:
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         options = self.settings.optimizer
-        pictures, captions, targets = (tensor.to(self.device) for tensor in batch)
-        annotations = annotate(self.network.encoder, pictures)
-        logits, look = self.network.decoder(annotations, captions)
-        loss, parts = self.loss(logits, look, captions, targets)
-        if not math.isfinite(parts["words"]):
-            raise ConfigError(
-                f"the loss became {parts['words']} at step {self.step}; lower optimizer.learning_rate"
-            )
+        batch = Batch(*(tensor.to(self.device) for tensor in batch))
+        annotations = annotate(self.network.encoder, batch.pictures)
+        if self.self_critical:
+            loss, parts = self.self_critical(self.network.decoder, annotations, batch)
+        else:
+            logits, look = self.network.decoder(annotations, batch.captions)
+            loss, parts = self.loss(logits, look, batch.captions, batch.targets)
+        parts = {"loss": loss.item(), **parts}
+        if not math.isfinite(parts["loss"]):
+            raise ConfigError(f"the loss became {parts['loss']} at step {self.step}; lower optimizer.learning_rate")
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(_learning(self.network), options.clip_norm)
@@ -279,8 +291,57 @@ def load_encoder(encoder: Encoder, settings: TrainingSettings) -> None:
     """Fill the encoder with the weights that the settings name, and freeze what is not to learn."""
     weights = settings.encoder.weights
     load_encoder_weights(encoder, weights if weights in ("none", "imagenet") else str(expand_path(weights)))
+    if settings.start_from != "none":
+        theirs = read_start(settings)[0].encoder.state_dict()
+        ours = encoder.state_dict()
+        # A checkpoint rounds its weights. An encoder that is the same but for that keeps its own, and cached grids.
+        if any(not torch.equal(weight.half(), ours[name].cpu().half()) for name, weight in theirs.items()):
+            encoder.load_state_dict(theirs)
     first = settings.encoder.train_from
     encoder.finetune_from({"none": None, "all": encoder.stages[0]}.get(first, first))
+
+
+def load_decoder(decoder: Decoder, vocabulary: Vocabulary, settings: TrainingSettings) -> None:
+    """Fill the decoder with the weights of the checkpoint to start from, if there is one.
+
+    Raises:
+        ConfigError: when it writes other words.
+    """
+    if settings.start_from == "none":
+        return
+    start, header = read_start(settings)
+    if (header.words, header.merges) != (vocabulary.words, vocabulary.merges):
+        raise ConfigError(
+            f"start_from: {settings.start_from} has another vocabulary, of {len(header.words):,} words to "
+            f"this run's {len(vocabulary):,}: use the datasets, min_count and pieces that it was trained with"
+        )
+    decoder.load_state_dict(start.decoder.state_dict())
+
+
+def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
+    """Return the network to start from, and its header.
+
+    Raises:
+        CheckpointError: when the file cannot be used.
+        ConfigError: when its settings are not those of this run.
+    """
+    network, header = load_checkpoint(expand_path(settings.start_from))
+    # Dropout has no weights, so it may differ.
+    here = replace(settings.model.decoder, dropout=header.model.decoder.dropout)
+    pairs = {
+        "model.encoder": (header.model.encoder, settings.model.encoder),
+        "model.attention": (header.model.attention, settings.model.attention),
+        "model.decoder": (header.model.decoder, here),
+        "images": (header.images, settings.images),
+    }
+    for table, (theirs, ours) in pairs.items():
+        for name, value in config.to_dict(theirs).items():
+            if value != config.to_dict(ours)[name]:
+                raise ConfigError(
+                    f"start_from: {settings.start_from} has {table}.{name} = {value!r}, and this run "
+                    f"{config.to_dict(ours)[name]!r}: set it as there"
+                )
+    return network, header
 
 
 def annotate(encoder: Encoder, pictures: Tensor) -> Tensor:

@@ -1,0 +1,180 @@
+import math
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captioner.errors import ConfigError
+from captioner.vocabulary import END, PAD, Vocabulary
+from evaluation import metrics
+from evaluation.datasets import read_dataset
+from training.reward import CaptionReward
+
+
+def pad(captions):
+    width = max(1, *map(len, captions))
+    return np.array([[*caption, *[PAD] * (width - len(caption))] for caption in captions])
+
+
+def make(pictures=30, words=12, seed=0):
+    """Captions of pictures, two to five each, of few words, so that n-grams are shared; and others to score."""
+    numbers = random.Random(seed)
+
+    def caption():
+        return [numbers.randint(4, words) for _ in range(numbers.randint(1, 12))]
+
+    references = [[caption() for _ in range(numbers.randint(2, 5))] for _ in range(pictures)]
+    shown = [numbers.randrange(pictures) for _ in range(60)]
+    candidates = [
+        numbers.choice([caption(), [*numbers.choice(references[one])[:5], *caption()], [words + 5, *caption()]])
+        for one in shown
+    ]
+    return references, shown, [*candidates[:-2], references[shown[-2]][0], []]
+
+
+def by_metrics(references, shown, candidates, bleu=0.0):
+    """The same by `evaluation.metrics`."""
+    references = [[[str(word) for word in caption] for caption in each] for each in references]
+    counts = [[metrics.count_ngrams(caption) for caption in each] for each in references]
+    rarity, unseen = metrics.inverse_document_frequencies(counts), math.log(len(references))
+    rewards = []
+    for one, candidate in zip(shown, candidates, strict=True):
+        ngrams = metrics.count_ngrams([str(word) for word in candidate])
+        vectors = [metrics.tf_idf(each, rarity, unseen) for each in counts[one]]
+        reward = metrics.cider_d(metrics.tf_idf(ngrams, rarity, unseen), vectors)
+        lengths = [len(caption) for caption in references[one]]
+        matches = metrics.count_matches(ngrams, metrics.most_counts(counts[one]), lengths)
+        rewards.append(reward + bleu * metrics.bleu(matches)[3])
+    return rewards
+
+
+def by_hand(references, one, candidate):
+    """Vedantam et al. 2015, equations 1, 5 and 6, as they are printed, but for unseen n-grams, which occur in one
+    picture as far as the logarithm knows."""
+
+    def grams(caption, n):
+        return Counter(tuple(caption[at : at + n]) for at in range(len(caption) - n + 1))
+
+    def idf(gram):
+        holding = sum(any(gram in grams(caption, len(gram)) for caption in each) for each in references)
+        return math.log(len(references) / max(1, holding))
+
+    total = 0.0
+    for n in range(1, 5):
+        for reference in references[one]:
+            c = {gram: count * idf(gram) for gram, count in grams(candidate, n).items()}
+            s = {gram: count * idf(gram) for gram, count in grams(reference, n).items()}
+            dot = sum(min(weight, s.get(gram, 0)) * s.get(gram, 0) for gram, weight in c.items())
+            norm = math.hypot(*c.values()) * math.hypot(*s.values())
+            gap = len(candidate) - len(reference)
+            total += math.exp(-(gap**2) / (2 * 6**2)) * (dot / norm if norm else 0) / len(references[one])
+    return 10 * total / 4
+
+
+def ended(captions):
+    return [[*caption, END] for caption in captions]
+
+
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("bleu", [0.0, 0.7])
+@pytest.mark.parametrize("seed", range(3))
+def test_rewards_equal_the_metrics_of_evaluation(end, bleu, seed):
+    references, shown, candidates = make(seed=seed)
+    if end:
+        references, candidates = [ended(each) for each in references], ended(candidates)
+    rewards = CaptionReward(references, bleu).score(np.array(shown), pad(candidates))
+    expected = by_metrics(references, shown, candidates, bleu)
+    assert rewards.tolist() == pytest.approx(expected, rel=0, abs=1e-9)
+    assert max(expected) > 1
+
+
+def test_rewards_equal_the_papers_equations():
+    references, shown, candidates = make(pictures=5)
+    shown, candidates = shown[-15:], candidates[-15:]
+    rewards = CaptionReward(references).score(np.array(shown), pad(candidates))
+    expected = [by_hand(references, one, candidate) for one, candidate in zip(shown, candidates, strict=True)]
+    assert rewards.tolist() == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+def test_pictures_counted_in_parts_give_the_same_rewards(monkeypatch):
+    references, shown, candidates = make()
+    rewards = CaptionReward(references).score(np.array(shown), pad(candidates))
+    monkeypatch.setattr("training.reward._TOGETHER", 7)
+    assert np.array_equal(CaptionReward(references).score(np.array(shown), pad(candidates)), rewards)
+
+
+def test_each_caption_is_rewarded_as_if_it_were_alone():
+    references, shown, candidates = make()
+    reward = CaptionReward(references, bleu=0.5)
+    rewards = reward.score(np.array(shown), pad(candidates))
+    alone = [reward.score(np.array([one]), pad([each]))[0] for one, each in zip(shown, candidates, strict=True)]
+    assert rewards.tolist() == pytest.approx(alone)
+
+
+HORSE = ["a man rides a horse on a beach", "a man on a horse"]
+STREETS = [["a dog sits on a street", "two children on a street"]] * 20
+
+
+def reward_of(texts, end):
+    """Rewards for the picture of a horse among streets."""
+    pictures = [HORSE, *STREETS]
+    vocabulary = Vocabulary.build([text for each in pictures for text in each], min_count=1)
+    reward = CaptionReward([[[*vocabulary.encode(text), *end] for text in each] for each in pictures])
+    return reward.score(np.zeros(len(texts), dtype=int), pad([[*vocabulary.encode(text), *end] for text in texts]))
+
+
+@pytest.mark.parametrize("finished", HORSE)
+def test_a_caption_that_stops_too_early_is_rewarded_less_than_the_finished_one(finished):
+    words = finished.split()
+    rewards = reward_of([" ".join(words[:count]) for count in range(len(words) + 1)], [END])
+    assert rewards[:-1].max() < rewards[-1]
+
+
+@pytest.mark.parametrize("stump", ["a man on a", "a man rides a horse on a"])
+def test_counting_the_end_makes_a_wrong_last_word_better_than_none(stump):
+    stopped, finished = reward_of([stump, f"{stump} street"], [END])
+    assert stopped < finished
+    stopped, finished = reward_of([stump, f"{stump} street"], [])
+    assert stopped > finished
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="up to 65,536 words, got number 65,536; raise min_count"):
+        CaptionReward([[[5, 65_536]]])
+
+
+@pytest.fixture(scope="module")
+def flickr8k():
+    if "CAPTIONER_DATA" not in os.environ:
+        pytest.skip("CAPTIONER_DATA is not set")
+    records = read_dataset("flickr8k", Path(os.environ["CAPTIONER_DATA"]) / "flickr8k")
+    training = [record.captions for record in records if record.split == "train"]
+    vocabulary = Vocabulary.build([text for each in training for text in each], min_count=4)
+    return [[[*vocabulary.encode(text), END] for text in each] for each in training]
+
+
+def test_captions_of_flickr8k_are_rewarded_as_evaluation_scores_them(flickr8k):
+    references = flickr8k[:1000]
+    numbers = random.Random(0)
+    shown = [numbers.randrange(1000) for _ in range(200)]
+    # Half of the captions are of other pictures, which the frequencies may not know.
+    candidates = [numbers.choice(references[one] + flickr8k[numbers.randrange(6000)]) for one in shown]
+    rewards = CaptionReward(references, bleu=0.5).score(np.array(shown), pad(candidates))
+    assert rewards.tolist() == pytest.approx(by_metrics(references, shown, candidates, bleu=0.5), rel=0, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_fifty_captions_of_flickr8k_take_at_most_8_milliseconds(flickr8k):
+    reward = CaptionReward(flickr8k, bleu=0.5)
+    shown = np.arange(50)
+    captions = pad([flickr8k[one + 1][0] for one in shown])
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        reward.score(shown, captions)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.008
