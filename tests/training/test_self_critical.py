@@ -185,6 +185,7 @@ def test_without_cross_entropy_people_teach_nothing_but_by_the_reward():
     assert parts.keys() == {"critical", "reward", "baseline", "length"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["greedy", "others"])
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "hard"])
 def test_steps_along_the_gradient_raise_the_reward(kind, baseline):
