@@ -587,7 +587,8 @@ def test_without_tensorboard_a_run_that_asks_for_it_does_not_begin(learning, tmp
 
 
 @pytest.mark.slow
-def test_a_compiled_network_learns_the_same(learning, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_network_learns_the_same(learning, tmp_path):
     settings = change(without_dropout(learning), epochs=1)
     plain = trained(settings, tmp_path / "plain")
     compiled = trained(replace(settings, compile=True), tmp_path / "compiled")
