@@ -204,7 +204,7 @@ class AdditiveAttention(SoftAttention):
     def scores(self, hidden: Tensor, keys: Tensor, past: Tensor) -> Tensor:
         query = self.from_state(hidden)  # (B, K, A)
         if self.from_coverage is None:
-            return _AdditiveScores.apply(keys, query, self.score.weight[0])
+            return _AdditiveScores.apply(keys, query, self.score.weight[0].to(keys.dtype))
         sums = keys[:, None] + query[:, :, None] + past[..., None] * self.from_coverage  # (B, K, L, A)
         return self.score(sums.tanh()).squeeze(-1)
 

@@ -169,7 +169,13 @@ class Recurrent(Decoder):
         state, outputs, look = self.advance(self.gates_from_word(embedded), embedded, state)
         return self._logits(self.combine(embedded, *outputs)).log_softmax(dim=-1), state, look
 
-    def forward(self, annotations: Tensor, captions: Tensor) -> tuple[Tensor, Look]:
+    def forward(self, annotations: Tensor, captions: Tensor, sampled: float = 0.0) -> tuple[Tensor, Look]:
+        """Read whole captions; see `Decoder.forward`.
+
+        Scheduled sampling: each word after START is with probability `sampled` one that the decoder draws itself,
+        from what it has just predicted (Bengio et al. 2015, arXiv 1506.03099, section 2.4). Which words it is to
+        predict stays the same.
+        """
         images, per_image, _ = captions.shape
         real = captions != PAD
         # The leading columns that still have a word, at each step.
@@ -179,13 +185,21 @@ class Recurrent(Decoder):
         words = zip(self.gates_from_word(embedded).unbind(dim=2), embedded.unbind(dim=2), columns, strict=True)
         state = self.start(annotations)
         state = state.select(torch.arange(images, device=real.device)[:, None].expand(-1, per_image))
-        outputs, looks = [], []
-        for word_gates, word, active in words:
-            rows = (tensor.unflatten(0, (images, -1))[:, :active].flatten(0, 1) for tensor in state.rows)
-            state = state._replace(rows=type(state.rows)(*rows))
-            state, output, look = self.advance(
-                word_gates[:, :active].flatten(0, 1), word[:, :active].flatten(0, 1), state
-            )
+        outputs: list[tuple[Tensor, ...]] = []
+        read: list[Tensor] = []
+        looks = []
+
+        def active_rows(tensor: Tensor, active: Tensor) -> Tensor:
+            return tensor.unflatten(0, (images, -1))[:, :active].flatten(0, 1)
+
+        for all_gates, all_words, active in words:
+            word_gates, word = all_gates[:, :active].flatten(0, 1), all_words[:, :active].flatten(0, 1)
+            if sampled and outputs:
+                before = [active_rows(each, active) for each in (read[-1], *outputs[-1])]
+                word_gates, word = self._replace_some(sampled, word_gates, word, *before)
+            state = state._replace(rows=type(state.rows)(*(active_rows(each, active) for each in state.rows)))
+            state, output, look = self.advance(word_gates, word, state)
+            read.append(word)
             outputs.append(output)
             looks.append(look)
 
@@ -193,9 +207,24 @@ class Recurrent(Decoder):
         image, column, time = real.nonzero(as_tuple=True)
         steps = images * columns
         order = (steps.cumsum(0) - steps)[time] + image * columns[time] + column
-        combined = self.combine(embedded[real], *(_gather(each, order) for each in zip(*outputs, strict=True)))
+        embedded = _gather(read, order) if sampled else embedded[real]
+        combined = self.combine(embedded, *(_gather(each, order) for each in zip(*outputs, strict=True)))
         look = Look._make(None if each[0] is None else _gather(each, order) for each in zip(*looks, strict=True))
         return self._logits(combined), look
+
+    def _replace_some(
+        self, share: float, word_gates: Tensor, word: Tensor, *before: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put words that the decoder draws in the place of some, from all that `combine` takes of the step before.
+
+        No gradient goes through the choice.
+        """
+        rows = (torch.rand(len(word), device=word.device) < share).nonzero().squeeze(1)
+        with torch.no_grad():
+            drawn = self._logits(self.combine(*(each[rows] for each in before))).float().softmax(dim=-1)
+        embedded = self.dropout(self.embedding(drawn.multinomial(1).squeeze(1)))
+        gates = self.gates_from_word(embedded)
+        return word_gates.index_copy(0, rows, gates), word.index_copy(0, rows, embedded)
 
 
 class RecurrentRows(NamedTuple):

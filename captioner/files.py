@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ def write_atomically(path: str | Path, *, overwrite: bool = False) -> Iterator[B
             raise exists_already(path)
         with partial.open("xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut might leave the new name to an empty file
         partial.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -76,7 +76,7 @@ def read_run(folder: Path) -> list[FinishedRun]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not the folder of a finished training run ({error})") from error
     done = max((line["epoch"] for line in log if "scores" in line), default=0)
-    if done < epochs:
+    if done < epochs and not any(line.get("stopped_early") for line in log):
         raise DataError(
             f"{folder}: {done} of {epochs} epochs are done. Finish them with: python -m training resume {folder}"
         )

@@ -1,15 +1,17 @@
 """`python -m training`: fetch a data set, check a configuration, prepare its grids, run it, or resume a run."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 from captioner.errors import CaptionerError
 from training.download import SOURCES, download
+from training.interruption import StoppedError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return 0, or 2 when something is wrong with what was asked."""
+    """Run one command; return 0, 2 when something is wrong with what was asked, or 128 + N after signal N."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in {
@@ -33,6 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     except CaptionerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stop:
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        print("stopped before training began: run the same command again", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -40,11 +47,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "download":
         print(download(options.name, options.directory, options.base))
         return
-    from training import loop
+    from training import distributed, loop
     from training.config import read_settings
 
     if options.command == "resume":
-        loop.resume_run(options.folder).train()
+        with distributed.join(loop.read_run_settings(options.folder).device) as processes:
+            loop.resume_run(options.folder, processes).train()
         return
     settings = read_settings(options.config, options.overrides)
     if options.command == "check":
@@ -55,7 +63,8 @@ def _run(options: argparse.Namespace) -> None:
     elif options.command == "prepare":
         loop.prepare(settings)
     else:
-        loop.start_run(settings, options.runs).train()
+        with distributed.join(settings.device) as processes:
+            loop.start_run(settings, options.runs, processes).train()
 
 
 if __name__ == "__main__":

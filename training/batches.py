@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,19 +13,41 @@ from torch import Tensor
 from captioner.ahead import one_ahead
 from captioner.vocabulary import END, PAD, START, Vocabulary
 from evaluation.datasets import Record
-from training.features import Pictures
+from training.features import PictureFiles, Pictures
+from training.losses import Share
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _POOL = 100  # batches sorted by length together
 
 
 class Batch(NamedTuple):
-    """What one step of training sees."""
+    """Pictures that go through the network together."""
 
     pictures: Tensor  # grids (B, L, D), or pixels (B, 3, H, W) for an encoder that learns
     captions: Tensor  # (B, K, T): START and the words, PAD after the last; an image's longest first
     targets: Tensor  # (M,): the word after each word of `captions[captions != PAD]`
     numbers: Tensor  # (B,): the place of each picture among `Examples.references`
+    share: Share  # of the step
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same on a device."""
+        pictures, captions, targets, numbers = (tensor.to(device) for tensor in self[:4])
+        return Batch(pictures, captions, targets, numbers, self.share)
+
+
+class Step(NamedTuple):
+    """What one step of training sees, as far as this process is to compute it."""
+
+    parts: list[Batch]  # one after another
+    pictures: int  # of all parts of all processes
+
+
+class Cut(NamedTuple):
+    """How the pictures of each step are shared out: every process takes as many parts, of like size."""
+
+    rank: int = 0  # of this process
+    processes: int = 1
+    parts: int = 1  # of each
 
 
 class _Example(NamedTuple):
@@ -60,41 +82,79 @@ class Examples:
         """Return the words of each picture's captions, END included where they were not cut."""
         return [[caption[1:] for caption in example.captions] for example in self._examples]
 
-    def epoch(self, epoch: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, each picture once; `skip` leaves out the first ones.
+    def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[tuple[int, bool]]]:
+        """Return the steps of an epoch, each picture once: its number, and whether it is mirrored if it may be.
 
         Pictures with as many captions of like length come together, so that little is spent on padding.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self), generator=generator).tolist()
-        mirrored = torch.rand(len(self), generator=generator) < 0.5
-        batches = []
+        mirrored = (torch.rand(len(self), generator=generator) < 0.5).tolist()
+        steps = []
         for at in range(0, len(order), batch_size * _POOL):
             pool = sorted(order[at : at + batch_size * _POOL], key=self._shape)
-            batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
-        chosen = [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()[skip:]]
-        shown = ([(self._examples[one], bool(mirrored[one])) for one in batch] for batch in chosen)
+            steps += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
+        shuffled = torch.randperm(len(steps), generator=generator).tolist()
+        return [[(one, mirrored[one]) for one in steps[number]] for number in shuffled]
+
+    def epoch(
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        skip: int = 0,
+        cut: Cut = Cut(),  # noqa: B008 (frozen)
+    ) -> Iterator[Step]:
+        """Yield the steps that are planned for an epoch, but for the first `skip`."""
+        plan = self.plan(epoch, batch_size, seed)[skip:]
+        shown = ([(self._examples[number], mirror) for number, mirror in step] for step in plan)
         with ThreadPoolExecutor(os.cpu_count()) as readers:
-            yield from one_ahead(partial(_make_batch, readers=readers), shown)
+            read = partial(readers.map, partial(_read, variant=(seed, epoch)))
+            yield from one_ahead(partial(_make_step, cut=cut, read=read), shown)
 
     def _shape(self, number: int) -> list[int]:
         captions = self._examples[number].captions
         return [len(captions), *map(len, captions)]
 
 
-def _make_batch(chosen: list[tuple[_Example, bool]], readers: ThreadPoolExecutor) -> Batch:
-    columns = max(len(example.captions) for example, _ in chosen)
-    steps = max(len(example.captions[0]) for example, _ in chosen) - 1
-    captions = torch.full((len(chosen), columns, steps), PAD)
+_Shown: TypeAlias = tuple[_Example, bool]  # mirrored, where it may be
+
+
+def _make_step(shown: list[_Shown], cut: Cut, read: Callable[[list[_Shown]], Iterable[Tensor]]) -> Step:
+    whole = _count(shown)
+    stride = cut.processes * cut.parts
+    batches = []
+    for first in range(cut.rank, min(stride, len(shown)), cut.processes):
+        part = shown[first::stride]
+        share = Share(*(mine / every for mine, every in zip(_count(part), whole, strict=True)))
+        batches.append(_make_batch(part, read, share))
+    if not batches:  # all processes take part in every step: this one, with a picture that changes nothing
+        batches.append(_make_batch(shown[:1], read, Share(0.0, 0.0, 0.0)))
+    return Step(batches, len(shown))
+
+
+def _count(shown: list[_Shown]) -> tuple[int, int, int]:
+    """Return how many words to predict there are, how many captions, and how many pictures."""
+    captions = [caption for example, _ in shown for caption in example.captions]
+    return sum(len(caption) - 1 for caption in captions), len(captions), len(shown)
+
+
+def _make_batch(shown: list[_Shown], read: Callable[[list[_Shown]], Iterable[Tensor]], share: Share) -> Batch:
+    columns = max(len(example.captions) for example, _ in shown)
+    steps = max(len(example.captions[0]) for example, _ in shown) - 1
+    captions = torch.full((len(shown), columns, steps), PAD)
     targets = torch.full_like(captions, PAD)
-    for image, (example, _) in enumerate(chosen):
+    for image, (example, _) in enumerate(shown):
         for column, words in enumerate(example.captions):
             captions[image, column, : len(words) - 1] = torch.tensor(words[:-1])
             targets[image, column, : len(words) - 1] = torch.tensor(words[1:])
-    pictures = readers.map(_read, *zip(*chosen, strict=True))
-    numbers = torch.tensor([example.number for example, _ in chosen])
-    return Batch(torch.stack(list(pictures)), captions, targets[captions != PAD], numbers)
+    numbers = torch.tensor([example.number for example, _ in shown])
+    return Batch(torch.stack(list(read(shown))), captions, targets[captions != PAD], numbers, share)
 
 
-def _read(example: _Example, mirror: bool) -> Tensor:
-    return example.pictures.read(example.place, example.mirrors and mirror)
+def _read(shown: _Shown, variant: tuple[int, int]) -> Tensor:
+    example, mirror = shown
+    mirrored = example.mirrors and mirror
+    if isinstance(example.pictures, PictureFiles):
+        return example.pictures.read(example.place, mirrored, variant)
+    return example.pictures.read(example.place, mirrored)

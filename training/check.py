@@ -15,10 +15,11 @@ from captioner.errors import DataError
 from captioner.model import CaptioningNetwork, build_network
 from captioner.vocabulary import UNKNOWN, Vocabulary, split
 from evaluation.datasets import Record, find_unreadable
-from training.batches import Batch, Examples
+from training.batches import Batch, Cut, Examples
 from training.config import TrainingSettings, expand_path
+from training.development import annotate
 from training.features import PictureFiles, record_bytes
-from training.loop import annotate, build_vocabulary, count_records, load_encoder, read_datasets
+from training.loop import build_vocabulary, count_records, load_encoder, precision, read_datasets
 from training.losses import CaptionLoss
 
 ROUNDS = 3
@@ -55,13 +56,14 @@ def check(settings: TrainingSettings) -> Iterator[str]:
     # The pictures themselves, also where a run has their grids, which may not be on disk yet.
     parts = [(records, PictureFiles(records, settings.images, mirrored=False)) for records in data.values()]
     examples = Examples(parts, vocabulary, settings.max_words)
-    batch = next(iter(examples.epoch(0, settings.optimizer.batch_size, settings.seed)))
-    batch = Batch(*(tensor.to(device) for tensor in batch))
+    options = settings.optimizer
+    step = next(iter(examples.epoch(0, options.batch_size, settings.seed, cut=Cut(parts=options.accumulate))))
+    batches = [batch.to(device) for batch in step.parts]
     if not settings.encoder.learns:
-        yield _describe_grids(settings, network, batch, sum(map(len, data.values())))
+        yield _describe_grids(settings, network, batches[0], sum(map(len, data.values())))
         with torch.no_grad():
-            batch = batch._replace(pictures=annotate(network.encoder, batch.pictures))
-    yield from _describe_steps(settings, network, batch, len(examples), len(dev))
+            batches = [batch._replace(pictures=annotate(network.encoder, batch.pictures)) for batch in batches]
+    yield from _describe_steps(settings, network, batches, len(examples), len(dev))
 
 
 def _count(records: list[Record]) -> str:
@@ -108,27 +110,32 @@ def _describe_grids(settings: TrainingSettings, network: CaptioningNetwork, batc
 
 
 def _describe_steps(
-    settings: TrainingSettings, network: CaptioningNetwork, batch: Batch, train: int, dev: int
+    settings: TrainingSettings, network: CaptioningNetwork, batches: list[Batch], train: int, dev: int
 ) -> Iterator[str]:
-    device = batch.pictures.device
+    device = batches[0].pictures.device
+    pictures = sum(len(batch.pictures) for batch in batches)
     loss = CaptionLoss(settings.loss).to(device)
     learning = [weight for weight in network.parameters() if weight.requires_grad]
 
     def learn() -> None:
-        annotations = annotate(network.encoder, batch.pictures)
-        logits, look = network.decoder(annotations, batch.captions)
-        torch.autograd.grad(loss(logits, look, batch.captions, batch.targets)[0], learning, allow_unused=True)
+        for batch in batches:
+            with precision(settings, device):
+                annotations = annotate(network.encoder, batch.pictures)
+                logits, look = network.decoder(annotations, batch.captions)
+                of_batch, _ = loss(logits, look, batch.captions, batch.targets, batch.share)
+            torch.autograd.grad(of_batch, learning, allow_unused=True)
 
     def caption() -> None:
-        annotations = annotate(network.encoder, batch.pictures)
-        find_sentences(network.decoder, annotations, settings.search)
+        for batch in batches:
+            annotations = annotate(network.encoder, batch.pictures)
+            find_sentences(network.decoder, annotations, settings.search)
 
     step = _measure(learn, device)
     network.eval()
     with torch.inference_mode():
-        captioning = _measure(caption, device) / len(batch.pictures) * dev
+        captioning = _measure(caption, device) / pictures * dev
     steps, epochs = math.ceil(train / settings.optimizer.batch_size), settings.optimizer.epochs
-    yield f"step: {len(batch.pictures)} pictures forward and backward take {step * 1e3:.0f} ms on {device}"
+    yield f"step: {pictures} pictures forward and backward take {step * 1e3:.0f} ms on {device}"
     yield f"memory: {_peak_memory(device) / 1e9:.1f} GB were in use at most"
     yield (
         f"time: an epoch takes {_duration(steps * step)}, and {_duration(captioning)} to caption its development "

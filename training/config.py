@@ -1,5 +1,6 @@
 """The settings of a training run, one TOML file each; these classes are the schema, defaults and documentation."""
 
+import difflib
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from captioner.images import ImageSettings
 from captioner.model import ModelSettings, build_network
 from captioner.search import SearchSettings
 from captioner.vocabulary import SPECIAL
+from evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,18 @@ class EncoderTraining:
     """Folder of the grids of a frozen encoder."""
     mirrored: bool = True
     """Show a picture mirrored half of the time, unless one of its captions says left or right."""
+    augment: bool = False
+    """Show an encoder that learns another part of each picture every time, in slightly other colours; see
+    `training.augment`."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: must be above 0, got {self.learning_rate}")
+        if self.augment and not self.learns:
+            raise ValueError(
+                "augment: the grids of a frozen encoder are computed once, from pictures as they are; "
+                "set train_from, or leave this false"
+            )
 
     @property
     def learns(self) -> bool:
@@ -110,14 +120,22 @@ class SelfCriticalSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), warmed up, then slowed down along a cosine to 0."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), warmed up, then slowed down."""
 
     epochs: int = 10
     batch_size: int = 32
-    """Pictures a step, each with all its captions."""
+    """Pictures a step, each with all its captions, however many processes and parts share them."""
+    accumulate: int = 1
+    """Parts that each process computes its pictures of a step in, one after another, to need less memory; the step
+    stays the same."""
     learning_rate: float = 8e-4
     """The highest."""
     warmup_steps: int = 200
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """How rates go down after warming up: along half a cosine to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983),
+    or by `plateau_factor` whenever `plateau_patience` epochs have not raised the best development score."""
+    plateau_patience: int = 1
+    plateau_factor: float = 0.5
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     """Longer gradients are scaled down to this length."""
@@ -125,14 +143,46 @@ class OptimizerSettings:
     """Of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights."""
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "warmup_steps": 0}.items():
+        for name, least in {
+            "epochs": 1,
+            "batch_size": 1,
+            "accumulate": 1,
+            "warmup_steps": 0,
+            "plateau_patience": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate: {self.batch_size} pictures make no {self.accumulate} parts")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"plateau_factor: must be above 0 and below 1, got {self.plateau_factor}")
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay: must be at least 0 and below 1, got {self.average_decay}")
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """Which checkpoints are kept, and when a run has learned enough."""
+
+    metric: str = "CIDEr-D"
+    """Of `evaluation.metrics.METRICS`. The mean over the data sets of what the development captions score is what
+    the best checkpoint has the most of."""
+    patience: int = 0
+    """Epochs without a better score after which the run ends; 0: it never ends early."""
+    keep_last: int = 0
+    """Also keep the checkpoints of this many last epochs, `epoch-001.safetensors` and so on."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            near = difflib.get_close_matches(self.metric, METRICS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METRICS)}"
+            raise ValueError(f"metric: unknown {self.metric!r}; {hint}")
+        for name in ("patience", "keep_last"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +204,19 @@ class TrainingSettings:
     start_from: str = "none"
     """A checkpoint whose weights the run starts from, such as `runs/flickr8k/best.safetensors`. It must have the
     vocabulary, the model (but for dropout) and the images of this run. `none`: random weights."""
-    save_minutes: float = 5
+    scheduled_sampling: float = 0.0
+    """Share of the words read in training that the decoder, a recurrent one, draws itself instead of reading the
+    caption's, at the end of the run: it rises from 0 in a straight line (Bengio et al. 2015, arXiv 1506.03099,
+    section 2.4)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the network computes in while training; its weights, the loss and captioning stay float32. `float16` is
+    for GPUs without `bfloat16`: its gradients are scaled to fit (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    compile: bool = False
+    """Compile the network that trains with torch.compile, which takes a minute or more at the start. On a CPU steps
+    became slower, 0.37 s to 0.5 s (additive attention, 80 captions); on a GPU not measured."""
+    tensorboard: bool = False
+    """Write what `log.jsonl` holds for TensorBoard, too, in the run's folder."""
+    save_minutes: float = 5.0
     """How often the state to resume from is saved, within an epoch too."""
     model: ModelSettings = field(default_factory=ModelSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -164,8 +226,8 @@ class TrainingSettings:
     """None: learn from people's captions alone."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
-    """How development captions are found. The checkpoint with the best CIDEr-D, averaged over the data sets,
-    is kept."""
+    """How development captions are found."""
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
     card: dict[str, Any] = field(default_factory=dict)
     """For the model card in the checkpoint: sources, licences, limits, in words."""
 
@@ -182,6 +244,13 @@ class TrainingSettings:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.pieces < 0:
             raise ValueError(f"pieces: must be at least 0, got {self.pieces}")
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise ValueError(f"scheduled_sampling: must be from 0 to 1, got {self.scheduled_sampling}")
+        if self.scheduled_sampling and self.model.decoder.kind == "transformer":
+            raise ValueError(
+                "scheduled_sampling: the 'transformer' decoder reads all words of a caption at once, before it has "
+                "any of its own; set it to 0, or choose a recurrent decoder"
+            )
 
 
 def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:

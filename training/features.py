@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +32,7 @@ from captioner.errors import OutputError
 from captioner.files import write_atomically
 from captioner.images import ImageSettings
 from evaluation.datasets import Record
+from training.augment import augment
 
 SHARD_BYTES = 2**31
 """How large a file of grids may become."""
@@ -66,18 +68,30 @@ class PictureFiles:
         mirrored: whether they are to be shown mirrored, too.
     """
 
-    def __init__(self, records: Sequence[Record], settings: ImageSettings, *, mirrored: bool):
+    def __init__(
+        self, records: Sequence[Record], settings: ImageSettings, *, mirrored: bool, augmented: bool = False
+    ):
         self.mirrored = mirrored
+        self._augmented = augmented
         self._records = records
         self._settings = settings
 
-    def read(self, picture: int, mirrored: bool = False) -> Tensor:
+    def read(self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None) -> Tensor:
         """Return the pixels (3, size, size) of the picture at this place, float32.
+
+        Args:
+            picture: its place.
+            mirrored: left to right.
+            variant: numbers that, with the picture's id, decide how it is augmented, if it is to be; none: not.
 
         Raises:
             ImageError: when it cannot be read.
         """
-        pixels = _read(self._records[picture], self._settings)
+        record = self._records[picture]
+        shown = images.open(record.image, at_least=2 * self._settings.size)
+        if self._augmented and variant:
+            shown = augment(shown, np.random.default_rng(zlib.crc32(f"{variant} {record.image_id}".encode())))
+        pixels = images.prepare(shown, self._settings)[0]
         # By numpy: torch would start threads of its own for each thread that reads.
         return torch.from_numpy(pixels.numpy()[:, :, ::-1].copy()) if mirrored else pixels
 

@@ -1,18 +1,21 @@
 """A training run, from its settings to the best checkpoint.
 
 A run's folder holds `settings.json`; `log.jsonl`, a line every few steps and every epoch; `state.pt`, all that is
-needed to go on after an interruption; and `best.safetensors`, the checkpoint with the best development CIDEr-D.
+needed to go on after an interruption; and `best.safetensors`, the checkpoint with the best development score.
+
+A run can be killed at any moment, and ends as if it had not been. What it needs to go on is in one file that is
+replaced whole. All else it writes again: the state holds how long the log was, so that later lines, or half a line,
+are cut off; and a checkpoint that is newer than the state is written once more, with the same weights.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -23,45 +26,54 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captioner import config
-from captioner.ahead import one_ahead
-from captioner.captioning import choose_device, find_sentences
+from captioner.captioning import choose_device
 from captioner.checkpoint import FORMAT, Header, load_checkpoint, save_checkpoint
 from captioner.decoder import Decoder
 from captioner.encoder import Encoder, load_encoder_weights
 from captioner.errors import ConfigError, DataError
 from captioner.files import write_atomically
 from captioner.model import CaptioningNetwork, build_network
-from captioner.search import SearchSettings
 from captioner.version import __version__
-from captioner.vocabulary import Vocabulary, join
+from captioner.vocabulary import Vocabulary
 from evaluation.datasets import Record, read_dataset
-from evaluation.metrics import Scorer
-from training.batches import Batch, Examples
+from training.batches import Batch, Cut, Examples, Step
 from training.config import OptimizerSettings, TrainingSettings, expand_path
+from training.development import DevelopmentSet, annotate
+from training.distributed import Processes
 from training.features import PictureFiles, Pictures, cache_grids
+from training.interruption import Signals, StoppedError
+from training.log import RunLog
 from training.losses import CaptionLoss
 from training.self_critical import SelfCriticalLoss
+from training.state import random_state, read_state, set_random_state, write_state
 
 LOG_EVERY = 50  # steps
+EXPLODED = 10  # times the loss of a network that has learned nothing
 
 
 class Run:
     """A run that is set up: data read, network built, grids cached if they can be. `train` does the rest."""
 
-    def __init__(self, settings: TrainingSettings, folder: Path):
+    def __init__(self, settings: TrainingSettings, folder: Path, processes: Processes | None = None):
         self.settings = settings
         self.folder = folder
-        self.device = choose_device(settings.device)
+        self.processes = processes or Processes(choose_device(settings.device))
+        self.device = self.processes.device
+        self.log = RunLog(folder, tensorboard=settings.tensorboard)
         torch.manual_seed(settings.seed)
 
-        self.data = read_datasets(settings)
+        with self.processes.first_alone():  # some data sets are made when they are first read
+            self.data = read_datasets(settings)
+        self.data_hashes = {name: hash_records(records) for name, records in self.data.items()}
         self.vocabulary = build_vocabulary(settings, self.data)
         self.network = build_network(settings.model, len(self.vocabulary), settings.images.size).to(self.device)
         load_encoder(self.network.encoder, settings)
         load_decoder(self.network.decoder, self.vocabulary, settings)
+        self.processes.copy(self.network)
         self.averaged = copy.deepcopy(self.network).eval()
 
-        pictures = open_pictures(settings, self.network.encoder, self.data)
+        with self.processes.first_alone():
+            pictures = open_pictures(settings, self.network.encoder, self.data)
         parts = [(records, pictures[name]) for name, records in self.data.items()]
         self.examples = Examples(parts, self.vocabulary, settings.max_words)
         self.development = {
@@ -78,109 +90,205 @@ class Run:
             {"params": _learning(self.network.encoder), "highest_rate": settings.encoder.learning_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.loss = CaptionLoss(settings.loss).to(self.device)
         self.self_critical = settings.self_critical and SelfCriticalLoss(
             settings.self_critical, self.examples.references(), self.loss, settings.search.max_words
         )
+        if settings.compile:
+            self.network.encoder.compile()
+            self.network.decoder.compile()
+        if self.processes.rank:  # the first draws what a process alone would
+            torch.manual_seed(settings.seed * 1_000_003 + self.processes.rank)
         self.step = 0  # steps done
-        self.best = -math.inf
+        self.evaluated = 0  # epochs done, with their evaluation
+        self.best = -math.inf  # development score
+        self.stale = 0  # epochs since that was reached
+        self.reductions = 0  # of the learning rates, on a plateau
+        self.terms: list[dict[str, float]] = []  # of the steps since the last line of the log
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or as many in vain as the settings allow."""
+        patience = self.settings.selection.patience
+        return self.evaluated == self.settings.optimizer.epochs or 0 < patience <= self.stale
 
     def train(self) -> None:
-        """Train to the end, from wherever the run stands."""
-        options = self.settings.optimizer
-        if self.settings.start_from != "none" and self.best == -math.inf:
-            self._evaluate(-1)  # what it started from may stay the best
-            self.save_state()
-        while self.step < options.epochs * self.steps_per_epoch:
-            epoch, skip = divmod(self.step, self.steps_per_epoch)
-            self._train_epoch(epoch, skip)
-            self._evaluate(epoch)
-            self.save_state()
+        """Train to the end, from wherever the run stands.
 
-    def _train_epoch(self, epoch: int, skip: int) -> None:
-        batches = self.examples.epoch(epoch, self.settings.optimizer.batch_size, self.settings.seed, skip)
+        Raises:
+            StoppedError: on Ctrl-C or SIGTERM, once the state is saved.
+            ConfigError: when the loss explodes. The last saved state is from before.
+            OutputError: when the disk is full. The last state and the best checkpoint stay as they are.
+        """
+        with contextlib.closing(self.log), Signals() as signals:
+            try:
+                if self.settings.start_from != "none" and self.best == -math.inf:
+                    with signals.at_once():
+                        self._evaluate(0)  # what it started from may stay the best
+                    self.save_state()
+                while not self.finished:
+                    self._train_epoch(signals)
+                    self.save_state()
+                    with signals.at_once():
+                        self._evaluate(self.evaluated + 1)
+                    self.save_state()
+            except StoppedError as stop:
+                self._say(f"{stop} at step {self.step}. Go on with: python -m training resume {self.folder}")
+                raise
+
+    def _train_epoch(self, signals: Signals) -> None:
+        """Train to the end of the epoch, from wherever in it the run stands."""
+        epoch, options = self.evaluated, self.settings.optimizer
+        skip = self.step - epoch * self.steps_per_epoch
+        cut = Cut(self.processes.rank, self.processes.count, options.accumulate)
+        plan = self.examples.plan(epoch, options.batch_size, self.settings.seed)
         bar = tqdm(
-            batches,
-            desc=f"epoch {epoch + 1}/{self.settings.optimizer.epochs}",
-            total=self.steps_per_epoch,
-            initial=skip,
-            unit="step",
-            disable=None,
+            desc=f"epoch {epoch + 1}/{options.epochs}",
+            total=len(self.examples),
+            initial=sum(map(len, plan[:skip])),
+            unit="picture",
+            disable=None if self.processes.rank == 0 else True,
         )
         self.network.train()
         started = saved = ready = time.monotonic()
         pictures = 0
         waits: list[float] = []  # seconds, of each step since the last line of the log
         steps: list[float] = []
-        for batch in bar:
+        for step in self.examples.epoch(epoch, options.batch_size, self.settings.seed, skip, cut):
             begun = time.monotonic()
-            parts = self._train_step(batch)
+            self.terms.append(self._train_step(step))
             done = time.monotonic()
-            pictures += len(batch.captions)
+            pictures += step.pictures
             waits.append(begun - ready)
             steps.append(done - begun)
+            bar.set_postfix(loss=f"{self.terms[-1]['loss']:.3f}", refresh=False)
+            bar.update(step.pictures)
             if self.step % LOG_EVERY == 0:
-                bar.set_postfix(loss=f"{parts['loss']:.3f}")
                 self._log(
-                    step=self.step,
                     epoch=epoch + 1,
-                    **parts,
+                    **{name: fmean(each[name] for each in self.terms) for name in self.terms[-1]},
                     pictures_per_second=pictures / (done - started),
                     step_seconds=fmean(steps),
                     wait_seconds=fmean(waits),
                 )
                 started, pictures, waits, steps = done, 0, [], []
-            if done - saved > 60 * self.settings.save_minutes:
+                self.terms = []
+            # All processes save or stop after the same step.
+            due = done - saved > 60 * self.settings.save_minutes
+            stop, save = self.processes.highest(signals.noted, due)
+            if stop or save:
                 self.save_state()
                 saved = time.monotonic()
+            if stop:
+                raise StoppedError(stop)
             ready = time.monotonic()
+        bar.close()
 
-    def _train_step(self, batch: Batch) -> dict[str, float]:
+    def _train_step(self, step: Step) -> dict[str, float]:
         options = self.settings.optimizer
-        batch = Batch(*(tensor.to(self.device) for tensor in batch))
-        annotations = annotate(self.network.encoder, batch.pictures)
-        if self.self_critical:
-            loss, parts = self.self_critical(self.network.decoder, annotations, batch)
-        else:
-            logits, look = self.network.decoder(annotations, batch.captions)
-            loss, parts = self.loss(logits, look, batch.captions, batch.targets)
-        parts = {"loss": loss.item(), **parts}
-        if not math.isfinite(parts["loss"]):
-            raise ConfigError(f"the loss became {parts['loss']} at step {self.step}; lower optimizer.learning_rate")
         self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(_learning(self.network), options.clip_norm)
-        share = rate_share(options, self.step, options.epochs * self.steps_per_epoch)
+        terms: dict[str, float] = {}
+        for batch in step.parts:
+            loss, its_terms = self._loss(batch.to(self.device))
+            self.scaler.scale(loss).backward()
+            its_terms = {"loss": loss.item(), **its_terms}
+            terms = {name: terms.get(name, 0.0) + value for name, value in its_terms.items()}
+        terms = self._add_up(terms)
+        if not abs(terms["loss"]) < EXPLODED * math.log(len(self.vocabulary)):
+            raise self._exploded(f"the loss became {terms['loss']:.4g}")
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(_learning(self.network), options.clip_norm).item()
+        # Gradients that overflow float16 are the scaler's to deal with: it leaves the step out.
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise self._exploded(f"the gradient became {norm}")
+        share = rate_share(options, self.step, options.epochs * self.steps_per_epoch, self.reductions)
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["highest_rate"]
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.loss.end_step()
         self.step += 1
         # Early on the average follows the weights closely, or it would keep their random start for long.
         decay = min(options.average_decay, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(_learning(self.averaged), _learning(self.network), 1 - decay)
-        return {**parts, "gradient_norm": norm.item(), "learning_rate": share * options.learning_rate}
+        return {**terms, "gradient_norm": norm, "learning_rate": share * options.learning_rate}
 
-    def _evaluate(self, epoch: int) -> None:
-        """Score the averaged network on the development pictures, and keep it if it is the best so far."""
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        settings, decoder = self.settings, self.network.decoder
+        with precision(settings, self.device):
+            annotations = annotate(self.network.encoder, batch.pictures).float()
+            if self.self_critical:
+                return self.self_critical(decoder, annotations, batch)
+            if settings.scheduled_sampling:
+                share = self.step / (settings.optimizer.epochs * self.steps_per_epoch)
+                logits, look = decoder(annotations, batch.captions, settings.scheduled_sampling * share)
+            else:
+                logits, look = decoder(annotations, batch.captions)
+            return self.loss(logits, look, batch.captions, batch.targets, batch.share)
+
+    def _add_up(self, terms: dict[str, float]) -> dict[str, float]:
+        """Add up gradients, and what else is a sum over a step, of all processes; return the sums of the terms."""
+        weights = _learning(self.network)
+        for weight in weights:
+            if weight.grad is None and self.processes.count > 1:
+                weight.grad = torch.zeros_like(weight)
+        values = torch.tensor(list(terms.values()), device=self.device)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self.processes.add_up([*gradients, values, self.loss.likelihood])
+        return dict(zip(terms, values.tolist(), strict=True))
+
+    def _exploded(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{what} at step {self.step}. {self.folder / 'state.pt'} is from before that. "
+            "Start again with a lower optimizer.learning_rate"
+        )
+
+    def _evaluate(self, epochs: int) -> None:
+        """Score the averaged network, after so many epochs, on the development pictures; keep it if it is the best
+        so far."""
         started = time.monotonic()
+        selection = self.settings.selection
         scores = {
-            name: development.score(self.averaged, self.vocabulary, self.settings.search)
+            name: development.score(self.averaged, self.vocabulary, self.settings.search, self.processes)
             for name, development in self.development.items()
         }
-        mean = fmean(each["CIDEr-D"] for each in scores.values())
-        self._log(step=self.step, epoch=epoch + 1, scores=scores, evaluation_seconds=time.monotonic() - started)
-        line = "  ".join(
-            f"{name}: CIDEr-D {each['CIDEr-D']:.3f} BLEU-4 {each['BLEU-4']:.3f}" for name, each in scores.items()
+        score = fmean(each[selection.metric] for each in scores.values())
+        better = score > self.best
+        self.best = max(score, self.best)
+        self.stale = 0 if better else self.stale + 1
+        if self.stale and self.stale % self.settings.optimizer.plateau_patience == 0:
+            self.reductions += 1
+        self.evaluated = epochs
+        if self.processes.rank:
+            return
+        if better:
+            self._save_checkpoint("best.safetensors", scores)
+        if selection.keep_last:
+            self._save_checkpoint(f"epoch-{self.evaluated:03}.safetensors", scores)
+            for file in self.folder.glob("epoch-*.safetensors"):
+                if int(file.stem.removeprefix("epoch-")) <= self.evaluated - selection.keep_last:
+                    file.unlink()
+        self._log(
+            epoch=self.evaluated,
+            scores=scores,
+            evaluation_seconds=time.monotonic() - started,
+            stopped_early=self.finished and self.evaluated < self.settings.optimizer.epochs,
         )
-        tqdm.write(f"epoch {epoch + 1}: {line}", file=sys.stderr)
-        if mean > self.best:
-            self.best = mean
-            save_checkpoint(self.folder / "best.safetensors", self.averaged, self._header(scores), torch.float16)
+        metrics = dict.fromkeys((selection.metric, "CIDEr-D", "BLEU-4"))  # each once
+        said = (
+            " ".join([f"{name}:", *(f"{metric} {each[metric]:.3f}" for metric in metrics)])
+            for name, each in scores.items()
+        )
+        self._say(f"epoch {self.evaluated}: {'  '.join(said)}")
+
+    def _save_checkpoint(self, name: str, scores: dict[str, dict[str, float]]) -> None:
+        save_checkpoint(self.folder / name, self.averaged, self._header(scores), torch.float16)
 
     def _header(self, scores: dict[str, dict[str, float]]) -> Header:
         data = {
-            name: {"hash": hash_records(records), **count_records(records)} for name, records in self.data.items()
+            name: {"hash": self.data_hashes[name], **count_records(records)} for name, records in self.data.items()
         }
         training = config.to_dict(self.settings)
         card = {
@@ -203,69 +311,67 @@ class Run:
 
     def save_state(self) -> None:
         """Save all that `load_state` needs to go on as if nothing had happened."""
+        random = self.processes.gather(random_state(self.device))
+        if self.processes.rank:
+            return
         state = {
             "step": self.step,
+            "evaluated": self.evaluated,
             "best": self.best,
+            "stale": self.stale,
+            "reductions": self.reductions,
+            "terms": self.terms,
             "network": self._changing_part(self.network).state_dict(),
             "averaged": self._changing_part(self.averaged).state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "loss": self.loss.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": random,
+            "log": self.log.sync(),
+            "data": self.data_hashes,
         }
-        with write_atomically(self.folder / "state.pt", overwrite=True) as file:
-            torch.save(state, file)
+        write_state(self.folder / "state.pt", state)
 
     def load_state(self) -> None:
-        """Go back to the last saved state; the log keeps no line from after it."""
-        state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
-        self.step, self.best = state["step"], state["best"]
+        """Go back to the last saved state; the log keeps no line from after it.
+
+        Raises:
+            ConfigError: when there is none, or another number of processes saved it.
+            DataError: when the data sets are others than when the run began.
+        """
+        state = read_state(self.folder / "state.pt", self.device)
+        if len(state["random"]) != self.processes.count:
+            raise ConfigError(
+                f"{self.folder}: run by {len(state['random'])} processes, and goes on only with as many, "
+                f"not {self.processes.count}; see --nproc-per-node of torchrun"
+            )
+        for name, found in self.data_hashes.items():
+            if state["data"][name] != found:
+                raise DataError(
+                    f"{self.folder}: the data set {name!r} has changed since this run began; start anew"
+                )
+        for name in ("step", "evaluated", "best", "stale", "reductions", "terms"):
+            setattr(self, name, state[name])
         self._changing_part(self.network).load_state_dict(state["network"])
         self._changing_part(self.averaged).load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.loss.load_state_dict(state["loss"])
-        torch.set_rng_state(state["random"].cpu())
-        for device, random in enumerate(state["random_cuda"]):
-            torch.cuda.set_rng_state(random.cpu(), device)
-        log = self.folder / "log.jsonl"
-        lines = log.read_text().splitlines(keepends=True)
-        with write_atomically(log, overwrite=True) as file:
-            file.write("".join(line for line in lines if json.loads(line)["step"] <= self.step).encode())
+        set_random_state(state["random"][self.processes.rank], self.device)
+        if self.processes.rank == 0:
+            self.log.cut(state["log"])
 
     def _changing_part(self, network: CaptioningNetwork) -> nn.Module:
         """Return what the state has to hold of a network: all, or without an encoder that stays as it is."""
         return network if self.settings.encoder.learns else network.decoder
 
     def _log(self, **values: Any) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        if self.processes.rank == 0:
+            self.log.write(self.step, **values)
 
-
-class DevelopmentSet:
-    """The development pictures of a data set, to be captioned."""
-
-    def __init__(self, records: Sequence[Record], pictures: Pictures):
-        self._places = [place for place, record in enumerate(records) if record.split == "dev"]
-        self._pictures = pictures
-        self._scorer = Scorer({place: records[place].captions for place in self._places})
-
-    def score(self, network: CaptioningNetwork, words: Vocabulary, settings: SearchSettings) -> dict[str, float]:
-        """Return the corpus scores of the captions that `network` gives these pictures."""
-        device = next(network.parameters()).device
-        batches = [self._places[at : at + 32] for at in range(0, len(self._places), 32)]
-        captions = {}
-        with ThreadPoolExecutor(os.cpu_count()) as readers, torch.inference_mode():
-
-            def read(places: list[int]) -> Tensor:
-                return torch.stack(list(readers.map(self._pictures.read, places)))
-
-            for places, pictures in zip(batches, one_ahead(read, batches), strict=True):
-                annotations = annotate(network.encoder, pictures.to(device))
-                for place, found in zip(
-                    places, find_sentences(network.decoder, annotations, settings, words.within), strict=True
-                ):
-                    captions[place] = join(words.decode(found[0].words))
-        return self._scorer.score(captions).corpus
+    def _say(self, text: str) -> None:
+        if self.processes.rank == 0:
+            tqdm.write(text, file=sys.stderr)
 
 
 def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
@@ -344,9 +450,11 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
     return network, header
 
 
-def annotate(encoder: Encoder, pictures: Tensor) -> Tensor:
-    """Return the annotations (B, L, D) of pixels (B, 3, H, W), or of cached grids, which are just that."""
-    return encoder(pictures)[0] if pictures.ndim == 4 else pictures
+def precision(settings: TrainingSettings, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which the network computes in the precision of the settings."""
+    if settings.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, settings.precision))
 
 
 def open_pictures(
@@ -355,7 +463,11 @@ def open_pictures(
     """Return the pictures of each data set; a frozen encoder's grids are computed unless they are on disk."""
     mirrored = settings.encoder.mirrored
     if settings.encoder.learns:
-        return {name: PictureFiles(each, settings.images, mirrored=mirrored) for name, each in data.items()}
+        augmented = settings.encoder.augment
+        return {
+            name: PictureFiles(each, settings.images, mirrored=mirrored, augmented=augmented)
+            for name, each in data.items()
+        }
     folder = expand_path(settings.encoder.cache)
     return {
         name: cache_grids(folder, encoder, settings.images, records, mirrored=mirrored, name=name)
@@ -363,13 +475,16 @@ def open_pictures(
     }
 
 
-def rate_share(options: OptimizerSettings, step: int, steps: int) -> float:
+def rate_share(options: OptimizerSettings, step: int, steps: int, reductions: int = 0) -> float:
     """Return the share of the highest learning rates at a step.
 
-    It goes up in a straight line while warming up, then down along half a cosine to 0.
+    It goes up in a straight line while warming up, then down along half a cosine to 0, or by the factor of each of
+    the `reductions` that a plateau brought.
     """
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
+    if options.schedule == "plateau":
+        return options.plateau_factor**reductions
     progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -393,34 +508,51 @@ def hash_records(records: Sequence[Record]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def start_run(settings: TrainingSettings, runs: Path) -> Run:
+def start_run(settings: TrainingSettings, runs: Path, processes: Processes | None = None) -> Run:
     """Set up a new run in a new folder.
 
     Raises:
         ConfigError: when the folder holds a run already.
     """
     folder = runs / settings.name
-    if (folder / "settings.json").exists():
+    first = processes is None or processes.rank == 0
+    if first and (folder / "settings.json").exists():
         raise ConfigError(f"{folder}: holds a run already. Resume it, remove it, or choose another --set name=NAME")
-    run = Run(settings, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(config.to_dict(settings), indent=2))
+    run = Run(settings, folder, processes)
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
     run.save_state()
+    if first:  # last: where it stands, there is a state to resume from
+        with write_atomically(folder / "settings.json") as file:
+            file.write(json.dumps(config.to_dict(settings), indent=2).encode())
     return run
 
 
-def resume_run(folder: Path) -> Run:
+def read_run_settings(folder: Path) -> TrainingSettings:
+    """Return the settings of a run that was begun.
+
+    Raises:
+        ConfigError: when the folder holds no run.
+    """
+    file = folder / "settings.json"
+    try:
+        values = json.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{folder}: holds no run to resume ({error.strerror})") from error
+    return config.from_dict(TrainingSettings, values, source=str(file))
+
+
+def resume_run(folder: Path, processes: Processes | None = None) -> Run:
     """Set up a run that was interrupted, as its last saved state left it.
 
     Raises:
         ConfigError: when the folder holds no run.
     """
-    try:
-        values = json.loads((folder / "settings.json").read_text())
-    except OSError as error:
-        raise ConfigError(f"{folder}: holds no run to resume ({error.strerror})") from error
-    run = Run(config.from_dict(TrainingSettings, values, source=str(folder / "settings.json")), folder)
+    run = Run(read_run_settings(folder), folder, processes)
     run.load_state()
+    if run.processes.rank == 0:
+        for file in folder.glob(".*.partial"):  # what was being written when the run was killed
+            file.unlink()
     return run
 
 

@@ -1,5 +1,7 @@
 """What training makes small."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,46 +11,83 @@ from captioner.vocabulary import PAD
 from training.config import LossSettings
 
 
+class Share(NamedTuple):
+    """How much of a step's pictures are in one part of it, 0 to 1."""
+
+    words: float = 1.0
+    captions: float = 1.0
+    pictures: float = 1.0
+
+
 class CaptionLoss(nn.Module):
     """Show, Attend and Tell's equation 14, and what further mechanisms add to it.
 
-    Its one buffer is the moving average of captions' log-likelihoods, the baseline of REINFORCE.
+    Every term is a mean over the words or the captions of a step. A step may be computed in parts, one after
+    another or by several processes: each weighed by its share, losses and gradients add up to those of the whole.
+
+    `baseline`, of REINFORCE, is a moving average of captions' log-likelihoods. It stays the same for all parts of a
+    step; `likelihood` collects theirs, and `end_step` moves it.
     """
 
     baseline: Tensor
     begun: Tensor
+    likelihood: Tensor
 
     def __init__(self, settings: LossSettings):
         super().__init__()
         self.settings = settings
         self.register_buffer("baseline", torch.zeros(()))
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("likelihood", torch.zeros(()), persistent=False)
 
     def forward(
-        self, logits: Tensor, look: Look, captions: Tensor, targets: Tensor
+        self,
+        logits: Tensor,
+        look: Look,
+        captions: Tensor,
+        targets: Tensor,
+        share: Share = Share(),  # noqa: B008 (frozen)
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss to minimise, and its parts for the log.
+        """Return the loss to minimise, and its terms for the log.
 
         Args:
             logits: (M, V), and
-            look: (M, ...), both for the words of `captions` that are not PAD, as `Decoder.forward` gives them.
+            look: (M, ...), both for the words of `captions` that are not PAD, as `Decoder.forward` gives them; of
+                any precision: all is computed in float32.
             captions: (B, K, T).
             targets: (M,), the word that follows each.
+            share: of the step, that these captions are.
         """
+        logits = logits.float()
+        look = Look._make(None if seen is None else seen.float() for seen in look)
         words = F.cross_entropy(logits, targets, label_smoothing=self.settings.label_smoothing)
         owners = caption_numbers(captions)
         penalty = doubly_stochastic_penalty(look.weights, owners)
-        parts = {"words": words, "attention": self.settings.doubly_stochastic * penalty}
+        terms = {
+            "words": share.words * words,
+            "attention": share.captions * self.settings.doubly_stochastic * penalty,
+        }
         if look.overlap is not None:
-            parts["coverage"] = self.settings.coverage * look.overlap.mean()
+            terms["coverage"] = share.words * self.settings.coverage * look.overlap.mean()
         if look.choice is not None:
             likelihood = -F.cross_entropy(logits.detach(), targets, reduction="none")
-            parts["choice"] = self.settings.reinforce * self._reinforce(likelihood, look.choice, owners)
+            reinforce = self._reinforce(likelihood, look.choice, owners, share)
+            terms["choice"] = share.words * self.settings.reinforce * reinforce
             entropy = torch.special.entr(look.weights).sum(dim=1).mean()
-            parts["entropy"] = -self.settings.entropy * entropy
-        return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
+            terms["entropy"] = -share.words * self.settings.entropy * entropy
+        return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
 
-    def _reinforce(self, likelihood: Tensor, choice: Tensor, owners: Tensor) -> Tensor:
+    def end_step(self) -> None:
+        """Move the baseline, once `likelihood` is that of all captions of a step."""
+        self.baseline.copy_(0.9 * self._present_baseline(self.likelihood) + 0.1 * self.likelihood)
+        self.begun.fill_(True)
+        self.likelihood.zero_()
+
+    def _present_baseline(self, mean: Tensor) -> Tensor:
+        """Return the baseline, which in the first step is the mean itself, of the part that asks."""
+        return torch.where(self.begun, self.baseline, mean)
+
+    def _reinforce(self, likelihood: Tensor, choice: Tensor, owners: Tensor, share: Share) -> Tensor:
         """Return what to minimise so that locations are chosen after which captions become likely.
 
         Show, Attend and Tell, section 4.1: the log-likelihood of a caption, less a baseline that follows it
@@ -63,10 +102,8 @@ class CaptionLoss(nn.Module):
         counts = owners.bincount().to(likelihood)
         reward = likelihood.new_zeros(len(counts)).index_add(0, owners, likelihood) / counts
         mean = reward.mean()
-        baseline = torch.where(self.begun, self.baseline, mean)
-        self.baseline.copy_(0.9 * baseline + 0.1 * mean)
-        self.begun.fill_(True)
-        return -((reward - baseline)[owners] * choice).mean()
+        self.likelihood += share.captions * mean
+        return -((reward - self._present_baseline(mean))[owners] * choice).mean()
 
 
 def caption_numbers(captions: Tensor) -> Tensor:

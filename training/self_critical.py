@@ -43,7 +43,9 @@ class SelfCriticalLoss:
         self._max_words = max_words
 
     def __call__(self, decoder: Decoder, annotations: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss to minimise, and for the log its parts, mean rewards and the mean length in words.
+        """Return the loss to minimise, and for the log its terms, mean rewards and the mean length in words.
+
+        As for `CaptionLoss`, those of the parts of a step add up; but each part divides by its own drawn words.
 
         Args:
             decoder: in training mode.
@@ -58,19 +60,21 @@ class SelfCriticalLoss:
         else:
             baseline = (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
         loss = policy_loss(decoder, annotations, written, rewards - baseline)
-        parts = {
-            "critical": loss.item(),
-            "reward": rewards.mean().item(),
-            "baseline": baseline.mean().item(),
-            "length": (written > END).sum(dim=2).float().mean().item(),
+        means = {
+            "critical": loss,
+            "reward": rewards.mean(),
+            "baseline": baseline.mean(),
+            "length": (written > END).sum(dim=2).float().mean(),
         }
-        share = self._settings.cross_entropy
-        if share:
+        terms = {name: batch.share.pictures * mean.item() for name, mean in means.items()}
+        loss = batch.share.pictures * loss
+        mixed = self._settings.cross_entropy
+        if mixed:
             logits, look = decoder(annotations, batch.captions)
-            of_people, their_parts = self._caption_loss(logits, look, batch.captions, batch.targets)
-            loss = (1 - share) * loss + share * of_people
-            parts |= their_parts
-        return loss, parts
+            of_people, their_terms = self._caption_loss(logits, look, batch.captions, batch.targets, batch.share)
+            loss = (1 - mixed) * loss + mixed * of_people
+            terms |= their_terms
+        return loss, terms
 
     def _reward_of(self, written: Tensor, numbers: Tensor) -> Tensor:
         """Return the reward (B, K) of captions (B, K, T) of the pictures of these numbers (B,)."""
@@ -108,7 +112,7 @@ def write_captions(
     written: list[Tensor] = []
     while len(written) <= max_words and not ended.all():
         log_probs, state, _ = decoder.step(words.flatten(), state)
-        odds = log_probs.index_fill(1, _NEVER_WRITTEN.to(words.device), -torch.inf).softmax(dim=1)
+        odds = log_probs.float().index_fill(1, _NEVER_WRITTEN.to(words.device), -torch.inf).softmax(dim=1)
         odds = odds.unflatten(0, (images, columns))
         # By the cumulative distribution: `multinomial` would take a random number for each word of the vocabulary.
         cumulative = odds[:, :samples].cumsum(dim=2)
@@ -145,6 +149,6 @@ def policy_loss(decoder: Decoder, annotations: Tensor, written: Tensor, advantag
     real = written != PAD
     before = F.pad(written[:, :, :-1], (1, 0), value=START).masked_fill(~real, PAD)
     logits, _ = decoder(annotations, before)
-    logits = logits.index_fill(1, _NEVER_WRITTEN.to(logits.device), -torch.inf)
+    logits = logits.float().index_fill(1, _NEVER_WRITTEN.to(logits.device), -torch.inf)
     losses = F.cross_entropy(logits, written[real], reduction="none")
     return (losses * advantages.gather(1, order).unsqueeze(2).expand_as(written)[real]).mean()

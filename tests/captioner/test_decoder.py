@@ -351,6 +351,40 @@ def test_every_parameter_learns(settings):
         assert still == set()
 
 
+def write_only(decoder, word):
+    """Let the decoder predict this word, whatever it sees."""
+    with torch.no_grad():
+        decoder.output_bias[word] = 1e6
+
+
+RECURRENT = [each for each in EQUATIONS if each[0] != "transformer"]
+
+
+@pytest.mark.parametrize(("kind", "attend"), RECURRENT)
+@torch.no_grad()
+def test_scheduled_sampling_reads_what_the_decoder_has_just_predicted(kind, attend):
+    decoder, annotations = make(settings_for(kind, attend))
+    write_only(decoder, 7)
+    captions = make_captions()
+    sevens = captions.clone()
+    sevens[..., 1:][sevens[..., 1:] != PAD] = 7
+    logits, look = decoder(annotations, captions, 1.0)
+    expected, expected_look = decoder(annotations, sevens)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(look.weights, expected_look.weights)
+
+
+@torch.no_grad()
+def test_scheduled_sampling_replaces_its_share_of_the_words():
+    decoder, annotations = make(settings_for("lstm"))
+    write_only(decoder, 7)
+    copies = annotations[:1].expand(2000, -1, -1)
+    logits, _ = decoder(copies, torch.tensor([[[START, 4]]]).expand(2000, -1, -1), 0.3)
+    own, _ = decoder(annotations[:1], torch.tensor([[[START, 7]]]))
+    replaced = (logits[1::2] - own[1]).abs().amax(dim=1) < 1e-9
+    assert replaced.double().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

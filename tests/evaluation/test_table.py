@@ -9,6 +9,7 @@ from captioner.attention import AttentionSettings
 from captioner.captioning import Caption, Captioner, load
 from captioner.decoder import DecoderSettings
 from captioner.encoder import EncoderSettings
+from captioner.errors import DataError
 from captioner.images import ImageSettings, Rectangle
 from captioner.model import ModelSettings
 from captioner.search import SearchSettings
@@ -180,6 +181,15 @@ def test_the_command_prints_a_row_a_run_and_writes_all_numbers(run, tmp_path, ca
     assert lines[2].startswith("| small | lstm | additive | 0.0% | 0.0% |")
     first, second = json.loads(file.read_text())
     assert first["cider_d"] == second["cider_d"] == measure(read_run(run)[0], "cpu").cider_d
+
+
+def test_a_run_that_stopped_early_came_to_its_end(copied):
+    change_settings(copied, optimizer={"epochs": 9})
+    with pytest.raises(DataError, match="2 of 9 epochs are done"):
+        read_run(copied)
+    with (copied / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 8, "epoch": 2, "scores": {}, "stopped_early": True}) + "\n")
+    assert read_run(copied)
 
 
 def test_runs_that_cannot_be_measured_are_refused_and_named_before_any_is(run, copied, capsys, monkeypatch):

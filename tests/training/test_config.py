@@ -84,3 +84,25 @@ def test_paths_take_environment_variables(monkeypatch):
     monkeypatch.delenv("SOMEWHERE")
     with pytest.raises(ConfigError, match=r"\$SOMEWHERE/sets: set the environment variable"):
         expand_path("$SOMEWHERE/sets")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.accumulate=33"], "optimizer.accumulate: 32 pictures make no 33 parts"),
+        (["optimizer.plateau_factor=1"], "optimizer.plateau_factor: must be above 0 and below 1"),
+        (["optimizer.schedule=linear"], "optimizer.schedule: expected one of 'cosine', 'plateau'"),
+        (["precision=half"], "precision: expected one of 'float32', 'bfloat16', 'float16'"),
+        (["selection.metric=CIDER-D"], "selection.metric: unknown 'CIDER-D'; did you mean 'CIDEr-D'"),
+        (["selection.patience=-1"], "selection.patience: must be at least 0"),
+        (["encoder.augment=true"], "encoder.augment: the grids of a frozen encoder"),
+        (["scheduled_sampling=2"], "scheduled_sampling: must be from 0 to 1"),
+        (
+            ["scheduled_sampling=0.2", "model.decoder.kind=transformer", "model.attention.kind=multi_head"],
+            "scheduled_sampling: the 'transformer' decoder reads all words of a caption at once",
+        ),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        read_settings(FOLDER / "flickr8k.toml", overrides)

@@ -1,4 +1,8 @@
 import json
+import os
+import resource
+import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -7,9 +11,10 @@ import torch
 from PIL import Image
 
 from captioner.captioning import load
-from captioner.errors import ConfigError
-from captioner.vocabulary import PAD
-from training.config import OptimizerSettings
+from captioner.errors import ConfigError, DataError, MissingExtraError, OutputError
+from training.__main__ import main
+from training.config import OptimizerSettings, SelectionSettings
+from training.interruption import StoppedError
 from training.loop import prepare, rate_share, resume_run, start_run
 
 
@@ -17,6 +22,34 @@ def read_log(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     times = {"pictures_per_second", "step_seconds", "wait_seconds", "evaluation_seconds"}
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
+
+
+def change(settings, **options):
+    """The settings, with other options of the optimizer."""
+    return replace(settings, optimizer=replace(settings.optimizer, **options))
+
+
+def without_dropout(settings):
+    return replace(settings, model=replace(settings.model, decoder=replace(settings.model.decoder, dropout=0.0)))
+
+
+def assert_same_weights(run, other):
+    for network in ("network", "averaged"):
+        weights = getattr(other, network).state_dict()
+        for name, tensor in getattr(run, network).state_dict().items():
+            assert torch.equal(tensor, weights[name]), f"{network}: {name}"
+
+
+def distance(run, other):
+    """The largest difference of any learned weight."""
+    weights = other.network.state_dict()
+    return max((weight - weights[name]).abs().max().item() for name, weight in run.network.state_dict().items())
+
+
+def trained(settings, folder):
+    run = start_run(settings, folder)
+    run.train()
+    return run
 
 
 def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
@@ -148,9 +181,148 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(request, tmp_path, monkey
     resumed = resume_run(run.folder)
     assert resumed.step == stop_after
     resumed.train()
-    for name, tensor in whole.averaged.state_dict().items():
-        assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
     assert read_log(whole.folder) == read_log(run.folder)
+
+
+def break_off(monkeypatch, run, method, calls):
+    """Let the run end by an error once its method has been called so many times; what it did then is done."""
+    original = getattr(run, method)
+    count = 0
+
+    def failing(*arguments):
+        nonlocal count
+        result = original(*arguments)
+        count += 1
+        if count == calls:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(run, method, failing)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+
+
+@pytest.mark.parametrize(("method", "calls"), [("_evaluate", 1), ("save_state", 3)])
+def test_a_run_broken_off_around_its_evaluation_evaluates_and_logs_each_epoch_once(
+    learning, tmp_path, monkeypatch, method, calls
+):
+    """After the evaluation, before its state is saved; and after the state is saved, before the evaluation."""
+    whole = trained(learning, tmp_path / "whole")
+    run = start_run(learning, tmp_path / "broken")
+    break_off(monkeypatch, run, method, calls)
+    resumed = resume_run(run.folder)
+    resumed.train()
+    assert_same_weights(whole, resumed)
+    assert read_log(whole.folder) == read_log(run.folder)
+    assert (whole.folder / "best.safetensors").read_bytes() == (run.folder / "best.safetensors").read_bytes()
+
+
+def test_half_a_line_of_the_log_and_half_a_file_are_cleared_away(learning, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.LOG_EVERY", 1)
+    whole = trained(learning, tmp_path / "whole")
+    run = start_run(learning, tmp_path / "broken")
+    break_off(monkeypatch, run, "_train_epoch", 2)
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "epo')
+    (run.folder / ".0123.partial").write_bytes(b"half a checkpoint")
+    resumed = resume_run(run.folder)
+    resumed.train()
+    assert read_log(whole.folder) == read_log(run.folder)
+    assert {file.name for file in run.folder.iterdir()} == {
+        "settings.json",
+        "state.pt",
+        "log.jsonl",
+        "best.safetensors",
+    }
+
+
+def test_a_run_that_was_killed_before_its_first_state_can_be_started_again(learning, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("training.loop.write_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            start_run(learning, tmp_path)
+    assert trained(learning, tmp_path).finished
+
+
+def test_a_run_does_not_go_on_with_other_data(learning, dataset, tmp_path):
+    run = start_run(learning, tmp_path)
+    dataset.write_text(dataset.read_text().replace("snow lies there", "snow lies here"))
+    with pytest.raises(DataError, match="'colours' has changed since this run began"):
+        resume_run(run.folder)
+
+
+def test_a_state_of_another_version_is_refused(learning, tmp_path):
+    run = start_run(learning, tmp_path)
+    torch.save({"format": 1}, run.folder / "state.pt")
+    with pytest.raises(ConfigError, match="written by another version"):
+        resume_run(run.folder)
+    (run.folder / "state.pt").unlink()
+    with pytest.raises(ConfigError, match="no state to resume from"):
+        resume_run(run.folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGINT, "_train_step"), (signal.SIGTERM, "save_state"), (signal.SIGINT, "_evaluate")],
+)
+def test_a_signal_saves_the_run_and_leaves_with_a_status_of_its_own(
+    learning, tmp_path, monkeypatch, capsys, number, moment
+):
+    """In a step, which is finished; before an evaluation, which is not begun; and in one, which is broken off."""
+    whole = trained(learning, tmp_path / "whole")
+    run = start_run(learning, tmp_path / "broken")
+    original = getattr(run, moment)
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(run, moment, interrupted)
+    monkeypatch.setattr("training.loop.resume_run", lambda *_: run)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert main(["resume", str(run.folder)]) == 128 + number
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    message = capsys.readouterr().err
+    assert (
+        f"stopped by {number.name} at step {run.step}. Go on with: python -m training resume {run.folder}"
+        in message
+    )
+    monkeypatch.undo()
+    resumed = resume_run(run.folder)
+    assert resumed.step == run.step > 0
+    resumed.train()
+    assert_same_weights(whole, resumed)
+    assert read_log(whole.folder) == read_log(run.folder)
+
+
+def test_a_second_signal_does_not_wait(learning, tmp_path, monkeypatch):
+    run = start_run(learning, tmp_path)
+
+    def hang(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(run, "_train_step", hang)
+    with pytest.raises(StoppedError):
+        run.train()
+
+
+def test_a_full_disk_leaves_the_last_state_and_the_best_checkpoint_whole(learning, tmp_path):
+    run = trained(change(learning, epochs=1), tmp_path)
+    kept = {name: (run.folder / name).read_bytes() for name in ("state.pt", "best.safetensors")}
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
+    try:
+        with pytest.raises(OutputError, match=r"state\.pt: cannot write this file"):
+            run.save_state()
+        with pytest.raises(OutputError, match=r"best\.safetensors: cannot write this file"):
+            run._save_checkpoint("best.safetensors", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert kept == {name: (run.folder / name).read_bytes() for name in kept}
+    assert not list(run.folder.glob(".*"))
 
 
 def test_a_run_never_replaces_another(settings, tmp_path):
@@ -171,41 +343,10 @@ def test_the_checkpoint_says_what_it_was_trained_on(settings, tmp_path):
     assert card["development_scores"]["colours"].keys() >= {"CIDEr-D", "BLEU-4"}
 
 
-def test_batches_hold_every_caption_once_and_mirror_no_left_or_right(settings, scenes, tmp_path):
-    run = start_run(settings, tmp_path)
-    seen = []
-    for batch in run.examples.epoch(0, batch_size=3, seed=1):
-        assert len(batch.targets) == int((batch.captions != PAD).sum())
-        for image in batch.captions:
-            for caption in image:
-                words = caption[caption != PAD].tolist()
-                if words:
-                    seen.append(" ".join(run.vocabulary.decode(words[1:])))
-    assert sorted(seen) == sorted(caption for captions in scenes.values() for caption in captions)
-    mirrors = {one.captions[0][1]: one.mirrors for one in run.examples._examples}
-    assert mirrors.pop(run.vocabulary.encode("green")[0]) is False
-    assert all(mirrors.values())
-
-
-def test_batches_of_an_encoder_that_learns_hold_pixels(learning, tmp_path):
-    run = start_run(learning, tmp_path)
-    colours = {"red": (1, 0, 0), "blue": (0, 0, 1), "green": (0, 0.5, 0), "white": (1, 1, 1)}
-    settings = learning.images
-    for batch in run.examples.epoch(0, batch_size=2, seed=1):
-        for pixels, captions in zip(batch.pictures, batch.captions, strict=True):
-            assert pixels.shape == (3, 64, 64)
-            words = run.vocabulary.decode(captions[captions > PAD].tolist())
-            colour = next(rgb for word, rgb in colours.items() if word in words)
-            seen = pixels[:, 32, 32] * torch.tensor(settings.std) + torch.tensor(settings.mean)
-            torch.testing.assert_close(seen, torch.tensor(colour, dtype=torch.float32), rtol=0, atol=0.01)
-
-
-def test_skipping_batches_gives_the_rest_of_the_same_epoch(settings, tmp_path):
-    run = start_run(settings, tmp_path)
-    whole, rest = (list(run.examples.epoch(4, 1, seed=1, skip=skip)) for skip in (0, 2))
-    assert len(whole) == 4
-    for batch, other in zip(whole[2:], rest, strict=True):
-        assert all(torch.equal(one, two) for one, two in zip(batch, other, strict=True))
+def test_on_a_plateau_rates_warm_up_and_stay_but_for_its_reductions():
+    options = OptimizerSettings(warmup_steps=4, schedule="plateau", plateau_factor=0.5)
+    assert [rate_share(options, step, 10, reductions=0) for step in (0, 3, 9)] == [0.25, 1.0, 1.0]
+    assert rate_share(options, 9, 10, reductions=3) == 0.125
 
 
 def test_the_learning_rates_warm_up_and_follow_a_cosine_to_zero():
@@ -222,7 +363,7 @@ def test_encoder_and_decoder_have_rates_of_their_own(learning, tmp_path):
     options = replace(learning.optimizer, learning_rate=0.02, warmup_steps=6)
     settings = replace(learning, optimizer=options, encoder=replace(learning.encoder, learning_rate=0.001))
     run = start_run(settings, tmp_path)
-    run._train_step(next(iter(run.examples.epoch(0, 2, seed=1))))
+    run._train_step(next(run.examples.epoch(0, 2, seed=1)))
     rates = {id(weight): group["lr"] for group in run.optimizer.param_groups for weight in group["params"]}
     for part, highest in ((run.network.decoder, 0.02), (run.network.encoder, 0.001)):
         found = {rates[id(weight)] for weight in part.parameters()}
@@ -230,9 +371,228 @@ def test_encoder_and_decoder_have_rates_of_their_own(learning, tmp_path):
         assert found.pop() == pytest.approx(highest / 6)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_advice(settings, tmp_path):
-    run = start_run(settings, tmp_path)
-    with torch.no_grad():
-        run.network.decoder.output_bias.fill_(torch.nan)
-    with pytest.raises(ConfigError, match="learning_rate"):
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda run: run.network.decoder.output_bias.fill_(torch.nan), "the loss became nan at step 2"),
+        (lambda run: run.network.decoder.output_bias[4:].mul_(0).add_(-1e3), "the loss became .* at step 2"),
+    ],
+)
+def test_a_loss_that_explodes_stops_the_run_and_keeps_the_state_from_before(
+    learning, tmp_path, monkeypatch, harm, message
+):
+    run = start_run(learning, tmp_path)
+    step = run._train_step
+
+    def harmed(part):
+        if run.step == 2:
+            run.save_state()
+            with torch.no_grad():
+                harm(run)
+        return step(part)
+
+    monkeypatch.setattr(run, "_train_step", harmed)
+    with pytest.raises(ConfigError, match=f"{message}.*lower optimizer.learning_rate"):
         run.train()
+    resumed = resume_run(run.folder)
+    assert resumed.step == 2
+    assert all(weight.isfinite().all() for weight in resumed.network.parameters())
+
+
+def test_a_gradient_that_is_no_number_changes_no_weight(learning, tmp_path):
+    run = start_run(learning, tmp_path)
+    run.network.decoder.output_bias.register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"the gradient became (nan|inf) at step 0"):
+        run.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in run.network.state_dict().items())
+
+
+def test_parts_of_a_step_add_up_to_the_step(learning, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.LOG_EVERY", 1)
+    settings = change(without_dropout(learning), batch_size=4, epochs=2)
+    whole = trained(settings, tmp_path / "whole")
+    run = start_run(change(settings, accumulate=3), tmp_path / "parts")
+    calls = []
+    loss = run._loss
+    monkeypatch.setattr(run, "_loss", lambda batch: calls.append(len(batch.pictures)) or loss(batch))
+    run.train()
+    assert sorted(calls) == [1, 1, 1, 1, 2, 2]
+    assert distance(whole, run) < 1e-4
+    for line, other in zip(read_log(whole.folder), read_log(run.folder), strict=True):
+        assert line.get("words") == pytest.approx(other.get("words"), abs=1e-5)
+        assert line.get("attention") == pytest.approx(other.get("attention"), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_nearly_the_same_and_resumes_exactly(learning, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr("training.loop.LOG_EVERY", 1)
+    settings = change(without_dropout(learning), epochs=2)
+    full = trained(settings, tmp_path / "full")
+    run = trained(replace(settings, precision=precision), tmp_path / "low")
+    losses, lower = ([line["words"] for line in read_log(each.folder) if "words" in line] for each in (full, run))
+    assert losses != lower
+    assert lower == pytest.approx(losses, abs=0.1)
+    assert all(weight.dtype == torch.float32 for weight in run.network.parameters())
+
+    broken = start_run(replace(settings, precision=precision), tmp_path / "broken")
+    break_off(monkeypatch, broken, "save_state", 2)
+    resumed = resume_run(broken.folder)
+    assert resumed.scaler.state_dict() == broken.scaler.state_dict()
+    assert bool(resumed.scaler.state_dict()) == (precision == "float16")
+    resumed.train()
+    assert_same_weights(run, resumed)
+
+
+def test_gradients_that_overflow_float16_leave_the_step_out(learning, tmp_path):
+    run = start_run(replace(learning, precision="float16"), tmp_path)
+    hook = run.network.decoder.output_bias.register_hook(lambda gradient: gradient * torch.inf)
+    before = run.network.decoder.output_bias.clone()
+    (step,) = list(run.examples.epoch(0, 4, seed=1))
+    scale = run.scaler.get_scale()
+    run._train_step(step)
+    assert torch.equal(run.network.decoder.output_bias, before)
+    assert run.scaler.get_scale() < scale
+    hook.remove()
+    run._train_step(step)
+    assert not torch.equal(run.network.decoder.output_bias, before)
+
+
+def score_with(monkeypatch, *scores):
+    """Let evaluations give these scores, one after another: CIDEr-D falls where BLEU-4 rises."""
+    left = iter(scores)
+
+    def score(*_):
+        value = next(left)
+        return {"BLEU-4": value, "CIDEr-D": -value}
+
+    monkeypatch.setattr("training.development.DevelopmentSet.score", score)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("BLEU-4", 3), ("CIDEr-D", 1)])
+def test_the_named_metric_chooses_the_best_checkpoint(learning, tmp_path, monkeypatch, metric, best):
+    score_with(monkeypatch, 0.1, 0.2, 0.3)
+    trained(replace(learning, selection=SelectionSettings(metric=metric)), tmp_path)
+    card = load(tmp_path / "small" / "best.safetensors", device="cpu").header.card
+    assert card["steps"] == 2 * best
+
+
+def test_a_run_ends_when_its_patience_does_also_when_it_was_resumed(learning, tmp_path, monkeypatch):
+    score_with(monkeypatch, 0.1, 0.3, 0.2, 0.3, 0.9, 0.9)
+    selection = SelectionSettings(metric="BLEU-4", patience=2)
+    run = start_run(replace(change(learning, epochs=6), selection=selection), tmp_path)
+    break_off(monkeypatch, run, "save_state", 6)  # twice an epoch: after the third
+    resumed = resume_run(run.folder)
+    assert (resumed.evaluated, resumed.stale) == (3, 1)
+    resumed.train()
+    log = read_log(run.folder)
+    assert [line["stopped_early"] for line in log] == [False, False, False, True]
+    assert log[-1]["epoch"] == 4
+    again = resume_run(run.folder)
+    again.train()
+    assert again.step == resumed.step
+
+
+def test_the_checkpoints_of_the_last_epochs_are_kept(learning, tmp_path):
+    run = trained(replace(learning, selection=SelectionSettings(keep_last=2)), tmp_path)
+    kept = sorted(file.name for file in run.folder.glob("epoch-*"))
+    assert kept == ["epoch-002.safetensors", "epoch-003.safetensors"]
+    assert [load(run.folder / name, device="cpu").header.card["steps"] for name in kept] == [4, 6]
+
+
+def test_rates_go_down_on_a_plateau_also_after_it_was_resumed(learning, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.LOG_EVERY", 2)  # once an epoch
+    score_with(monkeypatch, 0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, 0.1)
+    options = {"schedule": "plateau", "plateau_patience": 2, "plateau_factor": 0.1, "warmup_steps": 0, "epochs": 8}
+    settings = replace(change(learning, **options), selection=SelectionSettings(metric="BLEU-4"))
+    run = start_run(settings, tmp_path)
+    break_off(monkeypatch, run, "save_state", 10)
+    resume_run(run.folder).train()
+    rates = [line["learning_rate"] for line in read_log(run.folder) if "words" in line]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001, 0.0001])
+
+
+def test_scheduled_sampling_rises_to_its_share_at_the_end(learning, tmp_path, monkeypatch):
+    plain = trained(learning, tmp_path / "plain")
+    run = start_run(replace(learning, scheduled_sampling=0.6), tmp_path / "sampled")
+    shares = []
+    forward = run.network.decoder.forward
+    monkeypatch.setattr(
+        run.network.decoder, "forward", lambda *given: shares.append((*given, 0.0)[2]) or forward(*given)
+    )
+    run.train()
+    assert shares == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert distance(plain, run) > 1e-4
+
+
+def test_an_encoder_learns_from_augmented_pictures(learning, tmp_path):
+    plain = trained(learning, tmp_path / "plain")
+    augmented = trained(replace(learning, encoder=replace(learning.encoder, augment=True)), tmp_path / "augmented")
+    assert distance(plain, augmented) > 1e-4
+
+
+def test_progress_counts_pictures_and_shows_the_loss(learning, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, **options):
+            self.options, self.shown, self.n = options, [], options["initial"]
+            bars.append(self)
+
+        def set_postfix(self, **values):
+            self.shown.append(float(values["loss"]))
+
+        def update(self, count):
+            self.n += count
+
+        def close(self):
+            pass
+
+        write = staticmethod(lambda *_, **__: None)
+
+    monkeypatch.setattr("training.loop.tqdm", Bar)
+    run = start_run(change(learning, batch_size=3, epochs=1), tmp_path)
+    break_off(monkeypatch, run, "_train_step", 1)
+    run.save_state()
+    resume_run(run.folder).train()
+    first, second = bars
+    assert first.options["unit"] == "picture"
+    assert first.options["total"] == second.n == 4
+    assert second.options["initial"] == len(run.examples.plan(0, 3, learning.seed)[0])
+    assert all(0 < loss < 10 for loss in second.shown)
+
+
+def test_what_the_log_holds_is_there_for_tensorboard(learning, tmp_path, monkeypatch):
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="the extra `train` is not installed"
+    )
+    monkeypatch.setattr("training.loop.LOG_EVERY", 1)
+    run = start_run(replace(learning, tensorboard=True), tmp_path)
+    break_off(monkeypatch, run, "_train_step", 4)
+    resume_run(run.folder).train()
+    events = reading.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    lines = read_log(run.folder)
+    for name in ("words", "learning_rate"):
+        seen = {event.step: event.value for event in events.Scalars(name)}
+        expected = {line["step"]: line[name] for line in lines if name in line}
+        assert seen == pytest.approx(expected)
+        assert len(events.Scalars(name)) == len(expected)
+    scores = [line["scores"]["colours"]["CIDEr-D"] for line in lines if "scores" in line]
+    assert [event.value for event in events.Scalars("scores/colours/CIDEr-D")] == pytest.approx(scores)
+
+
+def test_without_tensorboard_a_run_that_asks_for_it_does_not_begin(learning, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"captioner\[train\]"):
+        start_run(replace(learning, tensorboard=True), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_network_learns_the_same(learning, tmp_path):
+    settings = change(without_dropout(learning), epochs=1)
+    plain = trained(settings, tmp_path / "plain")
+    compiled = trained(replace(settings, compile=True), tmp_path / "compiled")
+    assert distance(plain, compiled) < 1e-4
+    assert plain.network.state_dict().keys() == compiled.network.state_dict().keys()
+    assert compiled.network.decoder._compiled_call_impl is not None

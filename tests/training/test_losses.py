@@ -4,7 +4,7 @@ import torch
 from captioner.attention import Look
 from captioner.vocabulary import PAD
 from training.config import LossSettings
-from training.losses import CaptionLoss, caption_numbers, doubly_stochastic_penalty
+from training.losses import CaptionLoss, Share, caption_numbers, doubly_stochastic_penalty
 
 CAPTIONS = torch.tensor([[[1, 4, 5], [1, 6, PAD]], [[1, PAD, PAD], [PAD, PAD, PAD]]])
 OWNERS = [0, 0, 0, 1, 1, 2]  # the caption of each of their words
@@ -93,7 +93,39 @@ def test_choices_are_rewarded_by_how_likely_their_caption_was_above_a_moving_ave
         torch.nn.functional.cross_entropy(without_choice, TARGETS, label_smoothing=0.1).backward()
         torch.testing.assert_close(logits.grad, without_choice.grad)
         baseline = 0.9 * baseline + 0.1 * mean(rewards)
+        loss_of.end_step()
         assert loss_of.baseline.item() == pytest.approx(baseline)
+
+
+def test_the_losses_and_gradients_of_a_steps_parts_add_up_to_those_of_the_whole():
+    """The first picture, with five words in two captions, and the second, with one."""
+    settings = LossSettings(label_smoothing=0.1, entropy=0.3)
+    rows, parts = [slice(0, 5), slice(5, 6)], []
+    logits, look = make(choice=-torch.rand(6), overlap=torch.rand(6))
+    whole, split = CaptionLoss(settings), CaptionLoss(settings)
+    for loss_of in (whole, split):  # the first step knows no earlier one
+        loss_of.baseline.fill_(-2.0)
+        loss_of.begun.fill_(True)
+    inputs = [logits, look.weights, look.choice, look.overlap]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    loss, terms = whole(logits, look, CAPTIONS, TARGETS)
+    expected = torch.autograd.grad(loss, inputs)
+    whole.end_step()
+    total = 0.0
+    for row, captions, share in zip(
+        rows, CAPTIONS.split(1), (Share(5 / 6, 2 / 3), Share(1 / 6, 1 / 3)), strict=True
+    ):
+        seen = Look._make(None if each is None else each[row] for each in look)
+        part, its_terms = split(logits[row], seen, captions, TARGETS[row], share)
+        total = total + part
+        parts.append(its_terms)
+    split.end_step()
+    for found, gradient in zip(torch.autograd.grad(total, inputs), expected, strict=True):
+        torch.testing.assert_close(found, gradient)
+    assert {name: sum(part[name] for part in parts) for name in terms} == pytest.approx(terms)
+    assert split.baseline.item() == pytest.approx(whole.baseline.item())
+    assert whole.baseline != -2
 
 
 def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
@@ -118,6 +150,7 @@ def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
 def test_the_moving_average_is_saved_with_a_run():
     loss_of = CaptionLoss(LossSettings())
     loss_of(*make(choice=torch.zeros(6)), CAPTIONS, TARGETS)
+    loss_of.end_step()
     again = CaptionLoss(LossSettings())
     again.load_state_dict(loss_of.state_dict())
     assert again.baseline == loss_of.baseline != 0

@@ -16,7 +16,7 @@ from captioner.vocabulary import END, PAD, START, UNKNOWN
 from training.batches import Batch
 from training.config import LossSettings, SelfCriticalSettings
 from training.loop import resume_run, start_run
-from training.losses import CaptionLoss
+from training.losses import CaptionLoss, Share
 from training.reward import CaptionReward
 from training.self_critical import SelfCriticalLoss, policy_loss, write_captions
 
@@ -139,7 +139,7 @@ def test_a_longer_greedy_caption_leaves_no_trace_in_the_loss():
 def make_batch(annotations):
     captions = torch.tensor([[[START, 4, 5]], [[START, 7, PAD]], [[START, 4, 8]]])
     targets = torch.tensor([4, 5, END, 7, END, 4, 8, END])
-    return Batch(annotations, captions, targets, torch.tensor([0, 1, 2]))
+    return Batch(annotations, captions, targets, torch.tensor([0, 1, 2]), Share())
 
 
 @pytest.mark.parametrize("kind", KINDS)

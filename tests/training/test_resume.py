@@ -1,0 +1,117 @@
+"""A run that is killed again and again, without warning, is the run that it would have been."""
+
+import json
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from captioner.config import to_dict
+from evaluation import shapes
+from training.__main__ import main
+from training.config import DatasetSettings
+
+KILLS = 20
+
+
+@pytest.fixture
+def settings(learning, tmp_path):
+    """Eight epochs on shapes, saved at most ten times a second; their end is killed as well as their steps."""
+    shapes.generate(tmp_path / "shapes", train=60, dev=6)
+    return replace(
+        learning,
+        datasets=(DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),),
+        optimizer=replace(learning.optimizer, epochs=8, batch_size=4),
+        save_minutes=0.1 / 60,
+    )
+
+
+def write_toml(settings, file):
+    """Write settings as TOML, whose inline tables are JSON but for the equals signs."""
+
+    def show(value):
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {show(each)}" for key, each in value.items() if each is not None) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(show, value)) + "]"
+        return json.dumps(value)
+
+    file.write_text("".join(f"{key} = {show(value)}\n" for key, value in to_dict(settings).items()))
+    return file
+
+
+def start(*arguments):
+    """Start a command of `python -m training` in a process of its own."""
+    context = multiprocessing.get_context("forkserver")  # which has imported torch once, for all
+    context.set_forkserver_preload(["training.loop"])
+    process = context.Process(target=main, args=(list(map(str, arguments)),))
+    process.start()
+    return process
+
+
+def command(config, runs):
+    folder = runs / "small"
+    return ("resume", folder) if (folder / "settings.json").exists() else ("run", config, "--runs", runs)
+
+
+def stamp(file):
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def results(folder):
+    """Everything that a finished run leaves, but for times."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    times = {"pictures_per_second", "step_seconds", "wait_seconds", "evaluation_seconds"}
+    state = torch.load(folder / "state.pt", weights_only=True)
+    del state["log"]  # its length differs with its times
+    return (
+        [{key: value for key, value in line.items() if key not in times} for line in log],
+        (folder / "best.safetensors").read_bytes(),
+        state,
+        sorted(file.name for file in folder.iterdir()),
+    )
+
+
+def assert_equal(value, other, path="state"):
+    if isinstance(value, torch.Tensor):
+        assert torch.equal(value, other), path
+    elif isinstance(value, dict):
+        assert value.keys() == other.keys(), path
+        for key in value:
+            assert_equal(value[key], other[key], f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, (one, two) in enumerate(zip(value, other, strict=True)):
+            assert_equal(one, two, f"{path}[{number}]")
+    else:
+        assert value == other, path
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(settings, tmp_path):
+    config = write_toml(settings, tmp_path / "small.toml")
+    start("run", config, "--runs", tmp_path / "whole").join()
+    runs, moments = tmp_path / "killed", random.Random(0)
+    steps = []
+    for _ in range(KILLS):
+        process = start(*command(config, runs))
+        state = runs / "small" / "state.pt"
+        if moments.random() < 0.2:  # while it sets itself up, or little later
+            time.sleep(moments.uniform(0, 2))
+        else:  # once it has saved its state
+            before = stamp(state)
+            while stamp(state) == before and process.is_alive():
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        if state.exists():
+            steps.append(torch.load(state, weights_only=True)["step"])
+    assert steps[-1] < 8 * 15, "it came to its end before the last kill, so that the kills tested less"
+    assert len(set(steps)) > KILLS / 3
+    start(*command(config, runs)).join()
+    expected, found = results(tmp_path / "whole" / "small"), results(runs / "small")
+    for one, other in zip(expected, found, strict=True):
+        assert_equal(one, other)

@@ -1,0 +1,66 @@
+"""How good the captions of the development pictures are."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from captioner.ahead import one_ahead
+from captioner.captioning import find_sentences
+from captioner.encoder import Encoder
+from captioner.model import CaptioningNetwork
+from captioner.search import SearchSettings
+from captioner.vocabulary import Vocabulary, join
+from evaluation.datasets import Record
+from evaluation.metrics import Scorer
+from training.distributed import Processes
+from training.features import Pictures
+
+_BATCH = 32  # pictures
+
+
+class DevelopmentSet:
+    """The development pictures of a data set, to be captioned."""
+
+    def __init__(self, records: Sequence[Record], pictures: Pictures):
+        self._places = [place for place, record in enumerate(records) if record.split == "dev"]
+        self._pictures = pictures
+        self._scorer = Scorer({place: records[place].captions for place in self._places})
+
+    def score(
+        self,
+        network: CaptioningNetwork,
+        words: Vocabulary,
+        settings: SearchSettings,
+        processes: Processes | None = None,
+    ) -> dict[str, float]:
+        """Return the corpus scores of the captions that `network` gives these pictures.
+
+        Several processes share the pictures, and all get the scores of the first.
+        """
+        device = next(network.parameters()).device
+        processes = processes or Processes(device)
+        # Whole batches are shared out: the last digits of a picture's numbers depend on the others of its batch.
+        batches = [self._places[at : at + _BATCH] for at in range(0, len(self._places), _BATCH)]
+        batches = batches[processes.rank :: processes.count]
+        captions = {}
+        with ThreadPoolExecutor(os.cpu_count()) as readers, torch.inference_mode():
+
+            def read(places: list[int]) -> Tensor:
+                return torch.stack(list(readers.map(self._pictures.read, places)))
+
+            for places, pictures in zip(batches, one_ahead(read, batches), strict=True):
+                annotations = annotate(network.encoder, pictures.to(device))
+                for place, found in zip(
+                    places, find_sentences(network.decoder, annotations, settings, words.within), strict=True
+                ):
+                    captions[place] = join(words.decode(found[0].words))
+        everyones = {place: text for each in processes.gather(captions) for place, text in each.items()}
+        return processes.gather(self._scorer.score(everyones).corpus)[0]
+
+
+def annotate(encoder: Encoder, pictures: Tensor) -> Tensor:
+    """Return the annotations (B, L, D) of pixels (B, 3, H, W), or of cached grids, which are just that."""
+    return encoder(pictures)[0] if pictures.ndim == 4 else pictures
