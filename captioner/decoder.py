@@ -42,6 +42,10 @@ class DecoderSettings:
     tied_output: bool = False  # the output layer is the embedding, transposed
     normalize: bool = True  # bring every annotation vector to mean 0 and variance 1; see `Decoder.start`
     layers: int = 2  # of `transformer`
+    forget_bias: float = 0.0
+    """The bias of the forget gates of `lstm` and `top_down` before they learn. At 1 or 2 they remember from the
+    beginning (Gers et al. 2000; Jozefowicz et al. 2015, section 3), which helps a decoder that sees the picture
+    but once, at its start."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "embedding_size", "layers"):
@@ -51,6 +55,10 @@ class DecoderSettings:
             raise ValueError(f"dropout: must be at least 0 and below 1, got {self.dropout}")
         if self.attend == "after" and self.kind in ("top_down", "transformer"):
             raise ValueError(f"attend: {self.kind!r} has its own place to look; leave this at 'before'")
+        if self.forget_bias and self.kind not in ("lstm", "top_down"):
+            raise ValueError(f"forget_bias: {self.kind!r} has no forget gate; leave this at 0")
+        if not abs(self.forget_bias) < float("inf"):
+            raise ValueError(f"forget_bias: must be a number, got {self.forget_bias}")
 
 
 class Picture(NamedTuple):
@@ -256,6 +264,7 @@ class RecurrentDecoder(Recurrent):
         self.start_memory = nn.Linear(annotation, hidden) if settings.kind == "lstm" else None
         self.gates_from_word = nn.Linear(embedding, gates * hidden)
         self.gates_from_hidden = nn.Linear(hidden, gates * hidden, bias=False)
+        _bias_forget_gate(self.gates_from_word, settings)
         if settings.attend == "before":
             self.gate = nn.Linear(hidden, 1)
             self.gates_from_context = nn.Linear(annotation, gates * hidden, bias=False)
@@ -325,6 +334,12 @@ def _lstm(inputs: Tensor, recurrent: Tensor, hidden: Tensor, memory: Tensor) -> 
     return output_gate.sigmoid() * memory.tanh(), memory
 
 
+def _bias_forget_gate(gates: nn.Linear, settings: DecoderSettings) -> None:
+    """Set the bias of the second of the four gates of an LSTM."""
+    if settings.forget_bias:
+        nn.init.constant_(gates.bias[settings.hidden_size : 2 * settings.hidden_size], settings.forget_bias)
+
+
 CELLS: dict[str, tuple[int, Cell]] = {"rnn": (1, _rnn), "gru": (3, _gru), "lstm": (4, _lstm)}
 """How many gates, the candidate included, and how the cell moves."""
 
@@ -356,6 +371,8 @@ class TopDownDecoder(Recurrent):
         self.language_from_context = nn.Linear(annotation, 4 * hidden)
         self.language_from_hiddens = nn.Linear(2 * hidden, 4 * hidden, bias=False)  # h1 and h2
         self.output_from_hidden = nn.Linear(hidden, embedding)
+        for gates in (self.gates_from_word, self.language_from_context):
+            _bias_forget_gate(gates, settings)
 
     def begin(self, annotations: Tensor) -> State:
         """Both LSTMs begin at zero; the first sees the mean annotation at every word."""

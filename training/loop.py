@@ -432,16 +432,17 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
         ConfigError: when its settings are not those of this run.
     """
     network, header = load_checkpoint(expand_path(settings.start_from))
-    # Dropout has no weights, so it may differ.
-    here = replace(settings.model.decoder, dropout=header.model.decoder.dropout)
+    # What is no weight may differ.
+    theirs = header.model.decoder
+    here = replace(settings.model.decoder, dropout=theirs.dropout, forget_bias=theirs.forget_bias)
     pairs = {
         "model.encoder": (header.model.encoder, settings.model.encoder),
         "model.attention": (header.model.attention, settings.model.attention),
-        "model.decoder": (header.model.decoder, here),
+        "model.decoder": (theirs, here),
         "images": (header.images, settings.images),
     }
-    for table, (theirs, ours) in pairs.items():
-        for name, value in config.to_dict(theirs).items():
+    for table, (its, ours) in pairs.items():
+        for name, value in config.to_dict(its).items():
             if value != config.to_dict(ours)[name]:
                 raise ConfigError(
                     f"start_from: {settings.start_from} has {table}.{name} = {value!r}, and this run "

@@ -385,6 +385,25 @@ def test_scheduled_sampling_replaces_its_share_of_the_words():
     assert replaced.double().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "top_down"])
+def test_biased_forget_gates_keep_what_the_memory_holds(kind):
+    """What is left of a memory after a word, while all else that the gates get is zero: sigmoid(bias) of it."""
+    settings = DecoderSettings(kind, hidden_size=H, embedding_size=E, forget_bias=3.0, normalize=False)
+    decoder = build_decoder(settings, AttentionSettings(size=4), D, GRID, V)
+    for name, parameter in decoder.named_parameters():
+        if name.startswith(("gates", "language")) and parameter.ndim == 2:
+            parameter.data.zero_()
+    rows = decoder.start(torch.zeros(1, L, D)).rows
+    names = [name for name in rows._fields if "memory" in name]
+    state = decoder.start(torch.zeros(1, L, D))._replace(
+        rows=rows._replace(**dict.fromkeys(names, torch.full((1, H), 100.0)))
+    )
+    _, state, _ = decoder.step(torch.tensor([START]), state)
+    for name in names:
+        kept = getattr(state.rows, name) / 100
+        torch.testing.assert_close(kept, torch.full_like(kept, 3.0).sigmoid(), rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -394,6 +413,8 @@ def test_scheduled_sampling_replaces_its_share_of_the_words():
         ({"dropout": 1.0}, "dropout: must be at least 0 and below 1"),
         ({"kind": "top_down", "attend": "after"}, "attend: 'top_down' has its own place to look"),
         ({"kind": "transformer", "attend": "after"}, "attend: 'transformer' has its own place to look"),
+        ({"kind": "gru", "forget_bias": 1.0}, "forget_bias: 'gru' has no forget gate"),
+        ({"forget_bias": float("nan")}, "forget_bias: must be a number"),
     ],
 )
 def test_impossible_settings_are_refused_with_the_reason(values, message):
