@@ -39,7 +39,7 @@ TORCHVISION_NETWORKS = (
 )
 """The networks of torchvision that work here, listed so that checking a name does not import torchvision."""
 
-_ROUNDED_UP = {"vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
+_ROUNDED_UP = {SMALL_NETWORK: 1, "vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
 """The part of the stride by which a network divides rounding up, by its padding; the rest it rounds down. Networks
 that are not named here round up throughout."""
 
@@ -367,16 +367,17 @@ class Coordinates(nn.Module):
 def small_cnn() -> tuple[nn.Sequential, int]:
     """Return a network of stride 8 for small generated pictures, and the channels it gives.
 
-    A cell answers to 23 x 23 pixels around it: that is an object and little more, so attention has to lie on an
-    object to see it. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics, so the network is the same
+    A cell answers to the 22 x 22 pixels around it: that is an object and little more, so attention has to lie on an
+    object to see it. Convolutions of even width that go two pixels at once keep what a cell sees in its middle; of odd
+    width they would move it, by 3.5 pixels in all. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics, so the network is the same
     in training and eval mode and learns from random weights.
     """
     layers = [
         nn.Sequential(
-            nn.Conv2d(inputs, outputs, size, stride, padding=size // 2),
+            nn.Conv2d(inputs, outputs, size, stride, padding=(size - stride) // 2),
             nn.GroupNorm(8, outputs),
             nn.SiLU(inplace=True),
         )
-        for inputs, outputs, size, stride in ((5, 24, 3, 2), (24, 48, 3, 2), (48, 128, 5, 2), (128, 128, 1, 1))
+        for inputs, outputs, size, stride in ((5, 24, 4, 2), (24, 48, 4, 2), (48, 128, 4, 2), (128, 128, 1, 1))
     ]
     return nn.Sequential(Coordinates(), *layers), 128

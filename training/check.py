@@ -25,6 +25,9 @@ from training.losses import CaptionLoss
 ROUNDS = 3
 """How often something is measured, after once to warm up."""
 
+LARGE = 50e9
+"""Bytes of disk from which on it is told how to do with less."""
+
 
 def check(settings: TrainingSettings) -> Iterator[str]:
     """Do once everything that a run does many times, and yield what it will need, a line at a time.
@@ -103,10 +106,16 @@ def _describe_grids(settings: TrainingSettings, network: CaptioningNetwork, batc
     folder = expand_path(settings.encoder.cache)
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
-    return (
+    told = (
         f"grids: {size * pictures / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.0f} MB are free, and "
         f"{_duration(seconds / len(batch.pictures) * views * pictures)} to make them"
     )
+    if size * pictures > min(free, LARGE):
+        told += (
+            ". Less takes: encoder.mirrored = false (half), a coarser model.encoder.grid or stride, a smaller "
+            "images.size; none, but an encoder's work at every step: encoder.train_from"
+        )
+    return told
 
 
 def _describe_steps(

@@ -32,6 +32,12 @@ def test_the_disk_that_a_check_tells_is_what_the_grids_take(settings, tmp_path):
     assert told == pytest.approx(file.stat().st_size / 1e6, abs=0.05)
 
 
+def test_ways_to_do_with_less_disk_are_named_where_much_is_needed(settings, monkeypatch):
+    assert "Less takes" not in "".join(check(settings))
+    monkeypatch.setattr("training.check.LARGE", 1e4)
+    assert "Less takes: encoder.mirrored = false (half)" in "".join(check(settings))
+
+
 def test_a_check_writes_nothing(settings, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     list(check(settings))

@@ -1,3 +1,5 @@
+import itertools
+import shlex
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from captioner.errors import ConfigError
 from training.__main__ import main
 from training.config import expand_path, read_settings
+from training.download import SOURCES
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("**/*.toml"))
@@ -15,8 +18,27 @@ def test_every_config_loads(file):
     place = file.relative_to(FOLDER)
     settings = read_settings(file, [])
     assert settings.name == "-".join(place.with_suffix("").parts)
-    first = file.read_text().splitlines()[0]
-    assert first == f"# python -m training run configs/{place.as_posix()}"
+    assert f"# python -m training run configs/{place.as_posix()}\n" in file.read_text()
+
+
+def commands_of(file):
+    """The commands of `python -m training` in the comment that a configuration opens with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    text = "\n".join(line.removeprefix("# ") for line in lines).replace("\\\n", " ")
+    return [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m training ")]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_commands_that_a_config_opens_with_are_understood(file):
+    commands = commands_of(file)
+    assert commands
+    for command, what, *options in commands:
+        if command == "download":
+            assert what in SOURCES
+        else:
+            assert FOLDER.parent / what == file
+            assert options[::2] == ["--set"] * (len(options) // 2)
+            read_settings(file, options[1::2])
 
 
 def test_there_are_configs():
