@@ -368,9 +368,9 @@ def small_cnn() -> tuple[nn.Sequential, int]:
     """Return a network of stride 8 for small generated pictures, and the channels it gives.
 
     A cell answers to the 22 x 22 pixels around it: that is an object and little more, so attention has to lie on an
-    object to see it. Convolutions of even width that go two pixels at once keep what a cell sees in its middle; of odd
-    width they would move it, by 3.5 pixels in all. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics, so the network is the same
-    in training and eval mode and learns from random weights.
+    object to see it. Kernels of even width keep a cell's view in its middle where a layer halves the grid; those of
+    odd width would move it by half a pixel of their input. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no
+    statistics, so the network is the same in training and eval mode and learns from random weights.
     """
     layers = [
         nn.Sequential(
