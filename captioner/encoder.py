@@ -39,7 +39,7 @@ TORCHVISION_NETWORKS = (
 )
 """The networks of torchvision that work here, listed so that checking a name does not import torchvision."""
 
-_ROUNDED_UP = {SMALL_NETWORK: 1, "vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
+_ROUNDED_UP = {"vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
 """The part of the stride by which a network divides rounding up, by its padding; the rest it rounds down. Networks
 that are not named here round up throughout."""
 
@@ -367,17 +367,18 @@ class Coordinates(nn.Module):
 def small_cnn() -> tuple[nn.Sequential, int]:
     """Return a network of stride 8 for small generated pictures, and the channels it gives.
 
-    A cell answers to the 22 x 22 pixels around it: that is an object and little more, so attention has to lie on an
-    object to see it. Kernels of even width keep a cell's view in its middle where a layer halves the grid; those of
-    odd width would move it by half a pixel of their input. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no
-    statistics, so the network is the same in training and eval mode and learns from random weights.
+    A cell answers to 23 x 23 pixels: that is an object and little more, so attention has to lie on an object to see
+    it. Their middle lies 3.5 pixels above and left of the cell's. Kernels of even width, or uneven padding, would put
+    it right, and were tried: attention, which looks at the upper edges of objects to tell their kinds, then peaked
+    beside the objects more often (85 % on them instead of 88 %), and captions were less often true. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics, so the network is the same
+    in training and eval mode and learns from random weights.
     """
     layers = [
         nn.Sequential(
-            nn.Conv2d(inputs, outputs, size, stride, padding=(size - stride) // 2),
+            nn.Conv2d(inputs, outputs, size, stride, padding=size // 2),
             nn.GroupNorm(8, outputs),
             nn.SiLU(inplace=True),
         )
-        for inputs, outputs, size, stride in ((5, 24, 4, 2), (24, 48, 4, 2), (48, 128, 4, 2), (128, 128, 1, 1))
+        for inputs, outputs, size, stride in ((5, 24, 3, 2), (24, 48, 3, 2), (48, 128, 5, 2), (128, 128, 1, 1))
     ]
     return nn.Sequential(Coordinates(), *layers), 128
