@@ -368,10 +368,11 @@ def small_cnn() -> tuple[nn.Sequential, int]:
     """Return a network of stride 8 for small generated pictures, and the channels it gives.
 
     A cell answers to 23 x 23 pixels: that is an object and little more, so attention has to lie on an object to see
-    it. Their middle lies 3.5 pixels above and left of the cell's. Kernels of even width, or uneven padding, would put
-    it right, and were tried: attention, which looks at the upper edges of objects to tell their kinds, then peaked
-    beside the objects more often (85 % on them instead of 88 %), and captions were less often true. Group norm (Wu and He 2018, arXiv 1803.08494) keeps no statistics, so the network is the same
-    in training and eval mode and learns from random weights.
+    it. Their middle lies 3.5 pixels above and left of the cell's. Kernels of even width, or uneven padding, put it
+    right; with them attention, which looks at objects' upper edges to tell their kinds, peaked beside the objects
+    more often (on them 85 % of the time, not 88 %), and fewer captions were true. Group norm (Wu and He 2018, arXiv
+    1803.08494) keeps no statistics, so the network is the same in training and eval mode and learns from random
+    weights.
     """
     layers = [
         nn.Sequential(

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except StoppedError as stop:
         return 128 + stop.number
     except KeyboardInterrupt:
-        print("stopped before training began: run the same command again", file=sys.stderr)
+        print("stopped; run the same command again to go on", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "download":
         print(download(options.name, options.directory, options.base))
         return
-    from training import distributed, loop
+    from training import distributed, loop, setup
     from training.config import read_settings
 
     if options.command == "resume":
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> None:
         for line in check(settings):
             print(line, flush=True)
     elif options.command == "prepare":
-        loop.prepare(settings)
+        setup.prepare(settings)
     else:
         with distributed.join(settings.device) as processes:
             loop.start_run(settings, options.runs, processes).train()

@@ -19,8 +19,8 @@ from training.batches import Batch, Cut, Examples
 from training.config import TrainingSettings, expand_path
 from training.development import annotate
 from training.features import PictureFiles, record_bytes
-from training.loop import build_vocabulary, count_records, load_encoder, precision, read_datasets
 from training.losses import CaptionLoss
+from training.setup import build_vocabulary, count_records, load_encoder, precision, read_datasets
 
 ROUNDS = 3
 """How often something is measured, after once to warm up."""

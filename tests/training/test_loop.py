@@ -15,7 +15,8 @@ from captioner.errors import ConfigError, DataError, MissingExtraError, OutputEr
 from training.__main__ import main
 from training.config import OptimizerSettings, SelectionSettings
 from training.interruption import StoppedError
-from training.loop import prepare, rate_share, resume_run, start_run
+from training.loop import rate_share, resume_run, start_run
+from training.setup import prepare
 
 
 def read_log(folder):
