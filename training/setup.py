@@ -149,6 +149,7 @@ def prepare(settings: TrainingSettings) -> None:
             f"encoder.train_from is {settings.encoder.train_from!r}: an encoder that learns has no grids "
             "to prepare. Start the run at once, or set it to 'none'."
         )
+    torch.manual_seed(settings.seed)  # random weights, too, are those of the run
     encoder = Encoder(settings.model.encoder).to(choose_device(settings.device))
     load_encoder(encoder, settings)
     open_pictures(settings, encoder, read_datasets(settings))

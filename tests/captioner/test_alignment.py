@@ -101,3 +101,12 @@ def test_every_scored_mechanism_finds_the_symbol_to_write(kind):
     result = learn_to_reverse(kind, length=10, steps=150)
     assert result.aligned >= 0.95
     assert result.sequences >= 0.95
+
+
+@pytest.mark.slow
+def test_at_length_20_attention_writes_what_the_bottleneck_cannot():
+    attention, bottleneck = (learn_to_reverse(kind, length=20, steps=300) for kind in ("additive", "none"))
+    assert attention.aligned >= 0.95
+    assert attention.sequences >= 0.95
+    assert bottleneck.sequences == 0
+    assert bottleneck.symbols <= 0.5

@@ -1,5 +1,6 @@
-"""A run that is killed again and again, without warning, is the run that it would have been."""
+"""Work that is killed again and again, without warning, ends as it would have ended."""
 
+import itertools
 import json
 import multiprocessing
 import random
@@ -18,7 +19,7 @@ KILLS = 20
 
 
 @pytest.fixture
-def settings(learning, tmp_path):
+def run_settings(learning, tmp_path):
     """Eight epochs on shapes, saved at most ten times a second; their end is killed as well as their steps."""
     shapes.generate(tmp_path / "shapes", train=60, dev=6)
     return replace(
@@ -90,8 +91,8 @@ def assert_equal(value, other, path="state"):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(settings, tmp_path):
-    config = write_toml(settings, tmp_path / "small.toml")
+def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings, tmp_path):
+    config = write_toml(run_settings, tmp_path / "small.toml")
     start("run", config, "--runs", tmp_path / "whole").join()
     runs, moments = tmp_path / "killed", random.Random(0)
     steps = []
@@ -115,3 +116,36 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(settings, tmp
     expected, found = results(tmp_path / "whole" / "small"), results(runs / "small")
     for one, other in zip(expected, found, strict=True):
         assert_equal(one, other)
+
+
+@pytest.mark.slow
+def test_grids_whose_maker_is_killed_at_twenty_moments_are_the_same(settings, tmp_path):
+    shapes.generate(tmp_path / "shapes", train=1900, dev=20)
+    data = (DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),)
+    config = write_toml(replace(settings, datasets=data), tmp_path / "small.toml")
+
+    def grids(cache):
+        return sorted((tmp_path / cache).glob("shapes-*/grids-*.bin"))
+
+    start("prepare", config, "--set", f"encoder.cache={tmp_path / 'whole'}").join()
+    (whole,) = grids("whole")
+    moments, sizes = random.Random(0), []
+    for _ in range(KILLS):
+        process = start("prepare", config, "--set", f"encoder.cache={tmp_path / 'killed'}")
+        before = [file.stat().st_size for file in grids("killed")]
+        while [file.stat().st_size for file in grids("killed")] == before and process.is_alive():
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        sizes += [file.stat().st_size for file in grids("killed")]
+    batch = whole.stat().st_size / 1920 * 32
+    assert all(later > earlier - batch for earlier, later in itertools.pairwise(sizes)), (
+        "more than a batch was lost"
+    )
+    assert sizes[-1] < whole.stat().st_size, (
+        "it came to its end before the last kill, so that the kills tested less"
+    )
+    start("prepare", config, "--set", f"encoder.cache={tmp_path / 'killed'}").join()
+    (killed,) = grids("killed")
+    assert killed.read_bytes() == whole.read_bytes()
