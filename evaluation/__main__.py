@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
-from evaluation.captions import read_candidates, read_references
+from evaluation import bootstrap
+from evaluation.captions import read_candidates, read_references, read_scores, to_json
 from evaluation.datasets import READERS, read_dataset
 from evaluation.metrics import Scorer, Scores
 
@@ -35,12 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
     score.set_defaults(do=_score)
 
-    compare = commands.add_parser("table", help="compare finished training runs in one Markdown table")
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/default")
-    compare.add_argument("--device", default="auto", help="(%(default)s)")
-    compare.set_defaults(do=_table)
+    compare = commands.add_parser(
+        "compare", help="tell whether one set of captions scores more than noise above another"
+    )
+    compare.add_argument("first", type=Path, help="what `run` or `score` wrote with --json")
+    compare.add_argument("second", type=Path, help="the same, of other captions for the same pictures")
+    compare.set_defaults(do=_compare)
 
-    for command in (run, score, compare):
+    runs = commands.add_parser("table", help="put finished training runs in one Markdown table")
+    runs.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/default")
+    runs.add_argument("--device", default="auto", help="(%(default)s)")
+    runs.set_defaults(do=_table)
+
+    for command in (run, score, compare, runs):
         command.add_argument("--json", metavar="FILE", help="write all numbers, unrounded; - is stdout")
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
@@ -91,8 +99,21 @@ def _table(options: argparse.Namespace) -> None:
     _write([asdict(row) for row in rows], to_markdown(rows), options)
 
 
+def _compare(options: argparse.Namespace) -> None:
+    first, second = (read_scores(file) for file in (options.first, options.second))
+    differences = bootstrap.compare(first, second)
+    lines = [f"{'x 100':>16}{'second':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"]
+    for metric, found in differences.items():
+        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+        scores = f"{100 * first.corpus[metric]:6.1f}{100 * second.corpus[metric]:8.1f}"
+        lines.append(f"{metric:<10}{scores}{100 * found.value:+12.1f}{interval:>18}{found.p:8.3f}")
+    numbers = {metric: found._asdict() for metric, found in differences.items()}
+    _write(numbers, "\n".join([*lines, _count_images(first)]), options)
+
+
 def _write_scores(scores: Scores[str], options: argparse.Namespace) -> None:
-    _write({"corpus": scores.corpus, "per_image": scores.per_image}, table(scores), options)
+    intervals = bootstrap.intervals(scores)
+    _write({**to_json(scores), "intervals": intervals}, table(scores, intervals), options)
 
 
 def _write(numbers: Any, text: str, options: argparse.Namespace) -> None:
@@ -107,11 +128,19 @@ def _write(numbers: Any, text: str, options: argparse.Namespace) -> None:
     print(text)
 
 
-def table(scores: Scores[str]) -> str:
-    """Return the corpus scores a line each, times 100 as papers print them."""
-    images = len(scores.per_image["CIDEr-D"])
-    lines = [f"{metric:<10}{100 * value:6.1f}" for metric, value in scores.corpus.items()]
-    return "\n".join([f"{'x 100':>16}", *lines, f"{images} images" if images != 1 else "1 image"])
+def table(scores: Scores[str], intervals: Mapping[str, bootstrap.Interval]) -> str:
+    """Return the corpus scores a line each, times 100 as papers print them, with their intervals."""
+    lines = [f"{'x 100':>16}{'95 % interval':>17}{'without penalty':>18}"]
+    for metric, value in scores.corpus.items():
+        interval = f"{100 * intervals[metric].low:.1f} to {100 * intervals[metric].high:.1f}"
+        without = f"{100 * scores.precisions[metric]:18.1f}" if metric in scores.precisions else ""
+        lines.append(f"{metric:<10}{100 * value:6.1f}{interval:>17}{without}")
+    return "\n".join([*lines, _count_images(scores)])
+
+
+def _count_images(scores: Scores[str]) -> str:
+    images = len(scores.bleu_counts)
+    return f"{images} images" if images != 1 else "1 image"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read the captions to score, and those that people wrote to score them against.
+"""Read the captions to score, those that people wrote to score them against, and scores that were kept.
 
 References, by image:
     * COCO's annotations: an object with `annotations` (of `image_id` and `caption`) and perhaps `images` (of
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from evaluation.metrics import name_images
+from evaluation.metrics import METRICS, BleuCounts, Scores, name_images
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,39 @@ def read_candidates(path: str | Path, references: References) -> dict[str, str]:
     if twice:
         raise DataError(f"{path}: more than one caption for {name_images(twice)}; leave one an image")
     return captions
+
+
+def to_json(scores: Scores[str]) -> dict[str, Any]:
+    """Return all of the scores, so that `read_scores` can give them back."""
+    return {
+        "corpus": scores.corpus,
+        "without_brevity_penalty": scores.precisions,
+        "per_image": scores.per_image,
+        "bleu_counts": {image: counts._asdict() for image, counts in scores.bleu_counts.items()},
+    }
+
+
+def read_scores(path: str | Path) -> Scores[str]:
+    """Read scores that `python -m evaluation` kept with `--json`.
+
+    Raises:
+        DataError: if the file cannot be read, or holds something else.
+    """
+    content = _read(path)
+    try:
+        counts = {
+            image: BleuCounts(
+                **{name: tuple(part) if isinstance(part, list) else part for name, part in each.items()}
+            )
+            for image, each in content["bleu_counts"].items()
+        }
+        corpus = {metric: float(content["corpus"][metric]) for metric in METRICS}
+        per_image = {
+            metric: {image: float(content["per_image"][metric][image]) for image in counts} for metric in METRICS
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not the scores that `run` or `score` keep with --json ({error!r})") from error
+    return Scores(corpus, per_image, counts)
 
 
 def _read(path: str | Path) -> Any:

@@ -33,6 +33,15 @@ class Scores(Generic[Key]):
 
     corpus: dict[str, float]
     per_image: dict[str, dict[Key, float]]
+    bleu_counts: "dict[Key, BleuCounts]"
+    """What corpus BLEU is made of, by image id."""
+
+    @property
+    def precisions(self) -> dict[str, float]:
+        """Corpus BLEU-1 to BLEU-4 without brevity penalty, as Show, Attend and Tell reports it (section 5.4.1)."""
+        total = sum_counts(list(self.bleu_counts.values()))
+        values = bleu(total._replace(reference_length=0))
+        return {f"BLEU-{order}": value for order, value in enumerate(values, start=1)}
 
 
 class Scorer(Generic[Key]):
@@ -75,20 +84,20 @@ class Scorer(Generic[Key]):
         if unknown := candidates.keys() - self._references.keys():
             raise DataError(f"candidates: {name_images(unknown)} not among the references; leave them out")
         per_image: dict[str, dict[Key, float]] = {metric: {} for metric in METRICS}
-        bleu_counts = []
+        bleu_counts = {}
         for key, references in self._references.items():
             words = tokenize(candidates[key])
             counts = count_ngrams(words)
             vector = tf_idf(counts, self._rarity, self._rarity_of_unseen)
-            bleu_counts.append(count_matches(counts, references.most, references.lengths))
-            for order, value in enumerate(bleu(bleu_counts[-1]), start=1):
+            bleu_counts[key] = count_matches(counts, references.most, references.lengths)
+            for order, value in enumerate(bleu(bleu_counts[key]), start=1):
                 per_image[f"BLEU-{order}"][key] = value
             per_image["ROUGE-L"][key] = rouge_l(words, references.words)
             per_image["CIDEr-D"][key] = cider_d(vector, references.vectors)
         corpus = {metric: math.fsum(values.values()) / len(values) for metric, values in per_image.items()}
-        for order, value in enumerate(bleu(sum_counts(bleu_counts)), start=1):
+        for order, value in enumerate(bleu(sum_counts(list(bleu_counts.values()))), start=1):
             corpus[f"BLEU-{order}"] = value
-        return Scores(corpus, per_image)
+        return Scores(corpus, per_image, bleu_counts)
 
 
 def count_ngrams(tokens: Sequence[str]) -> Counter[Ngram]:

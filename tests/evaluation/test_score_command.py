@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.__main__ import main
+from evaluation.bootstrap import intervals
+from evaluation.captions import to_json
 from evaluation.metrics import Scorer
 
 REFERENCES = {"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sleeps on a mat."]}
@@ -21,19 +23,21 @@ def test_score_prints_a_table(files: tuple[str, str], capsys: pytest.CaptureFixt
     assert main(["score", *files]) == 0
     output = capsys.readouterr().out.splitlines()
     scores = Scorer(REFERENCES).score(CANDIDATES).corpus
-    assert output[0].split() == ["x", "100"]
-    assert [line.split() for line in output[1:7]] == [
+    assert output[0].split() == ["x", "100", "95", "%", "interval", "without", "penalty"]
+    assert [line.split()[:2] for line in output[1:7]] == [
         [name, f"{100 * score:.1f}"] for name, score in scores.items()
     ]
+    assert all(line.split()[3] == "to" for line in output[1:7])
     assert output[7:] == ["2 images"]
-    assert {len(line) for line in output[:7]} == {16}
+    assert {len(line) for line in output[:5]} == {51}
 
 
 def test_score_gives_exact_numbers_as_json(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     scores = Scorer(REFERENCES).score(CANDIDATES)
-    expected = {"corpus": scores.corpus, "per_image": scores.per_image}
+    expected = {**to_json(scores), "intervals": {name: list(each) for name, each in intervals(scores).items()}}
+    expected = json.loads(json.dumps(expected))
     assert main(["score", *files, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
     assert main(["score", *files, "--json", str(tmp_path / "scores.json")]) == 0
@@ -61,3 +65,28 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.err == "error: candidates: no caption for cat.jpg; every image needs one\n"
     assert captured.out == ""
+
+
+def test_two_sets_of_captions_are_compared_by_their_kept_scores(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, second = str(tmp_path / "first.json"), str(tmp_path / "second.json")
+    assert main(["score", *files, "--json", first]) == 0
+    (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a cat", "cat.jpg": "a dog"}))
+    assert main(["score", *files, "--json", second]) == 0
+    capsys.readouterr()
+    assert main(["compare", first, second]) == 0
+    output = capsys.readouterr().out.splitlines()
+    scores = Scorer(REFERENCES).score(CANDIDATES).corpus
+    others = Scorer(REFERENCES).score({"dog.jpg": "a cat", "cat.jpg": "a dog"}).corpus
+    assert [line.split()[:4] for line in output[1:7]] == [
+        [name, f"{100 * score:.1f}", f"{100 * others[name]:.1f}", f"{100 * (score - others[name]):+.1f}"]
+        for name, score in scores.items()
+    ]
+    assert main(["compare", first, second, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["BLEU-1"]["value"] == scores["BLEU-1"] - others["BLEU-1"]
+
+
+def test_what_holds_no_scores_is_not_compared(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["compare", *files]) == 2
+    assert "references.json: not the scores that `run` or `score` keep with --json" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""How far scores would move with other pictures: bootstrap intervals, and the paired test of two sets of captions.
+
+Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13; for scores of translations, Koehn 2004,
+"Statistical significance tests for machine translation evaluation". Pictures are drawn with replacement, as many as
+there are, a thousand times over, and each draw is scored as a corpus of its own. BLEU is of the summed counts of
+a draw; ROUGE-L and CIDEr-D are its means, with the document frequencies of all pictures.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from captioner.errors import DataError
+from evaluation.metrics import LONGEST_NGRAM, METRICS, BleuCounts, Scores, bleu
+
+Key = TypeVar("Key", bound=Hashable)
+
+ROUNDS = 1000
+"""How many draws."""
+
+LEVEL = 0.95
+"""The share of draws that an interval holds."""
+
+_MEANS = METRICS[LONGEST_NGRAM:]  # the metrics that are means of images
+_CHUNK = 1 << 22  # how many weights are drawn at a time
+
+
+class Interval(NamedTuple):
+    """Where a score lies, but for the choice of the pictures."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """By how much one set of captions scores higher than another on the same pictures."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    """How often draws would differ from the difference by as much as it does from 0, if there were none: the
+    two-sided level of the paired bootstrap (Efron and Tibshirani, section 16.4), not below 1 / (draws + 1)."""
+
+
+def intervals(scores: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
+    """Return the interval of each metric: the middle `LEVEL` of the draws' scores."""
+    (draws,) = _draw([scores], list(scores.bleu_counts), rounds, seed)
+    return {metric: Interval(*_middle(values)) for metric, values in draws.items()}
+
+
+def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Difference]:
+    """Return for each metric what `first` scores above `second`, both drawn together.
+
+    Raises:
+        DataError: when they are not of the same pictures.
+    """
+    images = list(first.bleu_counts)
+    if others := first.bleu_counts.keys() ^ second.bleu_counts.keys():
+        raise DataError(f"these scores are not of the same pictures: {len(others):,} are in only one of them")
+    draws, others_draws = _draw([first, second], images, rounds, seed)
+    found = {}
+    for metric, values in draws.items():
+        value = first.corpus[metric] - second.corpus[metric]
+        differences = values - others_draws[metric]
+        extreme = np.abs(differences - value) >= abs(value)
+        found[metric] = Difference(value, *_middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
+    return found
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _draw(
+    several: Sequence[Scores[Key]], images: Sequence[Key], rounds: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Score `rounds` draws (rounds,) of these images by each of `several`, the same draws for all."""
+    additive = np.concatenate([_additive(scores, images) for scores in several], axis=1)  # (images, each's sums)
+    sums = np.concatenate([weights @ additive for weights in _weights(len(images), rounds, seed)])
+    return [_score(part, len(images)) for part in np.split(sums, len(several), axis=1)]
+
+
+def _weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each draw holds each image, some draws (draws, images) at a time."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, _CHUNK // images)
+    for done in range(0, rounds, at_once):
+        yield random.multinomial(images, np.full(images, 1 / images), min(at_once, rounds - done)).astype(float)
+
+
+def _additive(scores: Scores[Key], images: Sequence[Key]) -> np.ndarray:
+    """Return all that a corpus's scores are made of, added up over its images: (images, 2 x 4 + 2 + means)."""
+    rows = []
+    for image in images:
+        counts = scores.bleu_counts[image]
+        means = (scores.per_image[metric][image] for metric in _MEANS)
+        rows.append([*counts.matches, *counts.possible, counts.length, counts.reference_length, *means])
+    return np.array(rows, dtype=float)
+
+
+def _score(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
+    """Return the scores (draws,) of draws from their sums (draws, ...)."""
+    bleus = []
+    for row in sums:
+        matches, possible, (length, reference_length) = np.split(row[: 2 * LONGEST_NGRAM + 2], [4, 8])
+        bleus.append(bleu(BleuCounts(tuple(matches), tuple(possible), length, reference_length)))
+    columns = [*np.array(bleus).T, *(sums[:, 2 * LONGEST_NGRAM + 2 :] / images).T]
+    return dict(zip(METRICS, columns, strict=True))

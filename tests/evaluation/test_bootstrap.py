@@ -1,0 +1,96 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from captioner.errors import DataError
+from evaluation.bootstrap import compare, intervals
+from evaluation.metrics import METRICS, BleuCounts, Scorer, Scores, bleu, sum_counts
+
+REFERENCES = {
+    f"{number}.jpg": [f"the {what} runs on the {where}", f"a brown {what}"]
+    for number, (what, where) in enumerate(
+        itertools.product(["dog", "cat", "man", "boy"], ["grass", "snow", "beach", "road", "street"])
+    )
+}
+
+
+def candidates(good):
+    """The captions of 20 pictures, `good` of them right."""
+    return {
+        image: texts[0] if number < good else "some people sleep in a box"
+        for number, (image, texts) in enumerate(REFERENCES.items())
+    }
+
+
+def world(random, images):
+    """Scores of pictures from a population, with as many words right in each as chance has it."""
+    lengths, rates = random.integers(8, 14, images), random.beta(6, 4, images)
+    possible = lengths[:, None] - np.arange(4)
+    matches = random.binomial(possible, rates[:, None] ** np.arange(1, 5))
+    references = lengths + random.integers(-1, 3, images)
+    parts = zip(matches.tolist(), possible.tolist(), lengths.tolist(), references.tolist(), strict=True)
+    counts = {image: BleuCounts(tuple(m), tuple(p), *sizes) for image, (m, p, *sizes) in enumerate(parts)}
+    per_image = {"ROUGE-L": dict(enumerate(rates)), "CIDEr-D": dict(enumerate(random.gamma(2, 0.5, images)))}
+    corpus = dict(zip(METRICS, bleu(sum_counts(list(counts.values()))), strict=False))
+    corpus |= {metric: float(np.mean(list(per_image[metric].values()))) for metric in METRICS[4:]}
+    return Scores(corpus, per_image, counts)
+
+
+def test_each_draw_is_scored_as_a_corpus_of_its_own():
+    """With one picture there is but one draw, whose score is the corpus's."""
+    scores = Scorer({"dog.jpg": ["a dog runs fast"]}).score({"dog.jpg": "a dog runs"})
+    for metric, interval in intervals(scores, rounds=3).items():
+        assert interval == pytest.approx((scores.corpus[metric],) * 2, abs=1e-12)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Of 300 samples of 60 pictures, the interval of 95 % holds the score of the population in 91 to 98 %."""
+    random = np.random.default_rng(0)
+    truth = world(random, 30_000).corpus
+    found = [intervals(world(random, 60), rounds=200, seed=number) for number in range(300)]
+    for metric in METRICS:
+        covered = np.mean([each[metric].low <= truth[metric] <= each[metric].high for each in found])
+        assert 0.91 <= covered <= 0.98, metric
+
+
+def test_a_large_difference_is_no_noise_and_none_is():
+    scorer = Scorer(REFERENCES)
+    good, bad = scorer.score(candidates(18)), scorer.score(candidates(2))
+    for found in compare(good, bad).values():
+        assert found.low > 0
+    assert compare(good, bad)["ROUGE-L"].p < 0.01
+    assert all(found == (0, 0, 0, 1) for found in compare(good, good).values())
+    other_way = compare(bad, good)
+    for metric, found in compare(good, bad).items():
+        assert other_way[metric].value == -found.value
+        assert other_way[metric].p == found.p
+
+
+def test_sets_of_one_quality_are_rarely_called_different():
+    """Of 200 pairs of one quality, about one in twenty differs at the level of 5 %."""
+    random = np.random.default_rng(1)
+    pairs = [(world(random, 60), world(random, 60)) for _ in range(200)]
+    found = [compare(first, second, rounds=200, seed=number) for number, (first, second) in enumerate(pairs)]
+    for metric in METRICS:
+        assert 0.01 <= np.mean([each[metric].p <= 0.05 for each in found]) <= 0.1, metric
+
+
+def test_a_seed_decides_the_draws():
+    scores = Scorer(REFERENCES).score(candidates(10))
+    assert intervals(scores, rounds=20) == intervals(scores, rounds=20)
+    assert intervals(scores, rounds=20) != intervals(scores, rounds=20, seed=1)
+
+
+def test_scores_of_other_pictures_are_refused():
+    first = Scorer(REFERENCES).score(candidates(10))
+    fewer = {image: texts for image, texts in REFERENCES.items() if image != "3.jpg"}
+    second = Scorer(fewer).score({image: text for image, text in candidates(10).items() if image in fewer})
+    with pytest.raises(DataError, match="not of the same pictures: 1 are in only one"):
+        compare(first, second)
+
+
+def test_bleu_without_penalty_is_that_of_captions_that_are_as_long_as_the_references():
+    scores = Scorer({"dog.jpg": ["a dog runs on the grass"]}).score({"dog.jpg": "a dog runs"})
+    assert scores.precisions["BLEU-1"] == pytest.approx(1.0)
+    assert scores.corpus["BLEU-1"] == pytest.approx(np.exp(1 - 6 / 3), rel=1e-6)
