@@ -11,7 +11,7 @@ from typing import Any
 from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
 from evaluation import bootstrap
-from evaluation.captions import read_candidates, read_references, read_scores, to_json
+from evaluation.captions import References, read_candidates, read_references, read_scores, to_json
 from evaluation.datasets import READERS, read_dataset
 from evaluation.metrics import Scorer, Scores
 
@@ -43,12 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_argument("second", type=Path, help="the same, of other captions for the same pictures")
     compare.set_defaults(do=_compare)
 
+    statistics = commands.add_parser("statistics", help="tell what a file of captions is like")
+    statistics.add_argument("candidates", type=Path, help="as of `score`")
+    statistics.add_argument("--training", metavar="LAYOUT:PATH", help="count what is copied from these")
+    statistics.set_defaults(do=_statistics)
+
     runs = commands.add_parser("table", help="put finished training runs in one Markdown table")
     runs.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/default")
     runs.add_argument("--device", default="auto", help="(%(default)s)")
     runs.set_defaults(do=_table)
 
-    for command in (run, score, compare, runs):
+    for command in (run, score, compare, statistics, runs):
         command.add_argument("--json", metavar="FILE", help="write all numbers, unrounded; - is stdout")
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
@@ -89,6 +94,19 @@ def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
     _write_scores(Scorer(references.captions).score(candidates), options)
+
+
+def _statistics(options: argparse.Namespace) -> None:
+    from evaluation.statistics import describe, to_text
+
+    captions = read_candidates(options.candidates, References({}, {}))
+    training = None
+    if options.training:
+        layout, _, path = options.training.partition(":")
+        records = read_dataset(layout, Path(path))
+        training = [text for record in records if record.split == "train" for text in record.captions]
+    found = describe(captions.values(), training)
+    _write(asdict(found), to_text(found), options)
 
 
 def _table(options: argparse.Namespace) -> None:
