@@ -13,6 +13,7 @@ from captioner.files import write_atomically
 from evaluation import bootstrap
 from evaluation.captions import References, read_candidates, read_references, read_scores, to_json
 from evaluation.datasets import READERS, read_dataset
+from evaluation.meteor import Meteor, UnavailableError
 from evaluation.metrics import Scorer, Scores
 
 
@@ -87,13 +88,13 @@ def _run(options: argparse.Namespace) -> None:
         rows = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
         with write_atomically(options.captions, overwrite=options.overwrite) as file:
             file.write(json.dumps(rows, indent=0, ensure_ascii=False).encode())
-    _write_scores(Scorer({record.image_id: record.captions for record in records}).score(captions), options)
+    _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
 
 
 def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
-    _write_scores(Scorer(references.captions).score(candidates), options)
+    _score_captions(Scorer(references.captions), candidates, options)
 
 
 def _statistics(options: argparse.Namespace) -> None:
@@ -129,9 +130,16 @@ def _compare(options: argparse.Namespace) -> None:
     _write(numbers, "\n".join([*lines, _count_images(first)]), options)
 
 
-def _write_scores(scores: Scores[str], options: argparse.Namespace) -> None:
+def _score_captions(scorer: Scorer[str], captions: Mapping[str, str], options: argparse.Namespace) -> None:
+    try:
+        with Meteor() as meteor:
+            scores, unavailable = scorer.score(captions, meteor), {}
+    except UnavailableError as error:
+        scores, unavailable = scorer.score(captions), {"METEOR": str(error)}
     intervals = bootstrap.intervals(scores)
-    _write({**to_json(scores), "intervals": intervals}, table(scores, intervals), options)
+    lines = [f"{metric:<10}  unavailable: {reason}" for metric, reason in unavailable.items()]
+    numbers = {**to_json(scores), "intervals": intervals, "unavailable": unavailable}
+    _write(numbers, "\n".join([table(scores, intervals), *lines]), options)
 
 
 def _write(numbers: Any, text: str, options: argparse.Namespace) -> None:

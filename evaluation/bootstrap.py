@@ -7,11 +7,13 @@ a draw; ROUGE-L and CIDEr-D are its means, with the document frequencies of all 
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from captioner.errors import DataError
+from evaluation.meteor import meteor
 from evaluation.metrics import LONGEST_NGRAM, METRICS, BleuCounts, Scores, bleu
 
 Key = TypeVar("Key", bound=Hashable)
@@ -59,6 +61,8 @@ def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed:
     images = list(first.bleu_counts)
     if others := first.bleu_counts.keys() ^ second.bleu_counts.keys():
         raise DataError(f"these scores are not of the same pictures: {len(others):,} are in only one of them")
+    if bool(first.meteor_counts) != bool(second.meteor_counts):  # what both have is compared
+        first, second = (replace(scores, meteor_counts={}) for scores in (first, second))
     draws, others_draws = _draw([first, second], images, rounds, seed)
     found = {}
     for metric, values in draws.items():
@@ -92,20 +96,23 @@ def _weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _additive(scores: Scores[Key], images: Sequence[Key]) -> np.ndarray:
-    """Return all that a corpus's scores are made of, added up over its images: (images, 2 x 4 + 2 + means)."""
+    """Return all that a corpus's scores are made of, added up over its images: (images, 10 + 2 + METEOR's)."""
     rows = []
     for image in images:
         counts = scores.bleu_counts[image]
         means = (scores.per_image[metric][image] for metric in _MEANS)
-        rows.append([*counts.matches, *counts.possible, counts.length, counts.reference_length, *means])
+        of_meteor = scores.meteor_counts.get(image, [])
+        rows.append([*counts.matches, *counts.possible, counts.length, counts.reference_length, *means, *of_meteor])
     return np.array(rows, dtype=float)
 
 
 def _score(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
     """Return the scores (draws,) of draws from their sums (draws, ...)."""
-    bleus = []
-    for row in sums:
-        matches, possible, (length, reference_length) = np.split(row[: 2 * LONGEST_NGRAM + 2], [4, 8])
-        bleus.append(bleu(BleuCounts(tuple(matches), tuple(possible), length, reference_length)))
-    columns = [*np.array(bleus).T, *(sums[:, 2 * LONGEST_NGRAM + 2 :] / images).T]
-    return dict(zip(METRICS, columns, strict=True))
+    matches, possible, lengths, means, of_meteor = np.split(sums, [4, 8, 10, 12], axis=1)
+    bleus = [
+        bleu(BleuCounts(tuple(matches[draw]), tuple(possible[draw]), *lengths[draw])) for draw in range(len(sums))
+    ]
+    scores = dict(zip(METRICS, [*np.array(bleus).T, *(means / images).T], strict=True))
+    if of_meteor.size:
+        scores["METEOR"] = meteor(of_meteor)
+    return scores

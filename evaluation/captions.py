@@ -87,6 +87,7 @@ def to_json(scores: Scores[str]) -> dict[str, Any]:
         "without_brevity_penalty": scores.precisions,
         "per_image": scores.per_image,
         "bleu_counts": {image: counts._asdict() for image, counts in scores.bleu_counts.items()},
+        "meteor_counts": scores.meteor_counts,
     }
 
 
@@ -100,17 +101,19 @@ def read_scores(path: str | Path) -> Scores[str]:
     try:
         counts = {
             image: BleuCounts(
-                **{name: tuple(part) if isinstance(part, list) else part for name, part in each.items()}
+                tuple(each["matches"]), tuple(each["possible"]), each["length"], each["reference_length"]
             )
             for image, each in content["bleu_counts"].items()
         }
-        corpus = {metric: float(content["corpus"][metric]) for metric in METRICS}
+        of_meteor = {image: list(map(float, content["meteor_counts"][image])) for image in content["meteor_counts"]}
+        metrics = [*METRICS, *["METEOR"] * bool(of_meteor)]
+        corpus = {metric: float(content["corpus"][metric]) for metric in metrics}
         per_image = {
-            metric: {image: float(content["per_image"][metric][image]) for image in counts} for metric in METRICS
+            metric: {image: float(content["per_image"][metric][image]) for image in counts} for metric in metrics
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: not the scores that `run` or `score` keep with --json ({error!r})") from error
-    return Scores(corpus, per_image, counts)
+    return Scores(corpus, per_image, counts, of_meteor)
 
 
 def _read(path: str | Path) -> Any:

@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, equal to coco-caption's (pycocoevalcap 1.2) to 1e-9.
+"""BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, equal to coco-caption's (pycocoevalcap 1.2) to 1e-9, and METEOR.
 
     >>> scorer = Scorer({"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sleeps on a mat."]})
     >>> scores = scorer.score({"dog.jpg": "a brown dog runs", "cat.jpg": "a cat"})
@@ -10,10 +10,13 @@ All scores are fractions as coco-caption returns them: BLEU and ROUGE-L lie in 0
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from captioner.errors import DataError
+from evaluation.meteor import Meteor, meteor, to_additive
 from evaluation.tokenize import tokenize
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
@@ -35,6 +38,8 @@ class Scores(Generic[Key]):
     per_image: dict[str, dict[Key, float]]
     bleu_counts: "dict[Key, BleuCounts]"
     """What corpus BLEU is made of, by image id."""
+    meteor_counts: dict[Key, list[float]] = field(default_factory=dict)
+    """The same of METEOR, if it was computed."""
 
     @property
     def precisions(self) -> dict[str, float]:
@@ -73,18 +78,19 @@ class Scorer(Generic[Key]):
         vectors = [tf_idf(caption, self._rarity, self._rarity_of_unseen) for caption in counts]
         return _References(words, [vector.length for vector in vectors], most_counts(counts), vectors)
 
-    def score(self, candidates: Mapping[Key, str]) -> Scores[Key]:
-        """Score one raw caption for each image of the references.
+    def score(self, candidates: Mapping[Key, str], with_meteor: Meteor | None = None) -> Scores[Key]:
+        """Score one raw caption for each image of the references; by METEOR, too, if its program is given.
 
         Raises:
             DataError: naming the images that have no caption here, or that the references do not know.
+            UnavailableError: when METEOR's program ends.
         """
         if missing := self._references.keys() - candidates.keys():
             raise DataError(f"candidates: no caption for {name_images(missing)}; every image needs one")
         if unknown := candidates.keys() - self._references.keys():
             raise DataError(f"candidates: {name_images(unknown)} not among the references; leave them out")
         per_image: dict[str, dict[Key, float]] = {metric: {} for metric in METRICS}
-        bleu_counts = {}
+        bleu_counts, meteor_counts = {}, {}
         for key, references in self._references.items():
             words = tokenize(candidates[key])
             counts = count_ngrams(words)
@@ -94,10 +100,16 @@ class Scorer(Generic[Key]):
                 per_image[f"BLEU-{order}"][key] = value
             per_image["ROUGE-L"][key] = rouge_l(words, references.words)
             per_image["CIDEr-D"][key] = cider_d(vector, references.vectors)
+            if with_meteor:
+                meteor_counts[key] = to_additive(with_meteor.count(words, references.words))
         corpus = {metric: math.fsum(values.values()) / len(values) for metric, values in per_image.items()}
         for order, value in enumerate(bleu(sum_counts(list(bleu_counts.values()))), start=1):
             corpus[f"BLEU-{order}"] = value
-        return Scores(corpus, per_image, bleu_counts)
+        if with_meteor:
+            rows = np.array(list(meteor_counts.values()))
+            per_image["METEOR"] = dict(zip(meteor_counts, meteor(rows).tolist(), strict=True))
+            corpus["METEOR"] = float(meteor(rows.sum(axis=0, keepdims=True))[0])
+        return Scores(corpus, per_image, bleu_counts, meteor_counts)
 
 
 def count_ngrams(tokens: Sequence[str]) -> Counter[Ngram]:

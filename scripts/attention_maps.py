@@ -48,7 +48,7 @@ def main() -> None:
         for axis, place in zip(row[1:], places, strict=False):
             axis.imshow(light_up(photograph, caption.attention[place], caption.rectangle))
             axis.set_title(f"{caption.words[place]}  {caption.attention[place].max():.0%}", fontsize=9, loc="left")
-    figure.savefig(file, dpi=100)
+    figure.savefig(file, dpi=80)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,12 @@ from evaluation.__main__ import main
 from evaluation.metrics import Scorer
 
 
+@pytest.fixture(autouse=True)
+def without_meteor(monkeypatch):
+    """Its program takes seconds to start; test_meteor.py has it."""
+    monkeypatch.setattr("evaluation.meteor.importlib.util.find_spec", lambda name: None)
+
+
 @pytest.fixture
 def dataset(pictures):
     """The captions of three development pictures and one training picture."""

@@ -12,6 +12,12 @@ REFERENCES = {"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sle
 CANDIDATES = {"dog.jpg": "a brown dog runs", "cat.jpg": "a cat sleeps"}
 
 
+@pytest.fixture(autouse=True)
+def without_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program takes seconds to start; test_meteor.py has it."""
+    monkeypatch.setattr("evaluation.meteor.importlib.util.find_spec", lambda name: None)
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
     (tmp_path / "references.json").write_text(json.dumps(REFERENCES))
@@ -28,7 +34,9 @@ def test_score_prints_a_table(files: tuple[str, str], capsys: pytest.CaptureFixt
         [name, f"{100 * score:.1f}"] for name, score in scores.items()
     ]
     assert all(line.split()[3] == "to" for line in output[1:7])
-    assert output[7:] == ["2 images"]
+    assert output[7] == "2 images"
+    assert output[8].startswith("METEOR      unavailable: pycocoevalcap is not installed")
+    assert len(output) == 9
     assert {len(line) for line in output[:5]} == {51}
 
 
@@ -36,7 +44,12 @@ def test_score_gives_exact_numbers_as_json(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     scores = Scorer(REFERENCES).score(CANDIDATES)
-    expected = {**to_json(scores), "intervals": {name: list(each) for name, each in intervals(scores).items()}}
+    unavailable = {"METEOR": "pycocoevalcap is not installed; pip install 'captioner[meteor]'"}
+    expected = {
+        **to_json(scores),
+        "unavailable": unavailable,
+        "intervals": {name: list(each) for name, each in intervals(scores).items()},
+    }
     expected = json.loads(json.dumps(expected))
     assert main(["score", *files, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
