@@ -82,6 +82,7 @@ def test_it_has_intervals_and_is_compared_where_both_have_it(program):
     assert "METEOR" not in compare(scores, scorer.score(CANDIDATES))
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_its_block(program):
     with Meteor() as another:
         another.count(["dog"], [["dog"]])

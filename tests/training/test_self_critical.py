@@ -288,6 +288,7 @@ def test_a_start_that_is_not_there_is_refused(settings, tmp_path):
         start_run(replace(settings, start_from=str(tmp_path / "nowhere.safetensors")), tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_an_interrupted_self_critical_run_ends_as_if_it_had_not_been(first, tmp_path, monkeypatch):
     settings = replace(first[1], save_minutes=0)
     whole = start_run(settings, tmp_path / "whole")
