@@ -28,7 +28,7 @@ from tqdm import tqdm
 from captioner import config, images
 from captioner.ahead import one_ahead
 from captioner.encoder import Encoder
-from captioner.errors import OutputError
+from captioner.errors import ConfigError, OutputError
 from captioner.files import write_atomically
 from captioner.images import ImageSettings
 from evaluation.datasets import Record
@@ -122,6 +122,7 @@ def cache_grids(
         name: begins the cache's name, for people.
 
     Raises:
+        ConfigError: when annotations are too large for fp16, as those of wrong weights are.
         ImageError: when a picture cannot be read.
         OutputError: when the disk is full, or the folder cannot be written.
     """
@@ -190,7 +191,13 @@ def _complete(
         for pixels in one_ahead(read, batches):
             pixels = pixels.to(device)
             seen = [encoder(pixels)[0]] + ([encoder(pixels.flip(3))[0]] if views == 2 else [])
-            grids.write(torch.stack(seen, dim=1).half().cpu().numpy().tobytes())
+            stored = torch.stack(seen, dim=1).half()
+            if not stored.isfinite().all():
+                raise ConfigError(
+                    f"{file}: what the encoder makes of some picture is beyond float16, in which grids are kept. "
+                    "Are encoder.weights those of this network?"
+                )
+            grids.write(stored.cpu().numpy().tobytes())
             bar.update(len(pixels))
         grids.flush()
         os.fsync(grids.fileno())

@@ -8,7 +8,7 @@ from PIL import Image
 
 from captioner import images
 from captioner.encoder import Encoder, EncoderSettings
-from captioner.errors import ImageError, OutputError
+from captioner.errors import ConfigError, ImageError, OutputError
 from captioner.images import ImageSettings
 from evaluation.datasets import read_dataset
 from training import features
@@ -85,6 +85,15 @@ def test_a_full_disk_is_told_before_any_work(encoder, dataset, tmp_path, monkeyp
     with pytest.raises(OutputError, match=r"0\.0 GB more.*0\.0 GB left.*encoder\.cache"):
         cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
     assert not list(tmp_path.glob("*/grids-*.bin"))
+
+
+def test_annotations_that_float16_cannot_hold_are_refused(dataset, tmp_path):
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSettings("small_cnn", stride=8))
+    with torch.no_grad():
+        encoder.features[-1][1].weight.fill_(1e6)
+    with pytest.raises(ConfigError, match=r"beyond float16.*encoder\.weights"):
+        cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
 
 
 @pytest.mark.parametrize("change", ["weights", "frame", "pictures", "mirrored"])

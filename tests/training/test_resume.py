@@ -40,7 +40,8 @@ def write_toml(settings, file):
             return "[" + ", ".join(map(show, value)) + "]"
         return json.dumps(value)
 
-    file.write_text("".join(f"{key} = {show(value)}\n" for key, value in to_dict(settings).items()))
+    values = {key: value for key, value in to_dict(settings).items() if value is not None}
+    file.write_text("".join(f"{key} = {show(value)}\n" for key, value in values.items()))
     return file
 
 
