@@ -12,7 +12,7 @@ from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
 from evaluation import bootstrap
 from evaluation.captions import References, read_candidates, read_references, read_scores, to_json
-from evaluation.datasets import READERS, read_dataset
+from evaluation.datasets import READERS, Record, read_dataset
 from evaluation.meteor import Meteor, UnavailableError
 from evaluation.metrics import Scorer, Scores
 
@@ -71,8 +71,7 @@ def _run(options: argparse.Namespace) -> None:
     from captioner.search import SearchSettings
     from evaluation.table import caption_pictures
 
-    layout, _, path = options.data.partition(":")
-    records = [record for record in read_dataset(layout, Path(path)) if record.split == options.split]
+    records = _read_split(options.data, options.split)
     if not records:
         raise DataError(f"{options.data}: no pictures in the split {options.split!r}")
     given = {"beam_size": options.beam_size, "length_penalty": options.length_penalty}
@@ -91,6 +90,12 @@ def _run(options: argparse.Namespace) -> None:
     _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
 
 
+def _read_split(data: str, split: str) -> list[Record]:
+    """Return the records of a split of a data set that is given as LAYOUT:PATH."""
+    layout, _, path = data.partition(":")
+    return [record for record in read_dataset(layout, Path(path)) if record.split == split]
+
+
 def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
@@ -103,9 +108,7 @@ def _statistics(options: argparse.Namespace) -> None:
     captions = read_candidates(options.candidates, References({}, {}))
     training = None
     if options.training:
-        layout, _, path = options.training.partition(":")
-        records = read_dataset(layout, Path(path))
-        training = [text for record in records if record.split == "train" for text in record.captions]
+        training = [text for record in _read_split(options.training, "train") for text in record.captions]
     found = describe(captions.values(), training)
     _write(asdict(found), to_text(found), options)
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.config import (
     OptimizerSettings,
     TrainingSettings,
 )
+from training.loop import Run
 
 SCENES = {
     "red": ["a red field", "everything here is red", "red"],
@@ -75,3 +77,22 @@ def learning(settings) -> TrainingSettings:
         model=replace(settings.model, encoder=EncoderSettings("small_cnn", stride=8)),
         encoder=replace(settings.encoder, train_from="all", learning_rate=0.002),
     )
+
+
+@pytest.fixture
+def stop_before_step(monkeypatch) -> Callable[[Run, int], None]:
+    """Train a run until it has done so many steps, and break it off there."""
+
+    def stop(run: Run, steps: int) -> None:
+        step = run._train_step
+
+        def fail_later(batch):
+            if run.step == steps:
+                raise KeyboardInterrupt
+            return step(batch)
+
+        monkeypatch.setattr(run, "_train_step", fail_later)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+
+    return stop

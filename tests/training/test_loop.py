@@ -162,23 +162,16 @@ def test_a_seed_decides_the_run(settings, tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 @pytest.mark.parametrize("encoder", ["settings", "learning"])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(request, tmp_path, monkeypatch, encoder, stop_after):
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    request, tmp_path, monkeypatch, stop_before_step, encoder, stop_after
+):
     monkeypatch.setattr("training.loop.LOG_EVERY", 1)
     settings = replace(request.getfixturevalue(encoder), save_minutes=0)  # after every step
     whole = start_run(settings, tmp_path / "whole")
     whole.train()
 
     run = start_run(settings, tmp_path / "broken")
-    step = run._train_step
-
-    def fail_later(batch):
-        if run.step == stop_after:
-            raise KeyboardInterrupt
-        return step(batch)
-
-    monkeypatch.setattr(run, "_train_step", fail_later)
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
+    stop_before_step(run, stop_after)
     resumed = resume_run(run.folder)
     assert resumed.step == stop_after
     resumed.train()
