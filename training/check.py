@@ -19,8 +19,8 @@ from training.batches import Batch, Cut, Examples
 from training.config import TrainingSettings, expand_path
 from training.development import annotate
 from training.features import PictureFiles, record_bytes
-from training.losses import CaptionLoss
-from training.setup import build_vocabulary, count_records, load_encoder, precision, read_datasets
+from training.objective import Objective
+from training.setup import build_vocabulary, count_records, load_decoder, load_encoder, read_datasets
 
 ROUNDS = 3
 """How often something is measured, after once to warm up."""
@@ -32,7 +32,8 @@ LARGE = 50e9
 def check(settings: TrainingSettings) -> Iterator[str]:
     """Do once everything that a run does many times, and yield what it will need, a line at a time.
 
-    Nothing is written. The steps that are measured are of random weights and the first batch of the first epoch.
+    Nothing is written. The steps that are measured are of the weights to start from and the first batch of the
+    first epoch.
 
     Raises:
         CaptionerError: where the run would fail, such as at data that is missing or malformed.
@@ -53,6 +54,7 @@ def check(settings: TrainingSettings) -> Iterator[str]:
     device = choose_device(settings.device)
     network = build_network(settings.model, len(vocabulary), settings.images.size).to(device)
     load_encoder(network.encoder, settings)
+    load_decoder(network.decoder, vocabulary, settings)
     sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in network.named_children()}
     yield "network: " + ", ".join(f"{name} {size / 1e6:.1f} million weights" for name, size in sizes.items())
 
@@ -66,7 +68,7 @@ def check(settings: TrainingSettings) -> Iterator[str]:
         yield _describe_grids(settings, network, batches[0], sum(map(len, data.values())))
         with torch.no_grad():
             batches = [batch._replace(pictures=annotate(network.encoder, batch.pictures)) for batch in batches]
-    yield from _describe_steps(settings, network, batches, len(examples), len(dev))
+    yield from _describe_steps(settings, network, examples, batches, len(dev))
 
 
 def _count(records: list[Record]) -> str:
@@ -119,20 +121,17 @@ def _describe_grids(settings: TrainingSettings, network: CaptioningNetwork, batc
 
 
 def _describe_steps(
-    settings: TrainingSettings, network: CaptioningNetwork, batches: list[Batch], train: int, dev: int
+    settings: TrainingSettings, network: CaptioningNetwork, examples: Examples, batches: list[Batch], dev: int
 ) -> Iterator[str]:
     device = batches[0].pictures.device
     pictures = sum(len(batch.pictures) for batch in batches)
-    loss = CaptionLoss(settings.loss).to(device)
+    objective = Objective(settings, examples, device)
     learning = [weight for weight in network.parameters() if weight.requires_grad]
 
     def learn() -> None:
         for batch in batches:
-            with precision(settings, device):
-                annotations = annotate(network.encoder, batch.pictures)
-                logits, look = network.decoder(annotations, batch.captions)
-                of_batch, _ = loss(logits, look, batch.captions, batch.targets, batch.share)
-            torch.autograd.grad(of_batch, learning, allow_unused=True)
+            loss, _ = objective(network, batch, progress=0.0)
+            torch.autograd.grad(loss, learning, allow_unused=True)
 
     def caption() -> None:
         for batch in batches:
@@ -143,7 +142,7 @@ def _describe_steps(
     network.eval()
     with torch.inference_mode():
         captioning = _measure(caption, device) / pictures * dev
-    steps, epochs = math.ceil(train / settings.optimizer.batch_size), settings.optimizer.epochs
+    steps, epochs = math.ceil(len(examples) / settings.optimizer.batch_size), settings.optimizer.epochs
     yield f"step: {pictures} pictures forward and backward take {step * 1e3:.0f} ms on {device}"
     yield f"memory: {_peak_memory(device) / 1e9:.1f} GB were in use at most"
     yield (

@@ -29,14 +29,13 @@ from captioner.errors import ConfigError, DataError
 from captioner.files import write_atomically
 from captioner.model import CaptioningNetwork, build_network
 from captioner.version import __version__
-from training.batches import Batch, Cut, Examples, Step
+from training.batches import Cut, Examples, Step
 from training.config import OptimizerSettings, TrainingSettings
-from training.development import DevelopmentSet, annotate
+from training.development import DevelopmentSet
 from training.distributed import Processes
 from training.interruption import Signals, StoppedError
 from training.log import RunLog
-from training.losses import CaptionLoss
-from training.self_critical import SelfCriticalLoss
+from training.objective import Objective
 from training.setup import (
     build_vocabulary,
     count_records,
@@ -44,7 +43,6 @@ from training.setup import (
     load_decoder,
     load_encoder,
     open_pictures,
-    precision,
     read_datasets,
 )
 from training.state import random_state, read_state, set_random_state, write_state
@@ -93,10 +91,7 @@ class Run:
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
-        self.loss = CaptionLoss(settings.loss).to(self.device)
-        self.self_critical = settings.self_critical and SelfCriticalLoss(
-            settings.self_critical, self.examples.references(), self.loss, settings.search.max_words
-        )
+        self.objective = Objective(settings, self.examples, self.device)
         if settings.compile:
             self.network.encoder.compile()
             self.network.decoder.compile()
@@ -189,10 +184,11 @@ class Run:
 
     def _train_step(self, step: Step) -> dict[str, float]:
         options = self.settings.optimizer
+        steps = options.epochs * self.steps_per_epoch
         self.optimizer.zero_grad()
         terms: dict[str, float] = {}
         for batch in step.parts:
-            loss, its_terms = self._loss(batch.to(self.device))
+            loss, its_terms = self.objective(self.network, batch.to(self.device), self.step / steps)
             self.scaler.scale(loss).backward()
             its_terms = {"loss": loss.item(), **its_terms}
             terms = {name: terms.get(name, 0.0) + value for name, value in its_terms.items()}
@@ -204,31 +200,18 @@ class Run:
         # Gradients that overflow float16 are the scaler's to deal with: it leaves the step out.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise self._exploded(f"the gradient became {norm}")
-        share = rate_share(options, self.step, options.epochs * self.steps_per_epoch, self.reductions)
+        share = rate_share(options, self.step, steps, self.reductions)
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["highest_rate"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.loss.end_step()
+        self.objective.of_captions.end_step()
         self.step += 1
         # Early on the average follows the weights closely, or it would keep their random start for long.
         decay = min(options.average_decay, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(_learning(self.averaged), _learning(self.network), 1 - decay)
         return {**terms, "gradient_norm": norm, "learning_rate": share * options.learning_rate}
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        settings, decoder = self.settings, self.network.decoder
-        with precision(settings, self.device):
-            annotations = annotate(self.network.encoder, batch.pictures).float()
-            if self.self_critical:
-                return self.self_critical(decoder, annotations, batch)
-            if settings.scheduled_sampling:
-                share = self.step / (settings.optimizer.epochs * self.steps_per_epoch)
-                logits, look = decoder(annotations, batch.captions, settings.scheduled_sampling * share)
-            else:
-                logits, look = decoder(annotations, batch.captions)
-            return self.loss(logits, look, batch.captions, batch.targets, batch.share)
 
     def _add_up(self, terms: dict[str, float]) -> dict[str, float]:
         """Add up gradients, and what else is a sum over a step, of all processes; return the sums of the terms."""
@@ -238,7 +221,7 @@ class Run:
                 weight.grad = torch.zeros_like(weight)
         values = torch.tensor(list(terms.values()), device=self.device)
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        self.processes.add_up([*gradients, values, self.loss.likelihood])
+        self.processes.add_up([*gradients, values, self.objective.of_captions.likelihood])
         return dict(zip(terms, values.tolist(), strict=True))
 
     def _exploded(self, what: str) -> ConfigError:
@@ -327,7 +310,7 @@ class Run:
             "averaged": self._changing_part(self.averaged).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loss": self.loss.state_dict(),
+            "loss": self.objective.of_captions.state_dict(),
             "random": random,
             "log": self.log.sync(),
             "data": self.data_hashes,
@@ -358,7 +341,7 @@ class Run:
         self._changing_part(self.averaged).load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.loss.load_state_dict(state["loss"])
+        self.objective.of_captions.load_state_dict(state["loss"])
         set_random_state(state["random"][self.processes.rank], self.device)
         if self.processes.rank == 0:
             self.log.cut(state["log"])

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from captioner.errors import CheckpointError, ConfigError
 from captioner.search import SearchSettings
 from captioner.vocabulary import END, PAD, START, UNKNOWN
 from training.batches import Batch
+from training.check import check
 from training.config import LossSettings, SelfCriticalSettings
 from training.loop import resume_run, start_run
 from training.losses import CaptionLoss, Share
@@ -299,3 +301,24 @@ def test_an_interrupted_self_critical_run_ends_as_if_it_had_not_been(first, tmp_
     resumed.train()
     for name, tensor in whole.averaged.state_dict().items():
         assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
+
+
+def test_a_check_measures_steps_that_draw_captions(first, monkeypatch):
+    _, settings = first
+    drawn = []
+
+    def note(decoder, annotations, *arguments, **options):
+        drawn.append(len(annotations))
+        return write_captions(decoder, annotations, *arguments, **options)
+
+    monkeypatch.setattr("training.self_critical.write_captions", note)
+    lines = list(check(settings))
+    pictures = re.search(r"^step: (\d+) pictures", "\n".join(lines), re.MULTILINE)
+    assert pictures
+    assert set(drawn) == {int(pictures[1])}
+
+
+def test_a_check_refuses_a_start_that_is_missing(first, tmp_path):
+    _, settings = first
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
+        list(check(replace(settings, start_from=str(tmp_path / "nothing.safetensors"))))
