@@ -11,10 +11,18 @@ from typing import Any
 from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
 from evaluation import bootstrap
-from evaluation.captions import References, read_candidates, read_references, read_scores, to_json
+from evaluation.captions import (
+    References,
+    number_images,
+    read_candidates,
+    read_references,
+    read_scores,
+    to_json,
+    to_results,
+)
 from evaluation.datasets import READERS, Record, read_dataset
-from evaluation.meteor import Meteor, UnavailableError
 from evaluation.metrics import Scorer, Scores
+from evaluation.scoring import score
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--device", default="auto", help="(%(default)s)")
     run.set_defaults(do=_run)
 
-    score = commands.add_parser("score", help="score a file of captions")
-    score.add_argument("references", type=Path, help="COCO annotations, JSON Lines, or {image: [captions]}")
-    score.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
-    score.set_defaults(do=_score)
+    scoring = commands.add_parser("score", help="score a file of captions")
+    scoring.add_argument("references", type=Path, help="COCO annotations, JSON Lines, or {image: [captions]}")
+    scoring.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
+    scoring.set_defaults(do=_score)
 
     compare = commands.add_parser(
         "compare", help="tell whether one set of captions scores more than noise above another"
@@ -49,13 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     statistics.add_argument("--training", metavar="LAYOUT:PATH", help="count what is copied from these")
     statistics.set_defaults(do=_statistics)
 
+    markdown = commands.add_parser("markdown", help="put kept scores in one Markdown table, for a paper")
+    markdown.add_argument("scores", nargs="+", type=Path, help="what `run` or `score` wrote with --json")
+    markdown.add_argument("--plain", action="store_true", help="leave out the 95 %% intervals")
+    markdown.set_defaults(do=_markdown)
+
+    results = commands.add_parser(
+        "results", help="turn captions of COCO's pictures into the file that its server takes"
+    )
+    results.add_argument("candidates", type=Path, help="as of `score`, such as what `caption --format jsonl` wrote")
+    results.add_argument("--images", required=True, metavar="SET", help="such as test2014")
+    results.add_argument("--name", required=True, help="of the model")
+    results.add_argument(
+        "--expected", type=Path, metavar="FILE", help="image_info_test2014.json: all must be there"
+    )
+    results.add_argument("--folder", type=Path, default=Path(), help="where to write (%(default)s)")
+    results.set_defaults(do=_results)
+
     runs = commands.add_parser("table", help="put finished training runs in one Markdown table")
     runs.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, such as runs/default")
     runs.add_argument("--device", default="auto", help="(%(default)s)")
     runs.set_defaults(do=_table)
 
-    for command in (run, score, compare, statistics, runs):
+    for command in (run, scoring, compare, statistics, runs):
         command.add_argument("--json", metavar="FILE", help="write all numbers, unrounded; - is stdout")
+    for command in (run, scoring, compare, statistics, results, runs):
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options = parser.parse_args(arguments)
     try:
@@ -84,9 +110,7 @@ def _run(options: argparse.Namespace) -> None:
     results = caption_pictures(model, records, settings, options.batch_size)
     captions = {record.image_id: caption.text for record, caption in results}
     if options.captions:
-        rows = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
-        with write_atomically(options.captions, overwrite=options.overwrite) as file:
-            file.write(json.dumps(rows, indent=0, ensure_ascii=False).encode())
+        _write_results(captions, options.captions, options)
     _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
 
 
@@ -113,6 +137,27 @@ def _statistics(options: argparse.Namespace) -> None:
     _write(asdict(found), to_text(found), options)
 
 
+def _markdown(options: argparse.Namespace) -> None:
+    from evaluation.tables import to_markdown
+
+    names = [file.stem for file in options.scores]
+    if len(set(names)) < len(names):
+        raise DataError("two files of scores have the same name, which names their rows; rename one")
+    print(to_markdown({file.stem: read_scores(file) for file in options.scores}, plain=options.plain))
+
+
+def _results(options: argparse.Namespace) -> None:
+    captions = number_images(read_candidates(options.candidates, References({}, {})), options.expected)
+    file = options.folder / f"captions_{options.images}_{options.name}_results.json"
+    _write_results(captions, file, options)
+    print(file)
+
+
+def _write_results(captions: Mapping[str, str], path: Path, options: argparse.Namespace) -> None:
+    with write_atomically(path, overwrite=options.overwrite) as file:
+        file.write(json.dumps(to_results(captions), indent=0, ensure_ascii=False).encode())
+
+
 def _table(options: argparse.Namespace) -> None:
     from evaluation.table import measure, read_run, to_markdown
 
@@ -134,11 +179,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _score_captions(scorer: Scorer[str], captions: Mapping[str, str], options: argparse.Namespace) -> None:
-    try:
-        with Meteor() as meteor:
-            scores, unavailable = scorer.score(captions, meteor), {}
-    except UnavailableError as error:
-        scores, unavailable = scorer.score(captions), {"METEOR": str(error)}
+    scores, unavailable = score(scorer, captions)
     intervals = bootstrap.intervals(scores)
     lines = [f"{metric:<10}  unavailable: {reason}" for metric, reason in unavailable.items()]
     numbers = {**to_json(scores), "intervals": intervals, "unavailable": unavailable}

@@ -3,10 +3,10 @@
 Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13; for scores of translations, Koehn 2004,
 "Statistical significance tests for machine translation evaluation". Pictures are drawn with replacement, as many as
 there are, a thousand times over, and each draw is scored as a corpus of its own. BLEU is of the summed counts of
-a draw; ROUGE-L and CIDEr-D are its means, with the document frequencies of all pictures.
+a draw, and so is METEOR; ROUGE-L, CIDEr-D and SPICE are its means, with the document frequencies of all pictures.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -24,7 +24,7 @@ ROUNDS = 1000
 LEVEL = 0.95
 """The share of draws that an interval holds."""
 
-_MEANS = METRICS[LONGEST_NGRAM:]  # the metrics that are means of images
+_MEANS = (*METRICS[LONGEST_NGRAM:], "SPICE")  # the metrics that are means of images
 _CHUNK = 1 << 22  # how many weights are drawn at a time
 
 
@@ -61,8 +61,8 @@ def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed:
     images = list(first.bleu_counts)
     if others := first.bleu_counts.keys() ^ second.bleu_counts.keys():
         raise DataError(f"these scores are not of the same pictures: {len(others):,} are in only one of them")
-    if bool(first.meteor_counts) != bool(second.meteor_counts):  # what both have is compared
-        first, second = (replace(scores, meteor_counts={}) for scores in (first, second))
+    common = first.corpus.keys() & second.corpus.keys()
+    first, second = (_leave(scores, common) for scores in (first, second))
     draws, others_draws = _draw([first, second], images, rounds, seed)
     found = {}
     for metric, values in draws.items():
@@ -71,6 +71,15 @@ def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed:
         extreme = np.abs(differences - value) >= abs(value)
         found[metric] = Difference(value, *_middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
     return found
+
+
+def _leave(scores: Scores[Key], metrics: Collection[str]) -> Scores[Key]:
+    """Return the scores without what other metrics than these are drawn from."""
+    return replace(
+        scores,
+        per_image={metric: values for metric, values in scores.per_image.items() if metric in metrics},
+        meteor_counts=scores.meteor_counts if "METEOR" in metrics else {},
+    )
 
 
 def _middle(values: np.ndarray) -> tuple[float, float]:
@@ -84,7 +93,8 @@ def _draw(
     """Score `rounds` draws (rounds,) of these images by each of `several`, the same draws for all."""
     additive = np.concatenate([_additive(scores, images) for scores in several], axis=1)  # (images, each's sums)
     sums = np.concatenate([weights @ additive for weights in _weights(len(images), rounds, seed)])
-    return [_score(part, len(images)) for part in np.split(sums, len(several), axis=1)]
+    means = [metric for metric in _MEANS if metric in several[0].per_image]
+    return [_score(part, means, len(images)) for part in np.split(sums, len(several), axis=1)]
 
 
 def _weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
@@ -96,23 +106,23 @@ def _weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _additive(scores: Scores[Key], images: Sequence[Key]) -> np.ndarray:
-    """Return all that a corpus's scores are made of, added up over its images: (images, 10 + 2 + METEOR's)."""
+    """Return all that a corpus's scores are made of, for each image (images, 10 + the means + METEOR's)."""
     rows = []
     for image in images:
         counts = scores.bleu_counts[image]
-        means = (scores.per_image[metric][image] for metric in _MEANS)
+        means = (scores.per_image[metric][image] for metric in _MEANS if metric in scores.per_image)
         of_meteor = scores.meteor_counts.get(image, [])
         rows.append([*counts.matches, *counts.possible, counts.length, counts.reference_length, *means, *of_meteor])
     return np.array(rows, dtype=float)
 
 
-def _score(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
-    """Return the scores (draws,) of draws from their sums (draws, ...)."""
-    matches, possible, lengths, means, of_meteor = np.split(sums, [4, 8, 10, 12], axis=1)
+def _score(sums: np.ndarray, metrics: Sequence[str], images: int) -> dict[str, np.ndarray]:
+    """Return the scores (draws,) of draws from their sums (draws, ...); `metrics` are the means among them."""
+    matches, possible, lengths, means, of_meteor = np.split(sums, [4, 8, 10, 10 + len(metrics)], axis=1)
     bleus = [
         bleu(BleuCounts(tuple(matches[draw]), tuple(possible[draw]), *lengths[draw])) for draw in range(len(sums))
     ]
-    scores = dict(zip(METRICS, [*np.array(bleus).T, *(means / images).T], strict=True))
+    scores = dict(zip([*METRICS[:LONGEST_NGRAM], *metrics], [*np.array(bleus).T, *(means / images).T], strict=True))
     if of_meteor.size:
         scores["METEOR"] = meteor(of_meteor)
     return scores

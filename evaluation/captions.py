@@ -1,4 +1,5 @@
-"""Read the captions to score, those that people wrote to score them against, and scores that were kept.
+"""Read the captions to score, those that people wrote to score them against, and scores that were kept; write
+COCO's results.
 
 References, by image:
     * COCO's annotations: an object with `annotations` (of `image_id` and `caption`) and perhaps `images` (of
@@ -15,8 +16,9 @@ Ids are text throughout: 42 and "42" are the same image.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,52 @@ def read_candidates(path: str | Path, references: References) -> dict[str, str]:
     return captions
 
 
+def to_results(captions: Mapping[str, str]) -> list[dict[str, int | str]]:
+    """Return COCO's results of captions by image id; ids are numbers if all of them can be, as COCO's are."""
+    numbers = all(re.fullmatch(r"0|[1-9]\d*", image) for image in captions)
+    return [
+        {"image_id": int(image) if numbers else image, "caption": caption} for image, caption in captions.items()
+    ]
+
+
+def number_images(captions: Mapping[str, str], expected: str | Path | None = None) -> dict[str, str]:
+    """Return captions of COCO's pictures by the numbers that COCO gives them, from the names of their files.
+
+    Args:
+        captions: by `COCO_test2014_000000000042.jpg` or `000000000042.jpg`, with or without folders, or by `42`.
+        expected: COCO's list of pictures (`image_info_test2014.json`), or its annotations, to be complete by.
+
+    Raises:
+        DataError: naming the pictures that are none of COCO's, stand there twice, are missing or not expected.
+    """
+    found: dict[str, str] = {}
+    strangers, twice = [], []
+    for name, caption in captions.items():
+        number = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?0*(\d+)", Path(name).stem)
+        if number is None:
+            strangers.append(name)
+        elif number[1] in found:
+            twice.append(number[1])
+        else:
+            found[number[1]] = caption
+    if strangers:
+        raise DataError(
+            f"{name_images(strangers)}: not the name of a picture of COCO, such as COCO_test2014_000000000042.jpg"
+        )
+    if twice:
+        raise DataError(f"more than one caption for {name_images(twice)}; leave one an image")
+    if expected is not None:
+        content = _read(expected)
+        if not isinstance(content, dict) or "images" not in content:
+            raise DataError(f"{expected}: expected an object with 'images', as COCO's image_info_test2014.json")
+        wanted = {image for image, _ in _pairs(content["images"], "id", "file_name", expected)}
+        if missing := wanted - found.keys():
+            raise DataError(f"no caption for {name_images(missing)}, which {expected} names")
+        if unknown := found.keys() - wanted:
+            raise DataError(f"{name_images(unknown)}: not among the pictures that {expected} names")
+    return found
+
+
 def to_json(scores: Scores[str]) -> dict[str, Any]:
     """Return all of the scores, so that `read_scores` can give them back."""
     return {
@@ -106,7 +154,9 @@ def read_scores(path: str | Path) -> Scores[str]:
             for image, each in content["bleu_counts"].items()
         }
         of_meteor = {image: list(map(float, content["meteor_counts"][image])) for image in content["meteor_counts"]}
-        metrics = [*METRICS, *["METEOR"] * bool(of_meteor)]
+        metrics = [
+            metric for metric in (*METRICS, "METEOR", "SPICE") if metric in METRICS or metric in content["corpus"]
+        ]
         corpus = {metric: float(content["corpus"][metric]) for metric in metrics}
         per_image = {
             metric: {image: float(content["per_image"][metric][image]) for image in counts} for metric in metrics

@@ -7,17 +7,14 @@ whole set, or any part of one. They equal the program's own.
 nltk's METEOR is another metric with other numbers, and not what papers report.
 """
 
-import importlib.util
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from captioner.errors import CaptionerError
+from evaluation.java import UnavailableError, find_program
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 """Weights of recall against precision, form and height of the penalty for fragments, and weight of content words
@@ -32,10 +29,6 @@ them; of each matcher, the content words it matched in both, and the function wo
 both."""
 
 
-class UnavailableError(CaptionerError):
-    """METEOR cannot be computed here; says why."""
-
-
 class Meteor:
     """The program, kept running from the first caption to the end of the `with` block."""
 
@@ -45,15 +38,7 @@ class Meteor:
         Raises:
             UnavailableError: when one of them is missing.
         """
-        package = importlib.util.find_spec("pycocoevalcap")
-        if package is None or not package.submodule_search_locations:
-            raise UnavailableError("pycocoevalcap is not installed; pip install 'captioner[meteor]'")
-        self._jar = Path(package.submodule_search_locations[0], "meteor", "meteor-1.5.jar")
-        self._java = shutil.which("java")
-        if self._java is None:
-            raise UnavailableError("there is no java; install a Java runtime, 8 or later")
-        if not self._jar.exists():
-            raise UnavailableError(f"{self._jar} is missing; install pycocoevalcap 1.2 again")
+        self._java, self._jar = find_program("meteor", "meteor-1.5.jar")
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
@@ -87,7 +72,6 @@ class Meteor:
 
     def _ask(self, line: str) -> str:
         if self._process is None:
-            assert self._java is not None
             self._process = subprocess.Popen(
                 [self._java, "-Xmx2G", "-jar", str(self._jar), "-", "-", "-stdio", "-l", "en", "-norm"],
                 stdin=subprocess.PIPE,

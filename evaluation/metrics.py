@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, equal to coco-caption's (pycocoevalcap 1.2) to 1e-9, and METEOR.
+"""BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, equal to coco-caption's (pycocoevalcap 1.2) to 1e-9.
 
     >>> scorer = Scorer({"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sleeps on a mat."]})
     >>> scores = scorer.score({"dog.jpg": "a brown dog runs", "cat.jpg": "a cat"})
@@ -13,10 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from captioner.errors import DataError
-from evaluation.meteor import Meteor, meteor, to_additive
 from evaluation.tokenize import tokenize
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
@@ -30,8 +27,8 @@ Ngram = tuple[str, ...]
 class Scores(Generic[Key]):
     """What a set of captions scores: `corpus` by metric, and `per_image` by metric and image id.
 
-    Corpus ROUGE-L and CIDEr-D are the means of the images'; corpus BLEU is of the summed counts, which no
-    mean of images gives.
+    Corpus ROUGE-L, CIDEr-D and SPICE are the means of the images'; corpus BLEU and METEOR are of summed counts,
+    which no mean of images gives.
     """
 
     corpus: dict[str, float]
@@ -78,38 +75,39 @@ class Scorer(Generic[Key]):
         vectors = [tf_idf(caption, self._rarity, self._rarity_of_unseen) for caption in counts]
         return _References(words, [vector.length for vector in vectors], most_counts(counts), vectors)
 
-    def score(self, candidates: Mapping[Key, str], with_meteor: Meteor | None = None) -> Scores[Key]:
-        """Score one raw caption for each image of the references; by METEOR, too, if its program is given.
+    def tokenize(self, candidates: Mapping[Key, str]) -> dict[Key, tuple[list[str], list[list[str]]]]:
+        """Return by image the words of its caption, and those of each of its references.
 
         Raises:
-            DataError: naming the images that have no caption here, or that the references do not know.
-            UnavailableError: when METEOR's program ends.
+            DataError: as `score`.
         """
         if missing := self._references.keys() - candidates.keys():
             raise DataError(f"candidates: no caption for {name_images(missing)}; every image needs one")
         if unknown := candidates.keys() - self._references.keys():
             raise DataError(f"candidates: {name_images(unknown)} not among the references; leave them out")
+        return {key: (tokenize(candidates[key]), references.words) for key, references in self._references.items()}
+
+    def score(self, candidates: Mapping[Key, str]) -> Scores[Key]:
+        """Score one raw caption for each image of the references.
+
+        Raises:
+            DataError: naming the images that have no caption here, or that the references do not know.
+        """
         per_image: dict[str, dict[Key, float]] = {metric: {} for metric in METRICS}
-        bleu_counts, meteor_counts = {}, {}
-        for key, references in self._references.items():
-            words = tokenize(candidates[key])
+        bleu_counts = {}
+        for key, (words, reference_words) in self.tokenize(candidates).items():
+            references = self._references[key]
             counts = count_ngrams(words)
             vector = tf_idf(counts, self._rarity, self._rarity_of_unseen)
             bleu_counts[key] = count_matches(counts, references.most, references.lengths)
             for order, value in enumerate(bleu(bleu_counts[key]), start=1):
                 per_image[f"BLEU-{order}"][key] = value
-            per_image["ROUGE-L"][key] = rouge_l(words, references.words)
+            per_image["ROUGE-L"][key] = rouge_l(words, reference_words)
             per_image["CIDEr-D"][key] = cider_d(vector, references.vectors)
-            if with_meteor:
-                meteor_counts[key] = to_additive(with_meteor.count(words, references.words))
         corpus = {metric: math.fsum(values.values()) / len(values) for metric, values in per_image.items()}
         for order, value in enumerate(bleu(sum_counts(list(bleu_counts.values()))), start=1):
             corpus[f"BLEU-{order}"] = value
-        if with_meteor:
-            rows = np.array(list(meteor_counts.values()))
-            per_image["METEOR"] = dict(zip(meteor_counts, meteor(rows).tolist(), strict=True))
-            corpus["METEOR"] = float(meteor(rows.sum(axis=0, keepdims=True))[0])
-        return Scores(corpus, per_image, bleu_counts, meteor_counts)
+        return Scores(corpus, per_image, bleu_counts)
 
 
 def count_ngrams(tokens: Sequence[str]) -> Counter[Ngram]:

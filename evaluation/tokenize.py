@@ -91,7 +91,7 @@ _RULES = [
         rf"{_LETTER}{_CHARACTER}*(?:[.!?]{_LETTER}{_CHARACTER}*)+",  # flickr.com, and grass.The
         r"(?i:(can)not|(gon)na|(got)ta|(lem)me|(gim)me|(wan)na)[^A-Za-z0-9]",
         # apostrophes
-        rf"({_CHARACTER}*?(?![nN]){_CHARACTER})[nN]{_QUOTE}[tT]",
+        rf"([A-Za-z]*?[A-MO-Za-mo-z])[nN]{_QUOTE}[tT]",
         rf"[nN]{_QUOTE}[tT]",
         rf"({_CHARACTER}+)(?:{_CURLY}{_SUFFIX}|'{_SUFFIX}[^A-Za-z])",
         rf"{_CURLY}{_SUFFIX}|('{_SUFFIX})[^A-Za-z]",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from captioner.errors import DataError
-from evaluation.captions import References, read_candidates, read_references
+from evaluation.captions import References, number_images, read_candidates, read_references, to_results
 
 ANNOTATIONS = {
     "images": [{"id": 42, "file_name": "000042.jpg"}, {"id": 7, "file_name": "000007.jpg"}],
@@ -126,3 +126,33 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b'{"7": "caf\xe9"}')
     with pytest.raises(DataError, match=r"latin: cannot read this file \(not UTF-8\)"):
         read_references(tmp_path / "latin")
+
+
+@pytest.mark.parametrize(
+    ("captions", "ids"),
+    [({"42": "a", "0": "b"}, [42, 0]), ({"42": "a", "007": "b"}, ["42", "007"]), ({"dog.jpg": "a"}, ["dog.jpg"])],
+)
+def test_results_have_numbers_for_ids_where_all_are_numbers(captions: dict[str, str], ids: list[Any]) -> None:
+    assert to_results(captions) == [
+        {"image_id": image, "caption": text} for image, text in zip(ids, captions.values(), strict=True)
+    ]
+
+
+def test_pictures_of_coco_are_numbered_by_the_names_of_their_files() -> None:
+    names = ["test2014/COCO_test2014_000000000042.jpg", "000000000007.jpg", "700"]
+    assert number_images({name: name for name in names}) == dict(zip(("42", "7", "700"), names, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["000000000042.jpg", "dog2.jpg", "a/b.jpg"], r"^a/b.jpg, dog2.jpg: not the name of a picture of COCO"),
+        (["a/000000000042.jpg", "b/000000000042.jpg"], r"more than one caption for 42; leave one"),
+        (["000000000042.jpg"], r"no caption for 7, which .*info\.json names"),
+        (["42", "7", "8"], r"^8: not among the pictures that .*info\.json names"),
+    ],
+)
+def test_results_that_a_server_would_refuse_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    (tmp_path / "info.json").write_text(json.dumps({"images": ANNOTATIONS["images"]}))
+    with pytest.raises(DataError, match=message):
+        number_images(dict.fromkeys(names, "a dog"), tmp_path / "info.json")

@@ -6,8 +6,10 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.bootstrap import compare, intervals
-from evaluation.meteor import Meteor, UnavailableError, meteor, to_additive
+from evaluation.java import UnavailableError
+from evaluation.meteor import Meteor, meteor, to_additive
 from evaluation.metrics import Scorer
+from evaluation.scoring import add_meteor
 from evaluation.tokenize import tokenize
 
 REFERENCES = {
@@ -61,8 +63,13 @@ def test_what_is_counted_has_not_changed(program):
     assert list(program.count([], [["a", "dog", "runs"]])) == COUNTED[2]
 
 
-def test_captions_and_corpus_score_what_the_program_says(program):
-    scores = Scorer(REFERENCES).score(CANDIDATES, program)
+@pytest.fixture(scope="module")
+def scores(program):
+    scorer = Scorer(REFERENCES)
+    return add_meteor(scorer.score(CANDIDATES), scorer.tokenize(CANDIDATES))
+
+
+def test_captions_and_corpus_score_what_the_program_says(program, scores):
     counts = [
         program.count(tokenize(CANDIDATES[image]), [tokenize(text) for text in texts])
         for image, texts in REFERENCES.items()
@@ -73,13 +80,11 @@ def test_captions_and_corpus_score_what_the_program_says(program):
     assert scores.per_image["METEOR"]["2.jpg"] == pytest.approx(1.0)
 
 
-def test_it_has_intervals_and_is_compared_where_both_have_it(program):
-    scorer = Scorer(REFERENCES)
-    scores = scorer.score(CANDIDATES, program)
+def test_it_has_intervals_and_is_compared_where_both_have_it(scores):
     found = intervals(scores)["METEOR"]
     assert found.low < scores.corpus["METEOR"] < found.high
     assert "METEOR" in compare(scores, scores)
-    assert "METEOR" not in compare(scores, scorer.score(CANDIDATES))
+    assert "METEOR" not in compare(scores, Scorer(REFERENCES).score(CANDIDATES))
 
 
 @pytest.mark.slow
@@ -106,16 +111,17 @@ def test_without_it_the_other_scores_are_there_and_the_reason_is_told(
     missing, reason, tmp_path, monkeypatch, capsys
 ):
     if missing == "package":
-        monkeypatch.setattr("evaluation.meteor.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
     else:
         pytest.importorskip("pycocoevalcap", reason="without it, the lack of a Java is not noticed")
-        monkeypatch.setattr("evaluation.meteor.shutil.which", lambda name: None)
+        monkeypatch.setattr("evaluation.java.shutil.which", lambda name: None)
     (tmp_path / "references.json").write_text(json.dumps(REFERENCES))
     (tmp_path / "candidates.json").write_text(json.dumps(CANDIDATES))
     command = ["score", str(tmp_path / "references.json"), str(tmp_path / "candidates.json")]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith(f"METEOR      unavailable: {reason}")
+    assert lines[-2].startswith(f"METEOR      unavailable: {reason}")
+    assert lines[-1].startswith(f"SPICE       unavailable: {reason}")
     assert any(line.startswith("CIDEr-D") for line in lines)
     assert main([*command, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["unavailable"]["METEOR"].startswith(reason)

@@ -7,9 +7,9 @@ from evaluation.metrics import Scorer
 
 
 @pytest.fixture(autouse=True)
-def without_meteor(monkeypatch):
-    """Its program takes seconds to start; test_meteor.py has it."""
-    monkeypatch.setattr("evaluation.meteor.importlib.util.find_spec", lambda name: None)
+def without_java(monkeypatch):
+    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
+    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture

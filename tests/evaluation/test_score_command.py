@@ -13,9 +13,9 @@ CANDIDATES = {"dog.jpg": "a brown dog runs", "cat.jpg": "a cat sleeps"}
 
 
 @pytest.fixture(autouse=True)
-def without_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its program takes seconds to start; test_meteor.py has it."""
-    monkeypatch.setattr("evaluation.meteor.importlib.util.find_spec", lambda name: None)
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
+    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def test_score_prints_a_table(files: tuple[str, str], capsys: pytest.CaptureFixt
     assert all(line.split()[3] == "to" for line in output[1:7])
     assert output[7] == "2 images"
     assert output[8].startswith("METEOR      unavailable: pycocoevalcap is not installed")
-    assert len(output) == 9
+    assert output[9].startswith("SPICE       unavailable: pycocoevalcap is not installed")
+    assert len(output) == 10
     assert {len(line) for line in output[:5]} == {51}
 
 
@@ -44,7 +45,9 @@ def test_score_gives_exact_numbers_as_json(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     scores = Scorer(REFERENCES).score(CANDIDATES)
-    unavailable = {"METEOR": "pycocoevalcap is not installed; pip install 'captioner[meteor]'"}
+    unavailable = dict.fromkeys(
+        ("METEOR", "SPICE"), "pycocoevalcap is not installed; pip install 'captioner[meteor]'"
+    )
     expected = {
         **to_json(scores),
         "unavailable": unavailable,
@@ -103,3 +106,52 @@ def test_two_sets_of_captions_are_compared_by_their_kept_scores(
 def test_what_holds_no_scores_is_not_compared(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
     assert main(["compare", *files]) == 2
     assert "references.json: not the scores that `run` or `score` keep with --json" in capsys.readouterr().err
+
+
+def test_kept_scores_become_one_markdown_table(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    assert main(["score", *files, "--json", str(ours)]) == 0
+    (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a cat", "cat.jpg": "a dog"}))
+    assert main(["score", *files, "--json", str(theirs)]) == 0
+    capsys.readouterr()
+    assert main(["markdown", str(ours), str(theirs), "--plain"]) == 0
+    heading, rule, *rows = capsys.readouterr().out.splitlines()
+    scores = Scorer(REFERENCES).score(CANDIDATES)
+    assert heading == f"|  | {' | '.join(scores.corpus)} |"
+    assert rule.count("|") == heading.count("|")
+    assert rows[0] == f"| ours | {' | '.join(f'{100 * score:.1f}' for score in scores.corpus.values())} |"
+    assert rows[1].startswith("| theirs | ")
+    assert main(["markdown", str(ours)]) == 0
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    low, high = intervals(scores)["BLEU-1"]
+    assert row.startswith(f"| ours | {100 * scores.corpus['BLEU-1']:.1f} [{100 * low:.1f}, {100 * high:.1f}] |")
+
+
+def test_rows_of_one_name_are_refused(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["markdown", "a/scores.json", "b/scores.json"]) == 2
+    assert "two files of scores have the same name" in capsys.readouterr().err
+
+
+def test_captions_of_cocos_pictures_become_the_file_that_its_server_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = ["COCO_test2014_000000000042.jpg", "COCO_test2014_000000000007.jpg"]
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text(
+        "".join(f"{json.dumps({'image': f'photos/{name}', 'caption': 'a dog'})}\n" for name in names)
+    )
+    (tmp_path / "info.json").write_text(json.dumps({"images": [{"id": 42, "file_name": names[0]}]}))
+    command = ["results", str(captions), "--images", "test2014", "--name", "ours", "--folder", str(tmp_path)]
+    assert main([*command, "--expected", str(tmp_path / "info.json")]) == 2
+    assert "7: not among the pictures" in capsys.readouterr().err
+    assert main(command) == 0
+    file = tmp_path / "captions_test2014_ours_results.json"
+    assert capsys.readouterr().out == f"{file}\n"
+    assert json.loads(file.read_text()) == [
+        {"image_id": 42, "caption": "a dog"},
+        {"image_id": 7, "caption": "a dog"},
+    ]
+    assert main(command) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -1,0 +1,29 @@
+"""The Java programs of METEOR and SPICE, which come in pycocoevalcap."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from captioner.errors import CaptionerError
+
+
+class UnavailableError(CaptionerError):
+    """A metric cannot be computed here; says why."""
+
+
+def find_program(folder: str, jar: str) -> tuple[str, Path]:
+    """Return where Java is, and where a program in a folder of pycocoevalcap.
+
+    Raises:
+        UnavailableError: when one of them is missing.
+    """
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or not package.submodule_search_locations:
+        raise UnavailableError("pycocoevalcap is not installed; pip install 'captioner[meteor]'")
+    java = shutil.which("java")
+    if java is None:
+        raise UnavailableError("there is no java; install a Java runtime, 8 or later")
+    program = Path(package.submodule_search_locations[0], folder, jar)
+    if not program.exists():
+        raise UnavailableError(f"{program} is missing; install pycocoevalcap 1.2 again")
+    return java, program
