@@ -33,7 +33,7 @@ both."""
 
 
 class UnavailableError(CaptionerError):
-    """METEOR cannot be computed here; says why."""
+    """What needs programs of others cannot be computed here; says why."""
 
 
 class Meteor:
