@@ -1,4 +1,4 @@
-"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote, or compare training runs."""
+"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote, compare, measure speed."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from evaluation.captions import (
 from evaluation.datasets import READERS, Record, read_dataset
 from evaluation.metrics import Scorer, Scores
 from evaluation.scoring import score
+from evaluation.workloads import GROUPS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs.add_argument("--device", default="auto", help="(%(default)s)")
     runs.set_defaults(do=_table)
 
-    for command in (run, scoring, compare, statistics, runs):
+    speed = commands.add_parser("speed", help="measure how fast this machine captions, trains and scores")
+    speed.add_argument("checkpoint", nargs="?", default="default", help="as of `run` (%(default)s)")
+    speed.add_argument("--rounds", type=int, default=5, metavar="N", help="each of which is timed (%(default)s)")
+    speed.add_argument("--device", default="auto", help="(%(default)s)")
+    speed.add_argument("--threads", type=int, metavar="N", help="of the processor (as many as torch takes)")
+    speed.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="what to measure (everything)")
+    speed.set_defaults(do=_speed)
+
+    for command in (run, scoring, compare, statistics, runs, speed):
         command.add_argument("--json", metavar="FILE", help="write all numbers, unrounded; - is stdout")
     for command in (run, scoring, compare, statistics, results, runs):
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -89,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CaptionerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -164,6 +175,18 @@ def _table(options: argparse.Namespace) -> None:
     runs = [run for folder in options.runs for run in read_run(folder)]  # all of them, before the work starts
     rows = [measure(run, options.device) for run in runs]
     _write([asdict(row) for row in rows], to_markdown(rows), options)
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from evaluation.speed import describe_machine, measure_speed, to_text
+
+    checkpoint = None if options.checkpoint == "default" else Path(options.checkpoint)
+    figures = measure_speed(
+        options.only, checkpoint, rounds=options.rounds, device=options.device, threads=options.threads
+    )
+    machine = describe_machine(options.device, options.threads)  # which takes memory, hence last
+    numbers = {"machine": machine, "figures": {name: asdict(found) for name, found in figures.items()}}
+    _write(numbers, to_text(machine, figures, options.rounds), options)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from captioner.errors import DataError
 from evaluation.meteor import meteor
-from evaluation.metrics import LONGEST_NGRAM, METRICS, BleuCounts, Scores, bleu
+from evaluation.metrics import METRICS, BleuCounts, Scores, bleu
+from evaluation.ngrams import LONGEST_NGRAM
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -8,19 +8,21 @@ All scores are fractions as coco-caption returns them: BLEU and ROUGE-L lie in 0
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from captioner.errors import DataError
+from evaluation.ngrams import NgramTable, cider_d, closest_lengths, count_matches, pad
 from evaluation.tokenize import tokenize
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
-LONGEST_NGRAM = 4
 
 Key = TypeVar("Key", bound=Hashable)
-Ngram = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,13 @@ class Scorer(Generic[Key]):
             raise DataError("references: no image to score against; expected at least one")
         if empty := [key for key, captions in references.items() if not captions]:
             raise DataError(f"references: no caption for {name_images(empty)}; every image needs one")
-        words = {key: [tokenize(caption) for caption in captions] for key, captions in references.items()}
-        counts = {key: [count_ngrams(caption) for caption in captions] for key, captions in words.items()}
-        self._rarity = inverse_document_frequencies(counts.values())
-        self._rarity_of_unseen = math.log(len(references))
-        self._references = {key: self._prepare(words[key], counts[key]) for key in references}
-
-    def _prepare(self, words: list[list[str]], counts: list[Counter[Ngram]]) -> "_References":
-        vectors = [tf_idf(caption, self._rarity, self._rarity_of_unseen) for caption in counts]
-        return _References(words, [vector.length for vector in vectors], most_counts(counts), vectors)
+        self._words = {key: [tokenize(caption) for caption in captions] for key, captions in references.items()}
+        numbers: dict[str, int] = defaultdict(count(1).__next__)
+        captions = _encode(chain.from_iterable(self._words.values()), numbers)
+        pictures = np.repeat(np.arange(len(references)), [len(each) for each in self._words.values()])
+        self._numbers = dict(numbers)
+        self._table = NgramTable(captions, pictures)
+        self._references = self._table.weigh(captions, pictures)
 
     def tokenize(self, candidates: Mapping[Key, str]) -> dict[Key, tuple[list[str], list[list[str]]]]:
         """Return by image the words of its caption, and those of each of its references.
@@ -81,11 +81,11 @@ class Scorer(Generic[Key]):
         Raises:
             DataError: as `score`.
         """
-        if missing := self._references.keys() - candidates.keys():
+        if missing := self._words.keys() - candidates.keys():
             raise DataError(f"candidates: no caption for {name_images(missing)}; every image needs one")
-        if unknown := candidates.keys() - self._references.keys():
+        if unknown := candidates.keys() - self._words.keys():
             raise DataError(f"candidates: {name_images(unknown)} not among the references; leave them out")
-        return {key: (tokenize(candidates[key]), references.words) for key, references in self._references.items()}
+        return {key: (tokenize(candidates[key]), references) for key, references in self._words.items()}
 
     def score(self, candidates: Mapping[Key, str]) -> Scores[Key]:
         """Score one raw caption for each image of the references.
@@ -93,34 +93,40 @@ class Scorer(Generic[Key]):
         Raises:
             DataError: naming the images that have no caption here, or that the references do not know.
         """
+        tokens = self.tokenize(candidates)
+        bleu_counts, ciders = self._count({key: words for key, (words, _) in tokens.items()})
         per_image: dict[str, dict[Key, float]] = {metric: {} for metric in METRICS}
-        bleu_counts = {}
-        for key, (words, reference_words) in self.tokenize(candidates).items():
-            references = self._references[key]
-            counts = count_ngrams(words)
-            vector = tf_idf(counts, self._rarity, self._rarity_of_unseen)
-            bleu_counts[key] = count_matches(counts, references.most, references.lengths)
+        for key, (words, references) in tokens.items():
             for order, value in enumerate(bleu(bleu_counts[key]), start=1):
                 per_image[f"BLEU-{order}"][key] = value
-            per_image["ROUGE-L"][key] = rouge_l(words, reference_words)
-            per_image["CIDEr-D"][key] = cider_d(vector, references.vectors)
+            per_image["ROUGE-L"][key] = rouge_l(words, references)
+        per_image["CIDEr-D"] = ciders
         corpus = {metric: math.fsum(values.values()) / len(values) for metric, values in per_image.items()}
         for order, value in enumerate(bleu(sum_counts(list(bleu_counts.values()))), start=1):
             corpus[f"BLEU-{order}"] = value
         return Scores(corpus, per_image, bleu_counts)
 
+    def _count(self, words: dict[Key, list[str]]) -> tuple["dict[Key, BleuCounts]", dict[Key, float]]:
+        """Return what comes of n-grams: BLEU's counts, and CIDEr-D."""
+        captions = _encode(words.values(), defaultdict(count(len(self._numbers) + 1).__next__, self._numbers))
+        vectors = self._table.weigh(captions, np.arange(len(captions)))
+        lengths = zip(vectors.lengths.tolist(), closest_lengths(vectors, self._references).tolist(), strict=True)
+        counts = (map(tuple, each.tolist()) for each in count_matches(vectors, self._references))
+        bleu_counts = (
+            BleuCounts(*matches_and_possible, *both)
+            for *matches_and_possible, both in zip(*counts, lengths, strict=True)
+        )
+        ciders = cider_d(vectors, self._references).tolist()
+        return dict(zip(words, bleu_counts, strict=True)), dict(zip(words, ciders, strict=True))
 
-def count_ngrams(tokens: Sequence[str]) -> Counter[Ngram]:
-    """Count the n-grams of one to four words.
 
-    The rare token that holds a no-break space, such as "1 1/2", is two words here and one to ROUGE-L, because
+def _encode(captions: Iterable[Sequence[str]], numbers: Mapping[str, int]) -> np.ndarray:
+    """Return the numbers of captions' words, padded.
+
+    The rare token that holds a no-break space, such as "1 1/2", is two words to n-grams and one to ROUGE-L, because
     coco-caption has it so.
     """
-    words = " ".join(tokens).split()
-    counts: Counter[Ngram] = Counter()
-    for order in range(1, LONGEST_NGRAM + 1):
-        counts.update(zip(*(words[start:] for start in range(order)), strict=False))
-    return counts
+    return pad([[numbers[word] for word in " ".join(tokens).split()] for tokens in captions])
 
 
 class BleuCounts(NamedTuple):
@@ -130,32 +136,6 @@ class BleuCounts(NamedTuple):
     possible: tuple[int, ...]
     length: int
     reference_length: int
-
-
-def most_counts(references: Iterable[Counter[Ngram]]) -> Counter[Ngram]:
-    """For each n-gram, how often the reference holds it that holds it most."""
-    most: Counter[Ngram] = Counter()
-    for counts in references:
-        for ngram, count in counts.items():
-            if count > most[ngram]:
-                most[ngram] = count
-    return most
-
-
-def count_matches(candidate: Counter[Ngram], most: Counter[Ngram], reference_lengths: Iterable[int]) -> BleuCounts:
-    """Count the n-grams of a candidate that its references hold, each at most as often as one of them does.
-
-    Papineni et al. 2002, "BLEU", section 2.1.1. The reference length is the one closest to the candidate's,
-    and the shorter of two equally close.
-    """
-    matches = [0] * LONGEST_NGRAM
-    possible = [0] * LONGEST_NGRAM
-    for ngram, count in candidate.items():
-        matches[len(ngram) - 1] += min(count, most[ngram])
-        possible[len(ngram) - 1] += count
-    length = possible[0]
-    closest = min(reference_lengths, key=lambda other: (abs(other - length), other))
-    return BleuCounts(tuple(matches), tuple(possible), length, closest)
 
 
 def sum_counts(images: Sequence[BleuCounts]) -> BleuCounts:
@@ -217,62 +197,7 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
     return len(first) - (row & all_ones).bit_count()
 
 
-class TfIdf(NamedTuple):
-    """A caption as CIDEr sees it: the weight g of each n-gram, the norm of each order, the word count."""
-
-    weights: dict[Ngram, float]
-    norms: tuple[float, ...]
-    length: int
-
-
-def inverse_document_frequencies(images: Iterable[Iterable[Counter[Ngram]]]) -> dict[Ngram, float]:
-    """Return log(images / images whose references hold the n-gram), for every n-gram of the references."""
-    frequencies: Counter[Ngram] = Counter()
-    total = 0
-    for references in images:
-        total += 1
-        frequencies.update(set().union(*references))
-    return {ngram: math.log(total) - math.log(count) for ngram, count in frequencies.items()}
-
-
-def tf_idf(counts: Counter[Ngram], rarity: Mapping[Ngram, float], rarity_of_unseen: float) -> TfIdf:
-    """Weigh each n-gram by how often the caption holds it and how rare it is among images."""
-    weights = {ngram: count * rarity.get(ngram, rarity_of_unseen) for ngram, count in counts.items()}
-    squares = [0.0] * LONGEST_NGRAM
-    for ngram, weight in weights.items():
-        squares[len(ngram) - 1] += weight * weight
-    length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
-    return TfIdf(weights, tuple(map(math.sqrt, squares)), length)
-
-
-def cider_d(candidate: TfIdf, references: Sequence[TfIdf], sigma: float = 6.0) -> float:
-    """CIDEr-D of one image: 10 times the mean over references and orders of the clipped cosine similarity.
-
-    Vedantam et al. 2015 (arXiv 1411.5726), equations 5 and 6: weights of the candidate are clipped to the
-    reference's, and a difference in length costs a Gaussian of width `sigma`.
-    """
-    total = 0.0
-    for reference in references:
-        products = [0.0] * LONGEST_NGRAM
-        for ngram, weight in candidate.weights.items():
-            if other := reference.weights.get(ngram):
-                products[len(ngram) - 1] += min(weight, other) * other
-        norms = zip(candidate.norms, reference.norms, strict=True)
-        similarity = sum(
-            product / (ours * theirs) for product, (ours, theirs) in zip(products, norms, strict=True) if product
-        )
-        total += similarity * math.exp(-((candidate.length - reference.length) ** 2) / (2 * sigma**2))
-    return 10 * total / (LONGEST_NGRAM * len(references))
-
-
 def name_images(images: Iterable[Hashable]) -> str:
     """Return the first few ids and the number of the others, for messages."""
     names = sorted(map(str, images))
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-class _References(NamedTuple):
-    words: list[list[str]]
-    lengths: list[int]
-    most: Counter[Ngram]
-    vectors: list[TfIdf]

@@ -76,11 +76,12 @@ class LossSettings:
     sums over locations: its lambda is ours divided by L.)"""
     coverage: float = 1.0
     """Weight of the coverage loss (See et al. 2017, arXiv 1704.04368, equation 13), where there is coverage."""
-    reinforce: float = 1.0
+    reinforce: float = 0.1
     """Weight of the reward for the locations that `hard` attention chose; lambda_r of Show, Attend and Tell,
     section 4.1."""
-    entropy: float = 0.01
-    """Weight of the entropy of its weights, which keeps it from settling early; lambda_e there."""
+    entropy: float = 0.0
+    """Weight of the entropy of its weights, which keeps it from settling early; lambda_e there. Without it, `hard`
+    learned sooner where it was tried (docs/attention.md)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

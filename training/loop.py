@@ -70,7 +70,9 @@ class Run:
         load_encoder(self.network.encoder, settings)
         load_decoder(self.network.decoder, self.vocabulary, settings)
         self.processes.copy(self.network)
-        self.averaged = copy.deepcopy(self.network).eval()
+        encoder = self.network.encoder
+        shared = {} if settings.encoder.learns else {id(encoder): encoder}  # what stays as it is, is there once
+        self.averaged = copy.deepcopy(self.network, shared).eval()
 
         with self.processes.first_alone():
             pictures = open_pictures(settings, self.network.encoder, self.data)
