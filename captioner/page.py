@@ -29,12 +29,12 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #f6f4f0; --card: #ffffff; --ink: #211f1c; --faint: #6a655e; --rule: #e0dbd3;
-  --accent: #a8480f; --mark: #fde8d0; --grey: #c9c2b8;
+  --accent: #a8480f; --mark: #fde8d0; --grey: #938b80;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #151412; --card: #1f1d1a; --ink: #ece7df; --faint: #a69f94; --rule: #37332d;
-    --accent: #f3a35c; --mark: #523516; --grey: #59534a;
+    --accent: #f3a35c; --mark: #523516; --grey: #7d766b;
   }
 }
 * { box-sizing: border-box; }

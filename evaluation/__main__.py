@@ -111,7 +111,8 @@ def _report(options: argparse.Namespace) -> None:
         # Where the network looked in all pictures would take much memory; those to show are captioned once more.
         chosen = set().union(*galleries.values())
         shown = [record for record in records if record.image_id in chosen]
-        looks = {one.image_id: (one, caption) for one, caption in caption_pictures(model, shown, settings)}
+        again = caption_pictures(model, shown, settings, options.batch_size)
+        looks = {record.image_id: (record, caption) for record, caption in again}
         _, _, path = options.data.partition(":")
         page = report.render(
             f"{Path(options.checkpoint).stem} on {Path(path).name} {options.split}",

@@ -57,7 +57,7 @@ th { font-weight: 400; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { font-size: .75rem; line-height: 1.2; color: var(--faint); vertical-align: bottom; }
 td { color: var(--faint); }
-.scores tbody * { white-space: nowrap; }
+.scores tbody { font-size: .9375rem; white-space: nowrap; }
 .score, .statistics td { color: var(--ink); }
 .score { font-weight: 600; }
 table + p { margin-top: .75rem; font-size: .875rem; color: var(--faint); }
