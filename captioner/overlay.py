@@ -14,7 +14,7 @@ from captioner.captioning import Caption
 from captioner.errors import CaptionerError
 
 PANEL_SIDE = 300  # pixels; a panel has about the area of a square of this side, whatever its shape
-LONGEST_SIDE = 4 * PANEL_SIDE  # of the panels of a panorama
+LONGEST_SIDE = 4  # of a panorama's panel, in sides of that square
 FIGURE_WIDTH = 2000  # pixels to fill with panels before a new row begins
 GAP = 16  # pixels around panels
 TITLE_HEIGHT = 32
@@ -52,8 +52,7 @@ def draw_attention(picture: images.Source, caption: Caption, head: int | None = 
         if caption.heads is None or not 0 <= head < count:
             raise CaptionerError(f"head {head}: this caption's attention has {count} heads, counted from 0")
         maps = caption.heads[:, head]
-    photograph = images.open(picture, at_least=PANEL_SIDE)
-    photograph = photograph.resize(_panel_size(*photograph.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
     panels = [("word", "peak weight" if caption.visual is None else "peak weight, visual share", photograph)]
     for place, (word, weights) in enumerate(zip(caption.words, maps, strict=True)):
         figures = f"{weights.max():.1%}" + (f", {caption.visual[place]:.0%}" if caption.visual else "")
@@ -69,14 +68,26 @@ def light_up(photograph: Image.Image, weights: np.ndarray, rectangle: images.Rec
         weights: (rows, columns), not negative.
         rectangle: the part of the picture that the weights cover, in fractions of its width and height.
     """
-    rows, columns = weights.shape
-    down = _smoothing(_centres(photograph.height), rectangle.top, rectangle.bottom, rows)
-    across = _smoothing(_centres(photograph.width), rectangle.left, rectangle.right, columns)
-    # Full light is the smooth map's peak over the whole grid: what the network saw in padding counts too.
-    whole = _smoothing(_centres(rows), 0, 1, rows) @ weights @ _smoothing(_centres(columns), 0, 1, columns).T
-    light = (down @ weights @ across.T / whole.max()).clip(0, 1)[..., None]  # (height, width, 1)
+    light = spread_light(weights, rectangle, *photograph.size)[..., None]  # (height, width, 1)
     lit = np.asarray(photograph) * (DIMMED + (1 - DIMMED - GLOW) * light) + 255 * GLOW * light
     return Image.fromarray(lit.round().astype(np.uint8))
+
+
+def spread_light(weights: np.ndarray, rectangle: images.Rectangle, width: int, height: int) -> np.ndarray:
+    """Return how much light falls on each pixel of a picture, 0 to 1: (height, width).
+
+    Args:
+        weights: (rows, columns), not negative.
+        rectangle: the part of the picture that the weights cover; it is dark outside.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+    """
+    rows, columns = weights.shape
+    down = _smoothing(_centres(height), rectangle.top, rectangle.bottom, rows)
+    across = _smoothing(_centres(width), rectangle.left, rectangle.right, columns)
+    # Full light is the smooth map's peak over the whole grid: what the network saw in padding counts too.
+    whole = _smoothing(_centres(rows), 0, 1, rows) @ weights @ _smoothing(_centres(columns), 0, 1, columns).T
+    return (down @ weights @ across.T / whole.max()).clip(0, 1)
 
 
 def _centres(count: int) -> np.ndarray:
@@ -97,9 +108,14 @@ def _smoothing(places: np.ndarray, start: float, end: float, cells: int) -> np.n
     return shares * ((inside >= 0) & (inside <= 1))[:, None]
 
 
-def _panel_size(width: int, height: int) -> tuple[int, int]:
-    """The picture's shape at the area of a panel."""
-    scale = min(PANEL_SIDE / (width * height) ** 0.5, LONGEST_SIDE / max(width, height))
+def fit_to_panel(photograph: Image.Image) -> Image.Image:
+    """Return the photograph at the size of a panel."""
+    return photograph.resize(panel_size(*photograph.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def panel_size(width: int, height: int, side: int = PANEL_SIDE) -> tuple[int, int]:
+    """Return a picture's shape at the area of a square of this side, or smaller if it is very long."""
+    scale = side * min(1 / (width * height) ** 0.5, LONGEST_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
@@ -25,21 +25,36 @@ from evaluation.metrics import Scorer, Scores
 from evaluation.scoring import score
 from evaluation.workloads import GROUPS
 
+if TYPE_CHECKING:  # these bring torch, which scoring does without
+    from captioner.captioning import Captioner
+    from captioner.search import SearchSettings
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 when something is wrong with what was asked."""
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="caption the pictures of a data set and score the captions")
-    run.add_argument("checkpoint", help="a .safetensors file, or `default` for the one that is shipped")
-    run.add_argument("--data", required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}")
-    run.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
     run.add_argument("--captions", type=Path, metavar="FILE", help="keep the captions, as COCO's results")
-    run.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
-    run.add_argument("--length-penalty", type=float, metavar="X", help="as of `caption`")
-    run.add_argument("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
-    run.add_argument("--device", default="auto", help="(%(default)s)")
     run.set_defaults(do=_run)
+
+    report = commands.add_parser("report", help="the same as one HTML page, with pictures and where it looked")
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="such as report.html")
+    report.add_argument(
+        "--pictures", type=int, default=12, metavar="N", help="best, worst, random (%(default)s each)"
+    )
+    report.add_argument("--seed", type=int, default=0, metavar="N", help="of the random ones (%(default)s)")
+    report.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    report.set_defaults(do=_report)
+
+    for command in (run, report):
+        command.add_argument("checkpoint", help="a .safetensors file, or `default` for the one that is shipped")
+        command.add_argument("--data", required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}")
+        command.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
+        command.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
+        command.add_argument("--length-penalty", type=float, metavar="X", help="as of `caption`")
+        command.add_argument("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
+        command.add_argument("--device", default="auto", help="(%(default)s)")
 
     scoring = commands.add_parser("score", help="score a file of captions")
     scoring.add_argument("references", type=Path, help="COCO annotations, JSON Lines, or {image: [captions]}")
@@ -104,9 +119,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from evaluation.table import caption_pictures
+
+    model, records, settings = _open(options)
+    results = caption_pictures(model, records, settings, options.batch_size)
+    captions = {record.image_id: caption.text for record, caption in results}
+    if options.captions:
+        _write_results(captions, options.captions, options)
+    _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from evaluation import report
+    from evaluation.table import caption_pictures
+
+    if options.pictures < 0:
+        raise CaptionerError(f"--pictures must be at least 0, got {options.pictures}")
+    with write_atomically(
+        options.output, overwrite=options.overwrite
+    ) as file:  # refused before the work, not after
+        model, records, settings = _open(options)
+        results = caption_pictures(model, records, settings, options.batch_size)
+        captions = {record.image_id: caption.text for record, caption in results}
+        scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
+        galleries = report.choose(scores.per_image["CIDEr-D"], options.pictures, options.seed)
+        # Where the network looked in all pictures would take much memory; those to show are captioned once more.
+        chosen = set().union(*galleries.values())
+        shown = [record for record in records if record.image_id in chosen]
+        again = caption_pictures(model, shown, settings, options.batch_size)
+        looks = {record.image_id: (record, caption) for record, caption in again}
+        _, _, path = options.data.partition(":")
+        page = report.render(
+            f"{Path(options.checkpoint).stem} on {Path(path).name} {options.split}",
+            {
+                "Model": options.checkpoint,
+                "Data": options.data,
+                "Split": f"{options.split}, {_count_images(scores)}",
+                "Search": f"beam of {settings.beam_size}, length penalty {settings.length_penalty:g}",
+            },
+            report.Findings(records, captions, scores, unavailable, _read_training(options)),
+            {name: [looks[image] for image in images] for name, images in galleries.items()},
+        )
+        file.write(page.encode("utf-8", "backslashreplace"))  # a file's name may hold what UTF-8 cannot
+
+
+def _read_training(options: argparse.Namespace) -> list[str] | None:
+    """Return the captions that the data set has for training; none: it has none, or they are what is scored."""
+    if options.split == "train":
+        return None
+    return [caption for record in _read_split(options.data, "train") for caption in record.captions] or None
+
+
+def _open(options: argparse.Namespace) -> tuple["Captioner", list[Record], "SearchSettings"]:
+    """Return the model, the pictures to caption, and how to."""
     from captioner.captioning import load
     from captioner.search import SearchSettings
-    from evaluation.table import caption_pictures
 
     records = _read_split(options.data, options.split)
     if not records:
@@ -116,13 +183,7 @@ def _run(options: argparse.Namespace) -> None:
         settings = SearchSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise CaptionerError(str(error)) from error
-    model = load(None if options.checkpoint == "default" else options.checkpoint, options.device)
-
-    results = caption_pictures(model, records, settings, options.batch_size)
-    captions = {record.image_id: caption.text for record, caption in results}
-    if options.captions:
-        _write_results(captions, options.captions, options)
-    _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
+    return load(None if options.checkpoint == "default" else options.checkpoint, options.device), records, settings
 
 
 def _read_split(data: str, split: str) -> list[Record]:

@@ -78,18 +78,20 @@ def _repeats_two_words(caption: Sequence[str]) -> bool:
     return len(set(pairs)) < len(pairs)
 
 
+def to_rows(statistics: CaptionStatistics) -> list[tuple[str, str]]:
+    """Return what each figure is called, and the figure."""
+    copied = "not known" if statistics.copied is None else f"{statistics.copied:.1%}"
+    return [
+        ("captions", f"{statistics.captions:,}, {statistics.distinct:,} of them distinct"),
+        ("words", f"{statistics.mean_words:.1f} a caption, {statistics.vocabulary:,} different ones"),
+        ("copied from training", copied),
+        ("a word twice in a row", f"{statistics.repeats_at_once:.1%}"),
+        ("two words in two places", f"{statistics.repeats_two_words:.1%}"),
+        ("unfinished", f"{statistics.unfinished:.1%}"),
+        ("with <unk>", f"{statistics.unknown:.1%}"),
+    ]
+
+
 def to_text(statistics: CaptionStatistics) -> str:
     """Return a line for each figure."""
-    copied = "not known" if statistics.copied is None else f"{statistics.copied:.1%}"
-    words = f"{statistics.mean_words:.1f} a caption, {statistics.vocabulary:,} different ones"
-    return "\n".join(
-        [
-            f"captions                 {statistics.captions:,}, {statistics.distinct:,} of them distinct",
-            f"words                    {words}",
-            f"copied from training     {copied}",
-            f"a word twice in a row    {statistics.repeats_at_once:.1%}",
-            f"two words in two places  {statistics.repeats_two_words:.1%}",
-            f"unfinished               {statistics.unfinished:.1%}",
-            f"with <unk>               {statistics.unknown:.1%}",
-        ]
-    )
+    return "\n".join(f"{name:<25}{figure}" for name, figure in to_rows(statistics))

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,40 @@ def pictures(tmp_path) -> list[Path]:
         paths.append(tmp_path / f"picture-{number}.png")
         Image.fromarray((noise + random.integers(0, 190, 3)).astype(np.uint8)).save(paths[-1])
     return paths
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser: pip install playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs a browser: install Debian's package chromium")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    arguments += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=chromium, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Open a page from its file, offline, in a window of some width; nothing on it may complain."""
+    complaints, contexts = [], []
+
+    def visit(page, width=1280):
+        file = tmp_path / "page.html"
+        file.write_text(page, encoding="utf-8")
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": 800}, offline=True, reduced_motion="reduce")
+        )
+        tab = contexts[-1].new_page()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(file.as_uri())
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not complaints

@@ -17,6 +17,7 @@ LAYERS = [
     {"checkpoint"},
     {"captioning"},
     {"overlay", "output"},
+    {"page"},
     {"__init__"},
     {"cli"},
     {"__main__"},

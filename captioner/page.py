@@ -1,0 +1,158 @@
+"""A picture and its caption as HTML: point at a word, and the picture is lit where the network looked.
+
+A page holds all that it shows and runs no script: it works from a file, offline, and wherever it is sent, and text
+from captions or file names could do nothing even if it were taken for markup. HTML and CSS are enough because each
+word carries its light: an image that lies over the photograph, hidden until the word is pointed at, tapped or
+reached with the keyboard.
+"""
+
+import base64
+import html
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from captioner import images
+from captioner.captioning import Caption
+from captioner.overlay import DIMMED, GLOW, PANEL_SIDE, fit_to_panel, panel_size, spread_light
+from captioner.vocabulary import join
+
+QUALITY = 80  # of the photograph, as JPEG
+LIGHT_SIDE = 64  # pixels, as `PANEL_SIDE`; light is smooth, and stretched it looks the same
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a page may do: show the images and the style that it holds, and nothing else."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #f6f4f0; --card: #ffffff; --ink: #211f1c; --faint: #6a655e; --rule: #e0dbd3;
+  --accent: #a8480f; --mark: #fde8d0; --grey: #938b80;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #151412; --card: #1f1d1a; --ink: #ece7df; --faint: #a69f94; --rule: #37332d;
+    --accent: #f3a35c; --mark: #523516; --grey: #7d766b;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body {
+  margin: 0; padding: clamp(1rem, 4vw, 3rem); background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
+}
+.captioned {
+  position: relative; margin: 0; max-width: 32rem; overflow: hidden;
+  background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
+}
+.panel {
+  display: block; margin: 0 auto; width: min(100%, calc(26rem * var(--ratio))); aspect-ratio: var(--ratio);
+}
+.name, .figures {
+  display: block; margin: 0; padding: .5rem 1rem; height: 2.125rem; font-size: .8125rem; line-height: 1.125rem;
+  color: var(--faint); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
+.caption { margin: 0; padding: .25rem 1rem 1rem; font: 1.25rem/1.45 Charter, Cambria, Georgia, serif; }
+.word {
+  padding: .1em 0; border-radius: .2em; cursor: default;
+  text-decoration: underline dotted var(--grey) 1px; text-underline-offset: .25em;
+}
+.word:hover, .word:focus { background: var(--mark); box-shadow: 0 0 0 .12em var(--mark); outline: none; }
+.word:focus-visible { outline: 2px solid var(--accent); outline-offset: .12em; }
+.look { position: absolute; inset: 0 0 auto; visibility: hidden; opacity: 0; pointer-events: none; }
+.figures { background: var(--card); color: var(--ink); font-family: system-ui, sans-serif; }
+.word:hover > .look, .word:focus > .look { visibility: visible; opacity: 1; }
+.caption:has(:hover) > .word:focus:not(:hover) > .look { visibility: hidden; opacity: 0; }
+@media (prefers-reduced-motion: no-preference) { .look { transition: opacity .15s, visibility .15s; } }
+"""
+"""What every page looks like. While one word has the focus and another is pointed at, the latter has the light."""
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """Return a whole page.
+
+    Args:
+        title: plain text.
+        body: HTML.
+        style: CSS that comes after `STYLE`.
+    """
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def figure(picture: images.Source, caption: Caption, name: str = "", details: str = "") -> str:
+    """Return the picture over its caption, each word of which shows where the network looked.
+
+    The light is that of `overlay.light_up`. While a word shows it, the line below the picture tells the word's
+    probability, the largest attention weight, which is full light, and where the mechanism can tell, the share of
+    the word's context that came from the picture.
+
+    Args:
+        picture: the picture that was captioned, in any form that `Captioner.caption` takes.
+        caption: what it was captioned with.
+        name: plain text for the line below the picture, while no word is pointed at.
+        details: HTML to follow the caption.
+
+    Raises:
+        ImageError: if the picture cannot be read.
+    """
+    photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
+    words = [_word(caption, place, photograph.size) for place in range(len(caption.words))]
+    return (
+        f'<figure class="captioned" style="--ratio:{photograph.width / photograph.height:.6g}">'
+        f'<img class="panel" alt="{html.escape(caption.text or "no caption")}" src="{_to_jpeg(photograph)}">'
+        f'<figcaption><p class="name">{html.escape(name)}</p>'
+        f'<p class="caption">{"".join(words) or "no words"}</p>{details}</figcaption></figure>'
+    )
+
+
+def _word(caption: Caption, place: int, size: tuple[int, int]) -> str:
+    """Return a word after the space that it stands behind, with its light for a photograph of this size."""
+    word, weights = caption.words[place], caption.attention[place]
+    figures = [f"probability {math.exp(caption.log_probs[place]):.1%}", f"peak weight {weights.max():.1%}"]
+    if caption.visual is not None:
+        figures.append(f"visual {caption.visual[place]:.0%}")
+    light = spread_light(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE))
+    space = join(["", word]).removesuffix(word) if place else ""
+    return (
+        f'{space}<span class="word" tabindex="0">{html.escape(word)}<span class="look">'
+        f'<img class="panel" alt="" src="{_to_png(light)}">'
+        f'<span class="figures">{" · ".join(figures)}</span></span></span>'
+    )
+
+
+def _to_jpeg(photograph: Image.Image) -> str:
+    file = io.BytesIO()
+    photograph.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return _to_uri("image/jpeg", file.getvalue())
+
+
+def _to_png(light: np.ndarray) -> str:
+    """Return an image that lights as `light_up` does what it lies over.
+
+    light_up's photograph * a + 255 * b is a layer of the opacity 1 - a and the grey 255 * b / (1 - a).
+    """
+    opacity = 1 - DIMMED - (1 - DIMMED - GLOW) * light
+    grey = 255 * GLOW * light / opacity
+    file = io.BytesIO()
+    layer = np.stack([grey, 255 * opacity], axis=-1).round().astype(np.uint8)  # (height, width, 2)
+    Image.fromarray(layer).save(file, "PNG", optimize=True)
+    return _to_uri("image/png", file.getvalue())
+
+
+def _to_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

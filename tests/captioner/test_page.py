@@ -1,0 +1,180 @@
+import base64
+import io
+import math
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.captioning import Caption
+from captioner.images import Rectangle
+from captioner.overlay import DIMMED, fit_to_panel, light_up
+from captioner.page import POLICY, document, figure
+
+GREEN = (20, 120, 20)
+EVERYTHING = Rectangle(0, 0, 1, 1)
+
+
+def make_caption(words, attention=None, rectangle=EVERYTHING, **others):
+    if attention is None:
+        attention = np.full((len(words), 7, 7), 1 / 49, np.float32)
+    text = " ".join(words).replace(" 's", "'s")
+    return Caption(text, tuple(words), (-0.5,) * len(words), -1.0, -1.0, attention, rectangle, **others)
+
+
+def one_bright_place(row, column, grid=7):
+    weights = np.full((grid, grid), 0.001, np.float32)
+    weights[row, column] = 1
+    return (weights / weights.sum())[None]
+
+
+def images_of(page):
+    """The images of a page, in their order: the photographs and, each after its own, the lights of its words."""
+    return [
+        Image.open(io.BytesIO(base64.b64decode(content)))
+        for content in re.findall(r'src="data:image/(?:jpeg|png);base64,([^"]+)"', page)
+    ]
+
+
+def lay_over(photograph, light):
+    """What a browser shows: it blends colours that are multiplied by their opacity, also while it stretches."""
+    layer = np.asarray(light.convert("RGBA").convert("RGBa").resize(photograph.size, Image.Resampling.BILINEAR))
+    return np.asarray(photograph) * (1 - layer[..., 3:] / 255.0) + layer[..., :3]
+
+
+def visible_text(page):
+    return unescape(re.sub(r"<[^>]*>", "", re.sub(r'<span class="look">.*?</span></span>', "</span>", page)))
+
+
+@pytest.mark.parametrize("size", [(300, 300), (640, 400), (300, 500), (40, 30)])
+@pytest.mark.parametrize("rectangle", [EVERYTHING, Rectangle(-0.25, 0, 1.25, 1), Rectangle(0, -1, 1, 2)])
+@pytest.mark.parametrize("grid", [7, 14])
+def test_the_light_is_that_of_the_overlay(size, rectangle, grid):
+    random = np.random.default_rng(0)
+    weights = random.dirichlet(np.full(grid * grid, 0.3)).reshape(grid, grid).astype(np.float32)
+    picture = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    _, light = images_of(figure(picture, make_caption(["dog"], weights[None], rectangle)))
+    photograph = fit_to_panel(picture)
+    expected = np.asarray(light_up(photograph, weights, rectangle))
+    assert np.abs(lay_over(photograph, light) - expected).max() < 12  # of 255; what a coarse light may miss
+    assert np.abs(lay_over(photograph, light) - expected).mean() < 1
+
+
+def test_what_the_network_did_not_see_is_dim():
+    picture = Image.new("RGB", (400, 200), GREEN)
+    _, light = images_of(figure(picture, make_caption(["dog"], rectangle=Rectangle(0.25, 0, 0.75, 1))))
+    shown = lay_over(fit_to_panel(picture), light)[..., 1]
+    width = shown.shape[1]
+    assert shown[:, : width // 4 - 5] == pytest.approx(DIMMED * GREEN[1], abs=1)
+    assert shown[:, -width // 4 + 5 :] == pytest.approx(DIMMED * GREEN[1], abs=1)
+    assert shown[:, width // 4 + 5 : -width // 4 - 5].min() > 120
+
+
+def test_words_tell_their_probability_and_peak_weight():
+    page = figure(Image.new("RGB", (9, 9)), make_caption(["dog"], one_bright_place(0, 0)))
+    assert f"probability {math.exp(-0.5):.1%} · peak weight {1 / 1.048:.1%}</span>" in page
+    page = figure(Image.new("RGB", (9, 9)), make_caption(["dog"], visual=(0.25,)))
+    assert "peak weight 2.0% · visual 25%</span>" in page
+
+
+def test_the_words_read_as_the_caption_and_so_does_the_alternative_text():
+    page = figure(Image.new("RGB", (9, 9)), make_caption(["a", "dog", "'s", "ball"]), name="dog.jpg")
+    assert visible_text(page) == "dog.jpga dog's ball"
+    assert 'alt="a dog&#x27;s ball"' in page
+    assert page.count('tabindex="0"') == 4
+
+
+def test_a_caption_without_words_says_so():
+    page = figure(Image.new("RGB", (9, 9)), make_caption([]))
+    assert 'alt="no caption"' in page
+    assert visible_text(page) == "no words"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (9000, 1), (1, 9000), (300, 40), (40, 300)])
+def test_pictures_of_any_shape_can_be_shown(size):
+    page = figure(Image.new("RGB", size, GREEN), make_caption(["a", "b"]))
+    photograph, first, second = images_of(page)
+    assert photograph.width * photograph.height <= 1.1 * 300**2
+    assert first.size == second.size
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"onload="alert(1)', "'><b>", "&lt;", "</title><b>"])
+def test_no_text_becomes_markup(text):
+    expected = "".join(
+        {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;", "'": "&#x27;"}.get(c, c) for c in text
+    )
+    page = document(text, figure(Image.new("RGB", (9, 9)), make_caption([text]), text))
+    assert text not in page.replace(expected, "")
+    assert page.count(expected) == 4  # the title, the alternative text, the name, the word
+
+
+def test_a_page_fetches_and_runs_nothing():
+    page = document("dog", figure(Image.new("RGB", (9, 9)), make_caption(["dog"])))
+    assert f'http-equiv="Content-Security-Policy" content="{POLICY}"' in page
+    assert "default-src 'none'" in POLICY
+    assert "script" not in page
+    assert not re.findall(r"https?:|url\(|@import|src=\"(?!data:)|href", page)
+
+
+def look_at(photograph):
+    """The inner 50 x 50 of the 70 x 70 pixels that a photograph as the window shows it is brought to."""
+    box = photograph.bounding_box()
+    screen = Image.open(io.BytesIO(photograph.page.screenshot(full_page=True))).convert("RGB")
+    box = (box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"])
+    return np.asarray(screen.crop(tuple(map(round, box))).resize((70, 70)))[10:60, 10:60].astype(int)
+
+
+TWO_PLACES = np.concatenate([one_bright_place(1, 1), one_bright_place(5, 5)])
+
+
+def assert_lit(pixels, row, column):
+    """Cell (row, column) of 7 x 7 shines, and the cell across the picture is dim."""
+    expected = np.asarray(light_up(Image.new("RGB", (70, 70), GREEN), one_bright_place(row, column)[0], EVERYTHING))
+    assert np.abs(pixels - expected[10:60, 10:60]).max() <= 6
+
+
+def assert_as_it_is(pixels):
+    assert np.abs(pixels - GREEN).max() <= 3  # what JPEG and colours of the screen cost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("size", [(300, 300), (640, 400), (400, 640)])
+def test_pointing_at_a_word_lights_its_place_in_a_browser(visit, width, size):
+    pictures = [figure(Image.new("RGB", size, GREEN), make_caption(["dog", "ball"], TWO_PLACES))] * 2
+    tab = visit(document("dog", "".join(pictures)), width)
+    first, second = (tab.locator(".captioned > .panel").nth(number) for number in (0, 1))
+    words = tab.locator(".word")
+    assert_as_it_is(look_at(first))
+    words.nth(0).hover()
+    assert_lit(look_at(first), 1, 1)
+    assert_as_it_is(look_at(second))
+    words.nth(1).click()  # and so it has the focus
+    words.nth(0).hover()
+    assert_lit(look_at(first), 1, 1)
+    tab.mouse.move(0, 0)
+    assert_lit(look_at(first), 5, 5)
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_reaches_the_words_in_a_browser(visit):
+    tab = visit(
+        document("dog", figure(Image.new("RGB", (300, 300), GREEN), make_caption(["dog", "ball"], TWO_PLACES)))
+    )
+    photograph = tab.locator(".captioned > .panel")
+    for place in (1, 5):
+        tab.keyboard.press("Tab")
+        assert_lit(look_at(photograph), place, place)
+        assert tab.locator(".figures").nth(place // 5).is_visible()
+    tab.keyboard.press("Tab")
+    assert_as_it_is(look_at(photograph))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(300, 300), (3000, 100), (100, 3000), (1, 1)])
+def test_a_narrow_window_never_scrolls_sideways(visit, size):
+    words = ["dog", "x" * 100, "'s"]
+    tab = visit(document("dog", figure(Image.new("RGB", size), make_caption(words), "y" * 200)), width=360)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
