@@ -150,7 +150,7 @@ def _to_png(light: np.ndarray) -> str:
     grey = 255 * GLOW * light / opacity
     file = io.BytesIO()
     layer = np.stack([grey, 255 * opacity], axis=-1).round().astype(np.uint8)  # (height, width, 2)
-    Image.fromarray(layer).save(file, "PNG", optimize=True)
+    Image.fromarray(layer).save(file, "PNG")
     return _to_uri("image/png", file.getvalue())
 
 
