@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 when something is wrong with what was asked."""
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    instances_help = "COCO's instances_*.json of the pictures, to count objects that are named and not there"
     run = commands.add_parser("run", help="caption the pictures of a data set and score the captions")
     run.add_argument("checkpoint", help="a .safetensors file, or `default` for the one that is shipped")
     run.add_argument("--data", required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}")
@@ -30,11 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--length-penalty", type=float, metavar="X", help="as of `caption`")
     run.add_argument("--batch-size", type=int, default=64, metavar="N", help="(%(default)s)")
     run.add_argument("--device", default="auto", help="(%(default)s)")
+    run.add_argument("--instances", nargs="+", type=Path, metavar="FILE", help=instances_help)
     run.set_defaults(do=_run)
 
     score = commands.add_parser("score", help="score a file of captions")
     score.add_argument("references", type=Path, help="COCO annotations, JSON Lines, or {image: [captions]}")
     score.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
+    score.add_argument("--instances", nargs="+", type=Path, metavar="FILE", help=instances_help)
     score.set_defaults(do=_score)
 
     compare = commands.add_parser(
@@ -69,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from captioner.captioning import load
     from captioner.search import SearchSettings
+    from evaluation.grounding import read_truth, tally
     from evaluation.table import caption_pictures
 
     records = _read_split(options.data, options.split)
@@ -80,26 +85,40 @@ def _run(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise CaptionerError(str(error)) from error
     model = load(None if options.checkpoint == "default" else options.checkpoint, options.device)
+    truth = read_truth(*_parse(options.data), records, options.instances or ())
 
-    results = caption_pictures(model, records, settings, options.batch_size)
+    results = list(caption_pictures(model, records, settings, options.batch_size))
     captions = {record.image_id: caption.text for record, caption in results}
     if options.captions:
         rows = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
         with write_atomically(options.captions, overwrite=options.overwrite) as file:
             file.write(json.dumps(rows, indent=0, ensure_ascii=False).encode())
-    _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
+    scorer = Scorer({record.image_id: record.captions for record in records})
+    _score_captions(scorer, captions, options, partial(tally, results, truth))
+
+
+def _parse(data: str) -> tuple[str, Path]:
+    """Return the layout and the place of a data set that is given as LAYOUT:PATH."""
+    layout, _, path = data.partition(":")
+    return layout, Path(path)
 
 
 def _read_split(data: str, split: str) -> list[Record]:
     """Return the records of a split of a data set that is given as LAYOUT:PATH."""
-    layout, _, path = data.partition(":")
-    return [record for record in read_dataset(layout, Path(path)) if record.split == split]
+    return [record for record in read_dataset(*_parse(data)) if record.split == split]
 
 
 def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
-    _score_captions(Scorer(references.captions), candidates, options)
+    tally: Callable[[], Mapping[str, bootstrap.Tally[str]]] = dict
+    if options.instances:
+        from evaluation.grounding import tally_hallucinations
+        from evaluation.instances import read_instances
+
+        instances = read_instances(options.instances, references.captions)
+        tally = partial(tally_hallucinations, candidates, references.captions, instances)
+    _score_captions(Scorer(references.captions), candidates, options, tally)
 
 
 def _statistics(options: argparse.Namespace) -> None:
@@ -133,7 +152,13 @@ def _compare(options: argparse.Namespace) -> None:
     _write(numbers, "\n".join([*lines, _count_images(first)]), options)
 
 
-def _score_captions(scorer: Scorer[str], captions: Mapping[str, str], options: argparse.Namespace) -> None:
+def _score_captions(
+    scorer: Scorer[str],
+    captions: Mapping[str, str],
+    options: argparse.Namespace,
+    tally: Callable[[], Mapping[str, bootstrap.Tally[str]]] = dict,
+) -> None:
+    """Print the scores, and the ratios of what `tally` counts in captions that are known to be complete."""
     try:
         with Meteor() as meteor:
             scores, unavailable = scorer.score(captions, meteor), {}
@@ -142,6 +167,14 @@ def _score_captions(scorer: Scorer[str], captions: Mapping[str, str], options: a
     intervals = bootstrap.intervals(scores)
     lines = [f"{metric:<10}  unavailable: {reason}" for metric, reason in unavailable.items()]
     numbers = {**to_json(scores), "intervals": intervals, "unavailable": unavailable}
+    if tallies := tally():
+        from evaluation.grounding import to_text
+
+        ratios = bootstrap.ratios(tallies)
+        numbers["objects"] = {
+            name: {**ratio._asdict(), "per_image": tallies[name]} for name, ratio in ratios.items()
+        }
+        lines.append(to_text(ratios))
     _write(numbers, "\n".join([table(scores, intervals), *lines]), options)
 
 
