@@ -1,4 +1,4 @@
-"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote, compare, measure speed."""
+"""`python -m evaluation`: score captions, or a checkpoint, against what people wrote, or compare training runs."""
 
 import argparse
 import json
@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
-from evaluation import bootstrap
+from evaluation import bootstrap, tables
 from evaluation.captions import (
     References,
     number_images,
     read_candidates,
     read_references,
     read_scores,
-    to_json,
     to_results,
 )
 from evaluation.datasets import READERS, Record, read_dataset
-from evaluation.metrics import Scorer, Scores
+from evaluation.findings import Findings, caption_pictures, evaluate
+from evaluation.grounding import Truth, read_truth, tally_hallucinations
+from evaluation.instances import read_instances
+from evaluation.metrics import Scorer
 from evaluation.scoring import score
 from evaluation.workloads import GROUPS
 
@@ -31,9 +33,22 @@ if TYPE_CHECKING:  # these bring torch, which scoring does without
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 when something is wrong with what was asked."""
+    """Run one command; return 0, 2 when something is wrong with what was asked, or 130 after Ctrl-C."""
+    options = _build_parser().parse_args(arguments)
+    try:
+        options.do(options)
+    except CaptionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+
     run = commands.add_parser("run", help="caption the pictures of a data set and score the captions")
     run.add_argument("--captions", type=Path, metavar="FILE", help="keep the captions, as COCO's results")
     run.set_defaults(do=_run)
@@ -44,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--pictures", type=int, default=12, metavar="N", help="best, worst, random (%(default)s each)"
     )
     report.add_argument("--seed", type=int, default=0, metavar="N", help="of the random ones (%(default)s)")
-    report.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     report.set_defaults(do=_report)
 
     for command in (run, report):
@@ -60,6 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scoring.add_argument("references", type=Path, help="COCO annotations, JSON Lines, or {image: [captions]}")
     scoring.add_argument("candidates", type=Path, help="COCO results, JSON Lines of `caption`, or {image: caption}")
     scoring.set_defaults(do=_score)
+    for command in (run, report, scoring):
+        command.add_argument(
+            "--instances",
+            nargs="+",
+            type=Path,
+            default=(),
+            metavar="FILE",
+            help="COCO's instances_*.json of the pictures, to count objects that are named and not there",
+        )
 
     compare = commands.add_parser(
         "compare", help="tell whether one set of captions scores more than noise above another"
@@ -68,15 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compare.add_argument("second", type=Path, help="the same, of other captions for the same pictures")
     compare.set_defaults(do=_compare)
 
-    statistics = commands.add_parser("statistics", help="tell what a file of captions is like")
-    statistics.add_argument("candidates", type=Path, help="as of `score`")
-    statistics.add_argument("--training", metavar="LAYOUT:PATH", help="count what is copied from these")
-    statistics.set_defaults(do=_statistics)
-
     markdown = commands.add_parser("markdown", help="put kept scores in one Markdown table, for a paper")
     markdown.add_argument("scores", nargs="+", type=Path, help="what `run` or `score` wrote with --json")
     markdown.add_argument("--plain", action="store_true", help="leave out the 95 %% intervals")
     markdown.set_defaults(do=_markdown)
+
+    statistics = commands.add_parser("statistics", help="tell what a file of captions is like")
+    statistics.add_argument("candidates", type=Path, help="as of `score`")
+    statistics.add_argument("--training", metavar="LAYOUT:PATH", help="count what is copied from these")
+    statistics.set_defaults(do=_statistics)
 
     results = commands.add_parser(
         "results", help="turn captions of COCO's pictures into the file that its server takes"
@@ -105,60 +128,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for command in (run, scoring, compare, statistics, runs, speed):
         command.add_argument("--json", metavar="FILE", help="write all numbers, unrounded; - is stdout")
-    for command in (run, scoring, compare, statistics, results, runs):
+    for command in (run, report, scoring, compare, statistics, results, runs, speed):
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    options = parser.parse_args(arguments)
-    try:
-        options.do(options)
-    except CaptionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    from evaluation.table import caption_pictures
-
-    model, records, settings = _open(options)
-    results = caption_pictures(model, records, settings, options.batch_size)
-    captions = {record.image_id: caption.text for record, caption in results}
+    model, records, settings, truth = _open(options)
+    findings = evaluate(model, records, settings, truth, options.batch_size)
     if options.captions:
-        _write_results(captions, options.captions, options)
-    _score_captions(Scorer({record.image_id: record.captions for record in records}), captions, options)
+        _write_results(findings.captions, options.captions, options)
+    _write(findings.to_json(), findings.to_text(), options)
 
 
 def _report(options: argparse.Namespace) -> None:
     from evaluation import report
-    from evaluation.table import caption_pictures
 
     if options.pictures < 0:
         raise CaptionerError(f"--pictures must be at least 0, got {options.pictures}")
-    with write_atomically(
-        options.output, overwrite=options.overwrite
-    ) as file:  # refused before the work, not after
-        model, records, settings = _open(options)
-        results = caption_pictures(model, records, settings, options.batch_size)
-        captions = {record.image_id: caption.text for record, caption in results}
-        scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
-        galleries = report.choose(scores.per_image["CIDEr-D"], options.pictures, options.seed)
+    with write_atomically(options.output, overwrite=options.overwrite) as file:  # refused before the work
+        model, records, settings, truth = _open(options)
+        findings = evaluate(model, records, settings, truth, options.batch_size)
+        galleries = report.choose(findings.scores.per_image["CIDEr-D"], options.pictures, options.seed)
         # Where the network looked in all pictures would take much memory; those to show are captioned once more.
         chosen = set().union(*galleries.values())
         shown = [record for record in records if record.image_id in chosen]
         again = caption_pictures(model, shown, settings, options.batch_size)
         looks = {record.image_id: (record, caption) for record, caption in again}
-        _, _, path = options.data.partition(":")
+        _, path = _parse(options.data)
         page = report.render(
-            f"{Path(options.checkpoint).stem} on {Path(path).name} {options.split}",
+            f"{Path(options.checkpoint).stem} on {path.name} {options.split}",
             {
                 "Model": options.checkpoint,
                 "Data": options.data,
-                "Split": f"{options.split}, {_count_images(scores)}",
+                "Split": f"{options.split}, {tables.count_images(findings.scores)}",
                 "Search": f"beam of {settings.beam_size}, length penalty {settings.length_penalty:g}",
             },
-            report.Findings(records, captions, scores, unavailable, _read_training(options)),
+            records,
+            findings,
             {name: [looks[image] for image in images] for name, images in galleries.items()},
+            _read_training(options),
         )
         file.write(page.encode("utf-8", "backslashreplace"))  # a file's name may hold what UTF-8 cannot
 
@@ -170,8 +179,8 @@ def _read_training(options: argparse.Namespace) -> list[str] | None:
     return [caption for record in _read_split(options.data, "train") for caption in record.captions] or None
 
 
-def _open(options: argparse.Namespace) -> tuple["Captioner", list[Record], "SearchSettings"]:
-    """Return the model, the pictures to caption, and how to."""
+def _open(options: argparse.Namespace) -> tuple["Captioner", list[Record], "SearchSettings", Truth]:
+    """Return the model, the pictures to caption, how to, and what is known of their objects."""
     from captioner.captioning import load
     from captioner.search import SearchSettings
 
@@ -183,19 +192,43 @@ def _open(options: argparse.Namespace) -> tuple["Captioner", list[Record], "Sear
         settings = SearchSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise CaptionerError(str(error)) from error
-    return load(None if options.checkpoint == "default" else options.checkpoint, options.device), records, settings
+    model = load(None if options.checkpoint == "default" else options.checkpoint, options.device)
+    return model, records, settings, read_truth(*_parse(options.data), records, options.instances)
+
+
+def _parse(data: str) -> tuple[str, Path]:
+    """Return the layout and the path of a data set that is given as LAYOUT:PATH."""
+    layout, _, path = data.partition(":")
+    return layout, Path(path)
 
 
 def _read_split(data: str, split: str) -> list[Record]:
-    """Return the records of a split of a data set that is given as LAYOUT:PATH."""
-    layout, _, path = data.partition(":")
-    return [record for record in read_dataset(layout, Path(path)) if record.split == split]
+    return [record for record in read_dataset(*_parse(data)) if record.split == split]
 
 
 def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
-    _score_captions(Scorer(references.captions), candidates, options)
+    instances = read_instances(options.instances, references.captions) if options.instances else {}
+    scores, unavailable = score(Scorer(references.captions), candidates)
+    tallies = tally_hallucinations(candidates, references.captions, instances) if instances else {}
+    findings = Findings(candidates, scores, unavailable, tallies)
+    _write(findings.to_json(), findings.to_text(), options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    first, second = (read_scores(file) for file in (options.first, options.second))
+    differences = bootstrap.compare(first, second)
+    numbers = {metric: found._asdict() for metric, found in differences.items()}
+    _write(numbers, tables.differences_to_text(first, second, differences), options)
+
+
+def _markdown(options: argparse.Namespace) -> None:
+    names = [file.stem for file in options.scores]
+    if len(set(names)) < len(names):
+        raise DataError("two files of scores have the same name, which names their rows; rename one")
+    several = {file.stem: read_scores(file) for file in options.scores}
+    print(tables.scores_to_markdown(several, plain=options.plain))
 
 
 def _statistics(options: argparse.Namespace) -> None:
@@ -209,25 +242,11 @@ def _statistics(options: argparse.Namespace) -> None:
     _write(asdict(found), to_text(found), options)
 
 
-def _markdown(options: argparse.Namespace) -> None:
-    from evaluation.tables import to_markdown
-
-    names = [file.stem for file in options.scores]
-    if len(set(names)) < len(names):
-        raise DataError("two files of scores have the same name, which names their rows; rename one")
-    print(to_markdown({file.stem: read_scores(file) for file in options.scores}, plain=options.plain))
-
-
 def _results(options: argparse.Namespace) -> None:
     captions = number_images(read_candidates(options.candidates, References({}, {})), options.expected)
     file = options.folder / f"captions_{options.images}_{options.name}_results.json"
     _write_results(captions, file, options)
     print(file)
-
-
-def _write_results(captions: Mapping[str, str], path: Path, options: argparse.Namespace) -> None:
-    with write_atomically(path, overwrite=options.overwrite) as file:
-        file.write(json.dumps(to_results(captions), indent=0, ensure_ascii=False).encode())
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -250,24 +269,9 @@ def _speed(options: argparse.Namespace) -> None:
     _write(numbers, to_text(machine, figures, options.rounds), options)
 
 
-def _compare(options: argparse.Namespace) -> None:
-    first, second = (read_scores(file) for file in (options.first, options.second))
-    differences = bootstrap.compare(first, second)
-    lines = [f"{'x 100':>16}{'second':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"]
-    for metric, found in differences.items():
-        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-        scores = f"{100 * first.corpus[metric]:6.1f}{100 * second.corpus[metric]:8.1f}"
-        lines.append(f"{metric:<10}{scores}{100 * found.value:+12.1f}{interval:>18}{found.p:8.3f}")
-    numbers = {metric: found._asdict() for metric, found in differences.items()}
-    _write(numbers, "\n".join([*lines, _count_images(first)]), options)
-
-
-def _score_captions(scorer: Scorer[str], captions: Mapping[str, str], options: argparse.Namespace) -> None:
-    scores, unavailable = score(scorer, captions)
-    intervals = bootstrap.intervals(scores)
-    lines = [f"{metric:<10}  unavailable: {reason}" for metric, reason in unavailable.items()]
-    numbers = {**to_json(scores), "intervals": intervals, "unavailable": unavailable}
-    _write(numbers, "\n".join([table(scores, intervals), *lines]), options)
+def _write_results(captions: Mapping[str, str], path: Path, options: argparse.Namespace) -> None:
+    with write_atomically(path, overwrite=options.overwrite) as file:
+        file.write(json.dumps(to_results(captions), indent=0, ensure_ascii=False).encode())
 
 
 def _write(numbers: Any, text: str, options: argparse.Namespace) -> None:
@@ -280,21 +284,6 @@ def _write(numbers: Any, text: str, options: argparse.Namespace) -> None:
         with write_atomically(options.json, overwrite=options.overwrite) as file:
             file.write(f"{exact}\n".encode())
     print(text)
-
-
-def table(scores: Scores[str], intervals: Mapping[str, bootstrap.Interval]) -> str:
-    """Return the corpus scores a line each, times 100 as papers print them, with their intervals."""
-    lines = [f"{'x 100':>16}{'95 % interval':>17}{'without penalty':>18}"]
-    for metric, value in scores.corpus.items():
-        interval = f"{100 * intervals[metric].low:.1f} to {100 * intervals[metric].high:.1f}"
-        without = f"{100 * scores.precisions[metric]:18.1f}" if metric in scores.precisions else ""
-        lines.append(f"{metric:<10}{100 * value:6.1f}{interval:>17}{without}")
-    return "\n".join([*lines, _count_images(scores)])
-
-
-def _count_images(scores: Scores[str]) -> str:
-    images = len(scores.bleu_counts)
-    return f"{images} images" if images != 1 else "1 image"
 
 
 if __name__ == "__main__":

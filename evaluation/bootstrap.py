@@ -6,9 +6,9 @@ there are, a thousand times over, and each draw is scored as a corpus of its own
 a draw, and so is METEOR; ROUGE-L, CIDEr-D and SPICE are its means, with the document frequencies of all pictures.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from evaluation.metrics import METRICS, BleuCounts, Scores, bleu
 from evaluation.ngrams import LONGEST_NGRAM
 
 Key = TypeVar("Key", bound=Hashable)
+Tally: TypeAlias = dict[Key, tuple[float, float]]
+"""Of each image a part and the whole that it is of, such as the mistakes among the words of its caption."""
 
 ROUNDS = 1000
 """How many draws."""
@@ -47,10 +49,40 @@ class Difference(NamedTuple):
     two-sided level of the paired bootstrap (Efron and Tibshirani, section 16.4), not below 1 / (draws + 1)."""
 
 
+class Ratio(NamedTuple):
+    """The sum of all parts of a tally over the sum of its wholes, and its interval; none: the wholes sum to 0."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    whole: float
+    """The sum of the wholes."""
+
+
 def intervals(scores: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
     """Return the interval of each metric: the middle `LEVEL` of the draws' scores."""
     (draws,) = _draw([scores], list(scores.bleu_counts), rounds, seed)
     return {metric: Interval(*_middle(values)) for metric, values in draws.items()}
+
+
+def ratios(tallies: Mapping[str, Tally[Key]], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Ratio]:
+    """Return the ratio of each tally, all of the same images; the draws are those of `intervals` and `compare`.
+
+    A draw without any whole, as a few images may yield, has no ratio and is left out.
+    """
+    if not tallies:
+        return {}
+    images = list(next(iter(tallies.values())))
+    counts = np.array([[tally[image] for tally in tallies.values()] for image in images], float)
+    additive = counts.reshape(len(images), -1)  # from (images, tallies, 2)
+    draws = np.concatenate([weights @ additive for weights in _weights(len(images), rounds, seed)])
+    found = {}
+    for number, name in enumerate(tallies):
+        part, whole = counts[:, number].sum(axis=0).tolist()
+        parts, wholes = draws[:, 2 * number : 2 * number + 2].T
+        drawn = parts[wholes > 0] / wholes[wholes > 0]
+        found[name] = Ratio(part / whole, *_middle(drawn), whole) if whole else Ratio(None, None, None, 0)
+    return found
 
 
 def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Difference]:

@@ -1,28 +1,33 @@
 """Does attention lie on the object? Measured for any data with masks, one map and one object at a time.
 
-The grid of the map and the mask cover the same frame, so a cell may end within a pixel: a pixel counts by the part
-of it that lies in the cell.
+The grid of the map covers a rectangle of the picture, the mask all of it, so a cell may end within a pixel: a pixel
+counts by the part of it that lies in the cell. What the rectangle leaves out of an object cannot be looked at, and
+nothing of it lies in a border.
 """
 
 import numpy as np
 
 from captioner.errors import DataError
+from captioner.images import Rectangle
+
+WHOLE = Rectangle(0, 0, 1, 1)
 
 
-def attention_mass(attention: np.ndarray, mask: np.ndarray) -> float:
+def attention_mass(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle = WHOLE) -> float:
     """Return the share of attention that falls on an object, 0..1; each cell's weight is spread evenly over it.
 
     Args:
         attention: the map (rows, columns) of one word, summing to 1.
-        mask: the object, bool (H, W).
+        mask: the object, bool (H, W), in the whole picture.
+        rectangle: the part of the picture that the map covers.
 
     Raises:
         DataError: if the map or the mask has another shape or type.
     """
-    return float((attention * _covered(attention, mask)).sum())
+    return float((attention * _covered(attention, mask, rectangle)).sum())
 
 
-def points_at(attention: np.ndarray, mask: np.ndarray) -> bool:
+def points_at(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle = WHOLE) -> bool:
     """Tell whether attention hits an object in the pointing game of Zhang et al. 2016 (arXiv 1608.00507).
 
     The peak is the cell of the greatest weight, the first in reading order where several are equal. It hits if it
@@ -31,15 +36,16 @@ def points_at(attention: np.ndarray, mask: np.ndarray) -> bool:
 
     Args:
         attention: the map (rows, columns) of one word.
-        mask: the object, bool (H, W).
+        mask: the object, bool (H, W), in the whole picture.
+        rectangle: the part of the picture that the map covers.
 
     Raises:
         DataError: if the map or the mask has another shape or type.
     """
-    return bool(_covered(attention, mask).flat[attention.argmax()] > 0)
+    return bool(_covered(attention, mask, rectangle).flat[attention.argmax()] > 0)
 
 
-def _covered(attention: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _covered(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle) -> np.ndarray:
     """Return (rows, columns): the share of each cell that the object covers."""
     if attention.ndim != 2 or mask.ndim != 2 or mask.dtype != bool or not attention.size or not mask.size:
         raise DataError(
@@ -47,11 +53,17 @@ def _covered(attention: np.ndarray, mask: np.ndarray) -> np.ndarray:
             f"got {attention.shape} and {mask.dtype} {mask.shape}"
         )
     (rows, columns), (height, width) = attention.shape, mask.shape
-    return _overlaps(rows, height) @ mask @ _overlaps(columns, width).T * (rows * columns / (height * width))
+    left, top, right, bottom = rectangle
+    return _overlaps(rows, height, top, bottom) @ mask @ _overlaps(columns, width, left, right).T
 
 
-def _overlaps(cells: int, pixels: int) -> np.ndarray:
-    """Return (cells, pixels): how much of each pixel lies in each cell, where both divide the same length."""
-    edges = np.arange(cells + 1)[:, None] * pixels / cells
-    left = np.arange(pixels)
-    return (np.minimum(edges[1:], left + 1) - np.maximum(edges[:-1], left)).clip(min=0)
+def _overlaps(cells: int, pixels: int, start: float, stop: float) -> np.ndarray:
+    """Return (cells, pixels): the share of each cell that lies in each pixel.
+
+    The pixels divide the whole length, and the cells the part from `start` to `stop`, in fractions of the whole.
+    """
+    edges = pixels * (start + (stop - start) * np.arange(cells + 1)[:, None] / cells)
+    edges = edges.round(9)  # or an edge between two pixels might fall, by a hair, into one of them
+    first = np.arange(pixels)
+    inside = (np.minimum(edges[1:], first + 1) - np.maximum(edges[:-1], first)).clip(min=0)
+    return inside * (cells / (pixels * (stop - start)))

@@ -11,8 +11,9 @@ import numpy as np
 
 from captioner.captioning import Caption
 from captioner.page import document, figure
-from evaluation.bootstrap import intervals
 from evaluation.datasets import Record
+from evaluation.findings import Findings
+from evaluation.grounding import count_of
 from evaluation.metrics import Scores
 from evaluation.statistics import CaptionStatistics, describe, to_rows
 from evaluation.tokenize import tokenize
@@ -24,6 +25,8 @@ HIGHEST = {"BLEU-4": 100, "ROUGE-L": 100}
 """Where the axis of a metric ends, times 100; that of CIDEr-D ends at its highest score, far below the possible."""
 
 SCORE_TITLES = ("× 100", "Score", "95% interval", "Without brevity penalty")
+
+OBJECT_TITLES = ("%", "Share", "95% interval", "Of")
 
 LONGEST = 25
 """Words of a caption; longer ones count with these in histograms."""
@@ -103,20 +106,6 @@ class Histogram:
     """(bins,) whole numbers by the name of the series."""
 
 
-@dataclass(frozen=True)
-class Findings:
-    """A data set with its captions and their scores."""
-
-    records: Sequence[Record]
-    captions: Mapping[str, str]
-    """What the model wrote, by image id."""
-    scores: Scores[str]
-    unavailable: Mapping[str, str]
-    """Why there is no score, by metric."""
-    training: Sequence[str] | None
-    """Captions that the model may have learned by heart; none: not known."""
-
-
 def choose(scores: Mapping[str, float], count: int, seed: int = 0) -> dict[str, list[str]]:
     """Return the image ids of each of `GALLERIES`, `count` or, if there are fewer, all.
 
@@ -133,28 +122,32 @@ def choose(scores: Mapping[str, float], count: int, seed: int = 0) -> dict[str, 
 def render(
     title: str,
     about: Mapping[str, str],
+    records: Sequence[Record],
     findings: Findings,
     galleries: Mapping[str, Sequence[tuple[Record, Caption]]],
+    training: Sequence[str] | None = None,
 ) -> str:
     """Return the whole page.
 
     Args:
         title: its heading, plain text.
         about: what was captioned, by what and how, by what each of these is called; plain text.
-        findings: of the whole data set.
+        records: all pictures that were captioned.
+        findings: of their captions.
         galleries: the pictures to show, under the names of `GALLERIES`.
+        training: captions that the model may have learned by heart; none: not known.
 
     Raises:
         ImageError: if one of these pictures cannot be read.
     """
     scores, captions = findings.scores, findings.captions.values()
     histograms = [
-        count_lengths(captions, itertools.chain.from_iterable(record.captions for record in findings.records)),
+        count_lengths(captions, itertools.chain.from_iterable(record.captions for record in records)),
         *(count_scores(metric, scores.per_image[metric].values()) for metric in SHOWN),
     ]
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in about.items())
     links = "".join(f'<a href="#{name}">{name.capitalize()}</a>' for name, shown in galleries.items() if shown)
-    tables = _score_table(findings) + _statistics_table(describe(captions, findings.training))
+    tables = _score_table(findings) + _statistics_table(describe(captions, training)) + _objects_table(findings)
     charts = "".join(map(draw, histograms))
     sections = [
         f'<header><h1>{escape(title)}</h1><dl class="about">{rows}</dl></header>',
@@ -170,10 +163,9 @@ def render(
 
 def _score_table(findings: Findings) -> str:
     scores = findings.scores
-    found = intervals(scores)
     lines = []
     for metric, value in scores.corpus.items():
-        low, high = found[metric]
+        low, high = findings.intervals[metric]
         without = f"{100 * scores.precisions[metric]:.1f}" if metric in scores.precisions else ""
         lines.append(
             f'<tr><th scope="row">{metric}</th><td class="score">{100 * value:.1f}</td>'
@@ -195,6 +187,24 @@ def _statistics_table(statistics: CaptionStatistics) -> str:
         for name, value in to_rows(statistics)
     )
     return f'<section><h2>Captions</h2><table class="statistics"><tbody>{lines}</tbody></table></section>'
+
+
+def _objects_table(findings: Findings) -> str:
+    """Return the shares of what is known of objects, empty where nothing is."""
+    lines = []
+    for name, (value, low, high, whole) in findings.objects.items():
+        if value is not None and low is not None and high is not None:
+            lines.append(
+                f'<tr><th scope="row">{escape(name)}</th><td class="score">{100 * value:.1f}</td>'
+                f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td>{whole:,.0f} {count_of(name)}</td></tr>"
+            )
+    if not lines:
+        return ""
+    titles = "".join(f'<th scope="col">{title}</th>' for title in OBJECT_TITLES)
+    return (
+        f'<section><h2>Objects</h2><table class="scores"><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></section>"
+    )
 
 
 def _gallery(name: str, shown: Sequence[tuple[Record, Caption]], scores: Scores[str]) -> str:

@@ -4,25 +4,25 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from captioner.attention import AttentionSettings
-from captioner.captioning import Caption, Captioner, load
+from captioner.captioning import load
 from captioner.checkpoint import read_header
 from captioner.config import from_dict
 from captioner.decoder import DecoderSettings
-from captioner.errors import DataError, ImageError
+from captioner.errors import DataError
 from captioner.search import SearchSettings
+from evaluation.bootstrap import ratios
 from evaluation.datasets import Record, read_dataset
+from evaluation.findings import caption_pictures
+from evaluation.grounding import tally_scenes
 from evaluation.metrics import Scorer
-from evaluation.pointing import attention_mass, points_at
-from evaluation.shapes import Scene, is_true, mentions, read_scenes
+from evaluation.shapes import Scene, read_scenes
 
 
 @dataclass(frozen=True)
@@ -109,47 +109,23 @@ def measure(run: FinishedRun, device: str = "auto") -> Row:
     scores = Scorer({record.image_id: record.captions for record in run.records}).score(
         {record.image_id: caption.text for record, caption in captions}
     )
-    known = [(caption, run.scenes[record.image_id]) for record, caption in captions if run.scenes]
-    named = [
-        (caption.attention[place], scene.mask(shape))
-        for caption, scene in known
-        for place, shape in mentions(caption.words, scene)
-    ]
+    known = tally_scenes(captions, run.scenes) if run.scenes else {}
+    shares = {name: ratio.value for name, ratio in ratios(known).items()}
     return Row(
         run=run.folder.name,
         data=run.data,
         decoder=name_decoder(model.header.model.decoder),
         attention=name_attention(model.header.model.attention),
-        true=_mean(is_true(caption.text, scene) for caption, scene in known),
-        true_of_three=_mean(is_true(caption.text, scene) for caption, scene in known if len(scene.objects) == 3),
+        true=shares.get("true"),
+        true_of_three=shares.get("true of three"),
         cider_d=scores.corpus["CIDEr-D"],
         bleu_4=scores.corpus["BLEU-4"],
-        mass=_mean(attention_mass(weights, mask) for weights, mask in named),
-        pointing=_mean(points_at(weights, mask) for weights, mask in named if weights.min() < weights.max()),
+        mass=shares.get("attention mass"),
+        pointing=shares.get("pointing"),
         decoder_parameters=sum(weight.numel() for weight in model.network.decoder.parameters()),
         step_ms=run.step_ms,
         caption_ms=1000 * seconds / len(run.records),
     )
-
-
-def caption_pictures(
-    model: Captioner,
-    records: Sequence[Record],
-    settings: SearchSettings,
-    batch_size: int = 64,
-    title: str | None = None,
-) -> Iterator[tuple[Record, Caption]]:
-    """Yield each record with the caption of its picture; on a terminal a progress bar shows, named `title`.
-
-    Raises:
-        ImageError: when a picture cannot be read: scores without it would be of another set.
-    """
-    results = model.stream([record.image for record in records], settings, batch_size)
-    bar = tqdm(records, desc=title, unit="picture", disable=None)
-    for record, (_, result) in zip(bar, results, strict=True):
-        if isinstance(result, ImageError):
-            raise result
-        yield record, result
 
 
 def name_decoder(settings: DecoderSettings) -> str:
@@ -204,8 +180,3 @@ def _cell(row: Row, column: Column) -> str:
     if value is None:
         return "–"
     return format(column.times * value, column.form) if column.form else value
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return fmean(values) if values else None

@@ -1,13 +1,34 @@
-"""Scores as a Markdown table, for a paper or a README."""
+"""Scores as tables, times 100 as papers print them: for a terminal, and in Markdown for a paper or a README."""
 
 from collections.abc import Mapping
 
 from evaluation import bootstrap
+from evaluation.bootstrap import Difference, Interval
 from evaluation.metrics import Scores
 
 
-def to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = False) -> str:
-    """Return a Markdown table, a row for each name, of the corpus scores times 100.
+def scores_to_text(scores: Scores[str], intervals: Mapping[str, Interval]) -> str:
+    """Return the corpus scores a line each, with their intervals."""
+    lines = [f"{'x 100':>16}{'95 % interval':>17}{'without penalty':>18}"]
+    for metric, value in scores.corpus.items():
+        interval = f"{100 * intervals[metric].low:.1f} to {100 * intervals[metric].high:.1f}"
+        without = f"{100 * scores.precisions[metric]:18.1f}" if metric in scores.precisions else ""
+        lines.append(f"{metric:<10}{100 * value:6.1f}{interval:>17}{without}")
+    return "\n".join([*lines, count_images(scores)])
+
+
+def differences_to_text(first: Scores[str], second: Scores[str], differences: Mapping[str, Difference]) -> str:
+    """Return the corpus scores of both a line each, with what the first has above the second."""
+    lines = [f"{'x 100':>16}{'second':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"]
+    for metric, found in differences.items():
+        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+        scores = f"{100 * first.corpus[metric]:6.1f}{100 * second.corpus[metric]:8.1f}"
+        lines.append(f"{metric:<10}{scores}{100 * found.value:+12.1f}{interval:>18}{found.p:8.3f}")
+    return "\n".join([*lines, count_images(first)])
+
+
+def scores_to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = False) -> str:
+    """Return a Markdown table of corpus scores, a row for each name.
 
     Args:
         several: scores by what to call them; a metric that only some of them have is a dash in the others.
@@ -25,3 +46,9 @@ def to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = False) -> s
             cells.append(cell)
         lines.append([name.replace("|", r"\|"), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def count_images(scores: Scores[str]) -> str:
+    """Return how many images were scored, in words."""
+    images = len(scores.bleu_counts)
+    return f"{images} images" if images != 1 else "1 image"

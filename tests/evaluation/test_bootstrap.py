@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from captioner.errors import DataError
-from evaluation.bootstrap import compare, intervals
+from evaluation.bootstrap import Interval, Ratio, compare, intervals, ratios
 from evaluation.metrics import METRICS, BleuCounts, Scorer, Scores, bleu, sum_counts
 
 REFERENCES = {
@@ -94,3 +94,36 @@ def test_bleu_without_penalty_is_that_of_captions_that_are_as_long_as_the_refere
     scores = Scorer({"dog.jpg": ["a dog runs on the grass"]}).score({"dog.jpg": "a dog runs"})
     assert scores.precisions["BLEU-1"] == pytest.approx(1.0)
     assert scores.corpus["BLEU-1"] == pytest.approx(np.exp(1 - 6 / 3), rel=1e-6)
+
+
+def test_a_ratio_of_ones_is_the_mean_and_has_its_interval():
+    """The same draws: what ROUGE-L is, is also the ratio of ROUGE-L to 1."""
+    scores = Scorer(REFERENCES).score(candidates(9))
+    found = ratios({"rouge": {image: (value, 1) for image, value in scores.per_image["ROUGE-L"].items()}})["rouge"]
+    assert found.value == pytest.approx(scores.corpus["ROUGE-L"])
+    assert Interval(found.low, found.high) == pytest.approx(intervals(scores)["ROUGE-L"])
+    assert found.whole == len(REFERENCES)
+
+
+def test_intervals_of_ratios_cover_the_truth_as_often_as_they_say():
+    """Mistakes among mentions: pictures with many mentions have more of them. 400 samples of 80 pictures each."""
+    random = np.random.default_rng(1)
+
+    def sample(images):
+        mentions = random.poisson(1.5, images)
+        return {image: (random.binomial(count, 0.05 + 0.04 * count), count) for image, count in enumerate(mentions)}
+
+    wholes = [count for _, count in sample(300_000).values()]
+    truth = np.mean([count * (0.05 + 0.04 * count) for count in wholes]) / np.mean(wholes)
+    found = [ratios({"": sample(80)}, rounds=200, seed=number)[""] for number in range(400)]
+    assert 0.91 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.98
+
+
+def test_several_ratios_are_drawn_together_and_nothing_has_no_ratio():
+    tallies = {"mass": {1: (0.5, 1), 2: (0, 0), 3: (0.25, 2)}, "none": {1: (0, 0), 2: (0, 0), 3: (0, 0)}}
+    found = ratios(tallies)
+    assert found["mass"] == ratios({"mass": tallies["mass"]})["mass"]
+    assert found["mass"].value == 0.25
+    assert found["mass"][1:3] == (0.125, 0.5)  # draws without picture 1, and without picture 3
+    assert found["none"] == Ratio(None, None, None, 0)
+    assert ratios({}) == {}

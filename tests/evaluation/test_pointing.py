@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from captioner.errors import DataError
+from captioner.images import Rectangle
 from evaluation.pointing import attention_mass, points_at
 
 
@@ -58,6 +59,28 @@ def test_of_equal_peaks_the_first_counts():
     even = np.full((4, 4), 1 / 16)
     assert points_at(even, drawn((8, 8), 0, 0))
     assert not points_at(even, drawn((8, 8), 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("rectangle", "rows", "columns"),
+    [
+        (Rectangle(0.25, 0, 0.75, 1), slice(2, 10), slice(6, 12)),  # a crop from the middle
+        (Rectangle(0.5, 0.25, 1, 0.5), slice(4, 6), slice(9, 15)),
+        (Rectangle(-0.25, 0, 1.25, 1), slice(2, 10), slice(0, 18)),  # a border left and right
+        (Rectangle(-0.25, -0.25, 0.5, 0.75), slice(0, 8), slice(0, 9)),  # both
+    ],
+)
+def test_a_map_of_a_part_is_measured_in_the_mask_cut_or_padded_to_it(rectangle, rows, columns):
+    """The mask (8, 12) lies in a border of 2 pixels above and below, and 3 left and right, of nothing."""
+    random = np.random.default_rng(0)
+    mask = random.random((8, 12)) < 0.3
+    bordered = np.pad(mask, ((2, 2), (3, 3)))
+    part = bordered[rows, columns]
+    for grid in [(7, 7), (2, 3), (4, 4)]:
+        attention = random.dirichlet(np.ones(grid[0] * grid[1])).reshape(grid)
+        assert attention_mass(attention, mask, rectangle) == pytest.approx(attention_mass(attention, part))
+        for cell in np.ndindex(grid):
+            assert points_at(peak(grid, cell), mask, rectangle) == points_at(peak(grid, cell), part)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""What is found out about the captions of a set of pictures: scores, intervals, and what is known of objects."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from captioner.errors import ImageError
+from evaluation import bootstrap
+from evaluation.bootstrap import Interval, Ratio, Tally
+from evaluation.captions import to_json
+from evaluation.datasets import Record
+from evaluation.grounding import NOTHING, Truth, objects_to_text, tally
+from evaluation.metrics import Scorer, Scores
+from evaluation.scoring import score
+from evaluation.tables import scores_to_text
+
+if TYPE_CHECKING:  # these bring torch, which scoring does without
+    from captioner.captioning import Caption, Captioner
+    from captioner.search import SearchSettings
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is found out about captions."""
+
+    captions: Mapping[str, str]
+    """By image id."""
+    scores: Scores[str]
+    unavailable: Mapping[str, str]
+    """Why there is no score, by metric."""
+    tallies: Mapping[str, Tally[str]]
+    """Of objects, as far as they are known; see `evaluation.grounding`."""
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Where the scores lie, but for the choice of the pictures."""
+        return bootstrap.intervals(self.scores)
+
+    @cached_property
+    def objects(self) -> dict[str, Ratio]:
+        """The share that each of the tallies comes to."""
+        return bootstrap.ratios(self.tallies)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers; `evaluation.captions.read_scores` reads the scores among them."""
+        numbers = {**to_json(self.scores), "intervals": self.intervals, "unavailable": dict(self.unavailable)}
+        if self.tallies:
+            numbers["objects"] = {
+                name: {**ratio._asdict(), "per_image": self.tallies[name]} for name, ratio in self.objects.items()
+            }
+        return numbers
+
+    def to_text(self) -> str:
+        """Return the tables for a terminal."""
+        lines = [scores_to_text(self.scores, self.intervals)]
+        lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.unavailable.items()]
+        if self.tallies:
+            lines.append(objects_to_text(self.objects))
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: "Captioner",
+    records: Sequence[Record],
+    settings: "SearchSettings",
+    truth: Truth = NOTHING,
+    batch_size: int = 64,
+) -> Findings:
+    """Caption pictures, and find out about the captions all that can be.
+
+    Raises:
+        ImageError: when a picture cannot be read.
+    """
+    results = caption_pictures(model, records, settings, batch_size)
+    # Where the network looked is kept only if it can be told what is there.
+    looks = list(results) if truth != NOTHING else []
+    captions = {record.image_id: caption.text for record, caption in looks or results}
+    scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
+    return Findings(captions, scores, unavailable, tally(looks, truth))
+
+
+def caption_pictures(
+    model: "Captioner",
+    records: Sequence[Record],
+    settings: "SearchSettings",
+    batch_size: int = 64,
+    title: str | None = None,
+) -> "Iterator[tuple[Record, Caption]]":
+    """Yield each record with the caption of its picture; on a terminal a progress bar shows, named `title`.
+
+    Raises:
+        ImageError: when a picture cannot be read: scores without it would be of another set.
+    """
+    results = model.stream([record.image for record in records], settings, batch_size)
+    bar = tqdm(records, desc=title, unit="picture", disable=None)
+    for record, (_, result) in zip(bar, results, strict=True):
+        if isinstance(result, ImageError):
+            raise result
+        yield record, result

@@ -1,0 +1,120 @@
+"""COCO's objects: which categories people marked in a picture, and where.
+
+Lin et al. 2014 (arXiv 1405.0312). The files are `instances_val2017.json` and the like, of COCO's archives.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captioner.errors import DataError, MissingExtraError
+from evaluation.datasets.files import read_json
+from evaluation.metrics import name_images
+from evaluation.objects import CATEGORIES
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects that people marked in a picture."""
+
+    size: tuple[int, int]
+    """Height and width of the picture, in pixels."""
+    outlines: dict[str, list[Any]]
+    """Polygons and run-length codes by category; those of a category together cover all its objects."""
+
+    def mask(self, category: str) -> np.ndarray:
+        """Return bool (H, W): the pixels of all objects of one category of `outlines`, crowds included."""
+        from pycocotools import mask
+
+        codes = [outline for outline in self.outlines[category] if isinstance(outline, dict)]
+        if polygons := [outline for outline in self.outlines[category] if isinstance(outline, list)]:
+            codes += mask.frPyObjects(polygons, *self.size)
+        return _decode(mask.merge(codes)) if codes else np.zeros(self.size, bool)
+
+
+def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, Instances]:
+    """Return the objects of these images, by id, from one or more of COCO's files of instances.
+
+    Masks are drawn when they are asked for. COCO's ids are numbers; here they are text.
+
+    Raises:
+        DataError: when a file cannot be read or holds something else, or no file knows an image.
+        MissingExtraError: when pycocotools is not installed.
+    """
+    try:
+        import pycocotools.mask  # noqa: F401 (told before hours of work)
+    except ImportError as error:
+        raise MissingExtraError(
+            "COCO's instances need the pycocotools library, part of the extra `train`. "
+            'In the checkout, install it with: pip install -e ".[train]"'
+        ) from error
+    wanted = set(images)
+    found: dict[str, Instances] = {}
+    for file in files:
+        found.update(_read_file(file, wanted))
+    if missing := wanted - found.keys():
+        raise DataError(
+            f"{', '.join(map(str, files))}: nothing of image {name_images(missing)}. "
+            "Are these the instances of the same pictures, under COCO's ids?"
+        )
+    return found
+
+
+def _read_file(file: Path, images: Set[str]) -> dict[str, Instances]:
+    content = read_json(file)
+    try:
+        categories = {category["id"]: category["name"] for category in content["categories"]}
+        if unknown := set(categories.values()) - CATEGORIES:
+            raise DataError(f"{file}: expected COCO's 80 categories, got also {name_images(unknown)}")
+        found = {
+            image: Instances((int(row["height"]), int(row["width"])), {})
+            for row in content["images"]
+            if (image := str(row["id"])) in images
+        }
+        for row in content["annotations"]:
+            if instances := found.get(str(row["image_id"])):
+                outlines = _check(row["segmentation"], instances.size, f"{file}, annotation {row['id']}")
+                instances.outlines.setdefault(categories[row["category_id"]], []).extend(outlines)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file}: expected COCO's instances, `images` with id, height and width, `categories` with id and name "
+            "and `annotations` with id, image_id, category_id and segmentation, got something else "
+            f"({error!r:.60}). Is the file that of the instances?"
+        ) from error
+    return found
+
+
+def _check(segmentation: Any, size: tuple[int, int], where: str) -> list[Any]:
+    """Return the polygons of an annotation, or its compressed run-length code, which `Instances.mask` can draw."""
+    from pycocotools import mask
+
+    try:
+        if isinstance(segmentation, list):
+            if not all(isinstance(number, int | float) for polygon in segmentation for number in polygon):
+                raise ValueError("a coordinate is no number")
+            return [polygon for polygon in segmentation if len(polygon) >= 6]  # a line has no area
+        code = segmentation
+        if isinstance(code["counts"], list):
+            if min(code["counts"]) < 0 or sum(code["counts"]) != size[0] * size[1]:
+                raise ValueError("the runs do not fill the picture")
+            code = mask.frPyObjects(code, *size)
+        if _decode(code).shape != size:
+            raise ValueError("the picture has another size")
+        return [code]
+    except Exception as error:  # pycocotools raises that very class, among others
+        raise DataError(
+            f"{where}: expected `segmentation` with polygons or a run-length code of {size[0]} x {size[1]} pixels, "
+            f"got {str(segmentation)[:60]} ({error})"
+        ) from error
+
+
+def _decode(code: Any) -> np.ndarray:
+    from pycocotools import mask
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pycocotools 2.0.11 under numpy 2
+        return mask.decode(code).astype(bool)
