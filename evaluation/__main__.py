@@ -100,9 +100,7 @@ def _report(options: argparse.Namespace) -> None:
 
     if options.pictures < 0:
         raise CaptionerError(f"--pictures must be at least 0, got {options.pictures}")
-    with write_atomically(
-        options.output, overwrite=options.overwrite
-    ) as file:  # refused before the work, not after
+    with write_atomically(options.output, overwrite=options.overwrite) as file:  # a name is refused before the work
         model, records, settings = _open(options)
         results = caption_pictures(model, records, settings, options.batch_size)
         captions = {record.image_id: caption.text for record, caption in results}
