@@ -52,8 +52,8 @@ dl, dd, ul { margin: 0; padding: 0; }
 .about dt, .label, .own-scores dt { font-size: .75rem; color: var(--faint); }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem 0 .35rem .75rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
-th { font-weight: 400; }
+th, td { padding: .35rem 0 .35rem .75rem; border-bottom: 1px solid var(--rule); text-align: right; }
+th { font-weight: 400; vertical-align: top; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { font-size: .75rem; line-height: 1.2; color: var(--faint); vertical-align: bottom; }
 td { color: var(--faint); }
