@@ -31,7 +31,7 @@ OBJECT_TITLES = ("%", "Share", "95% interval", "Of")
 LONGEST = 25
 """Words of a caption; longer ones count with these in histograms."""
 
-BINS = 24
+BINS = 30
 """Of a histogram of scores, at most."""
 
 GALLERIES = {
@@ -56,7 +56,7 @@ dl, dd, ul { margin: 0; padding: 0; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 0 .35rem .75rem; border-bottom: 1px solid var(--rule); text-align: right; }
-th { font-weight: 400; }
+th { font-weight: 400; vertical-align: top; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { font-size: .75rem; line-height: 1.2; color: var(--faint); vertical-align: bottom; }
 td { color: var(--faint); }

@@ -10,7 +10,7 @@ from captioner.search import SearchSettings
 from evaluation.__main__ import main
 from evaluation.bootstrap import intervals
 from evaluation.metrics import Scorer
-from evaluation.report import LONGEST, choose, count_lengths, count_scores, draw, round_step
+from evaluation.report import BINS, LONGEST, choose, count_lengths, count_scores, draw, round_step
 
 MARKUP = "<script>alert(1)</script> \"quoted\" & 'so' https://example.org/a.png"
 
@@ -161,7 +161,7 @@ def test_every_picture_is_in_one_bin_of_the_scores(metric, highest):
     scores = [*np.random.default_rng(0).uniform(0, highest, 500).tolist(), 0.0, highest]
     found = count_scores(metric, scores)
     assert found.counts["pictures"].sum() == 502
-    assert len(found.labels) == len(found.counts["pictures"]) == len(found.edges) - 1 <= 24
+    assert len(found.labels) == len(found.counts["pictures"]) == len(found.edges) - 1 <= BINS
 
 
 def test_scores_fall_into_the_bins_that_hold_them():
