@@ -261,10 +261,10 @@ def _speed(options: argparse.Namespace) -> None:
     from evaluation.speed import describe_machine, measure_speed, to_text
 
     checkpoint = None if options.checkpoint == "default" else Path(options.checkpoint)
+    machine = describe_machine(options.device, options.threads)
     figures = measure_speed(
         options.only, checkpoint, rounds=options.rounds, device=options.device, threads=options.threads
     )
-    machine = describe_machine(options.device, options.threads)  # which takes memory, hence last
     numbers = {"machine": machine, "figures": {name: asdict(found) for name, found in figures.items()}}
     _write(numbers, to_text(machine, figures, options.rounds), options)
 

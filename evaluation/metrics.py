@@ -110,18 +110,15 @@ class Scorer(Generic[Key]):
         """Return what comes of n-grams: BLEU's counts, and CIDEr-D."""
         captions = _encode(words.values(), defaultdict(count(len(self._numbers) + 1).__next__, self._numbers))
         vectors = self._table.weigh(captions, np.arange(len(captions)))
-        lengths = zip(vectors.lengths.tolist(), closest_lengths(vectors, self._references).tolist(), strict=True)
-        counts = (map(tuple, each.tolist()) for each in count_matches(vectors, self._references))
-        bleu_counts = (
-            BleuCounts(*matches_and_possible, *both)
-            for *matches_and_possible, both in zip(*counts, lengths, strict=True)
-        )
-        ciders = cider_d(vectors, self._references).tolist()
-        return dict(zip(words, bleu_counts, strict=True)), dict(zip(words, ciders, strict=True))
+        closest = closest_lengths(vectors, self._references)
+        columns = (*count_matches(vectors, self._references), vectors.lengths, closest)
+        rows = zip(words, *(column.tolist() for column in columns), strict=True)
+        bleu_counts = {key: BleuCounts(tuple(matches), tuple(all_), *both) for key, matches, all_, *both in rows}
+        return bleu_counts, dict(zip(words, cider_d(vectors, self._references).tolist(), strict=True))
 
 
 def _encode(captions: Iterable[Sequence[str]], numbers: Mapping[str, int]) -> np.ndarray:
-    """Return the numbers of captions' words, padded.
+    """Return captions as numbers, padded; `numbers` has one for every word.
 
     The rare token that holds a no-break space, such as "1 1/2", is two words to n-grams and one to ROUGE-L, because
     coco-caption has it so.

@@ -58,7 +58,7 @@ class NgramTable:
                 at, numbers = _lengthen(at, numbers, words, order)
             known, numbers = np.unique(numbers, return_inverse=True)
             self._known.append(np.append(known, _NONE))
-            held = np.unique(pictures[at // words.shape[1]] * len(self._known[-1]) + numbers)  # once a picture
+            held = _distinct(pictures[at // words.shape[1]] * len(self._known[-1]) + numbers)  # once a picture
             frequencies = np.bincount(held % len(self._known[-1]), minlength=len(self._known[-1]))
             rarity.append(np.log(total) - np.log(np.maximum(frequencies, 1)))
         self._rarity = np.concatenate(rarity)
@@ -187,6 +187,12 @@ def _lengthen(at: np.ndarray, numbers: np.ndarray, words: np.ndarray, by: int) -
     last = words.ravel()[at + by]
     longer = last > 0
     return at[longer], numbers[longer] << _BITS | last[longer]
+
+
+def _distinct(numbers: np.ndarray) -> np.ndarray:
+    """Return each number once, ascending, in a fraction of the time of `np.unique`, which hashes them."""
+    numbers = np.sort(numbers)
+    return numbers[np.diff(numbers, prepend=-1) > 0]
 
 
 def _find(known: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -48,8 +48,8 @@ class Figures:
     """What was measured of a workload; none: it could not be done."""
 
     unit: str
+    """What the workload is counted in, such as pictures."""
     amount: float
-    """How many units the workload is."""
     seconds: Spread | None = None
     cpu_seconds: Spread | None = None
     """The processor's, all threads and ended child processes included."""
@@ -241,20 +241,21 @@ def to_text(machine: dict[str, Any], figures: dict[str, Figures], rounds: int) -
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads",
         f"device {machine['device']}, {machine['system']}, Python {machine['python']}, torch {machine['torch']}",
         "",
-        f"{f'median of {rounds}':34}{'seconds':>9}{'lowest to highest':>20}{'CPU':>9}{'MB':>7}{'x first':>9}"
-        f"{'a second':>19}{'ms each':>11}",
+        f"{f'median of {rounds}':40}{'seconds':>9}{'lowest to highest':>20}{'CPU':>9}{'MB':>7}{'x first':>9}"
+        f"{'a second':>10}{'ms each':>10}",
     ]
     for name, found in figures.items():
-        title = f"{WORKLOADS[name].title}{f', {found.amount:,.0f}' if found.unit not in ('start', 'GFLOP') else ''}"
+        title = WORKLOADS[name].title
+        if found.amount != 1:
+            title += f", {found.amount:,.4g} {found.unit}"
         if found.seconds is None or found.cpu_seconds is None or found.times_first is None:
-            lines.append(f"{title:34}  unavailable: {found.unavailable}")
+            lines.append(f"{title:40}  unavailable: {found.unavailable}")
             continue
         seconds = found.seconds
-        a_second = f"{_short(found.amount / seconds.median)} {found.unit}s"
         lines.append(
-            f"{title:34}{_short(seconds.median):>9}{f'{_short(seconds.low)} to {_short(seconds.high)}':>20}"
+            f"{title:40}{_short(seconds.median):>9}{f'{_short(seconds.low)} to {_short(seconds.high)}':>20}"
             f"{_short(found.cpu_seconds.median):>9}{found.peak_mb:7.0f}{found.times_first.median:9.2f}"
-            f"{a_second:>19}{_short(1000 * seconds.median / found.amount):>11}"
+            f"{_short(found.amount / seconds.median):>10}{_short(1000 * seconds.median / found.amount):>10}"
         )
     return "\n".join(lines)
 

@@ -66,8 +66,8 @@ class Workload(NamedTuple):
     group: str
     title: str
     prepare: Callable[[Settings], Work]
-    unit: str
-    amount: Callable[[Sizes], float]  # how many units the work is
+    unit: str  # what the work is counted in
+    amount: Callable[[Sizes], float]  # of them
 
 
 def multiply(settings: Settings) -> Work:
@@ -166,10 +166,12 @@ def train(settings: Settings, project_at_every_word: bool) -> Callable[[], float
 
     def forward_word_by_word() -> "Tensor":
         state = decoder.start(annotations)
-        losses = []
+        losses: list[Tensor] = []
         for words, following in zip(captions.flatten(0, 1).T, targets.flatten(0, 1).T, strict=True):
-            keys = decoder.attention.prepare(state.picture.annotations)
-            log_probs, state, _ = decoder.step(words, state._replace(picture=state.picture._replace(keys=keys)))
+            if losses:  # for the first word `start` has done it
+                keys = decoder.attention.prepare(state.picture.annotations)
+                state = state._replace(picture=state.picture._replace(keys=keys))
+            log_probs, state, _ = decoder.step(words, state)
             losses.append(F.nll_loss(log_probs, following))
         return torch.stack(losses).mean()
 
@@ -266,23 +268,23 @@ WORKLOADS = {
     "machine/product": Workload(
         "machine", "matrix product, float32", multiply, "GFLOP", lambda sizes: 2 * sizes.matrix**3 / 1e9
     ),
-    "start-up/torch": Workload("start-up", "python -c 'import torch'", import_torch, "start", _one),
-    "start-up/caption": Workload("start-up", "python -m captioner PICTURE", caption_picture, "start", _one),
-    "captioning/encoder": Workload("captioning", "encoder alone", encode, "picture", _pictures),
+    "start-up/torch": Workload("start-up", "python -c 'import torch'", import_torch, "starts", _one),
+    "start-up/caption": Workload("start-up", "python -m captioner PICTURE", caption_picture, "starts", _one),
+    "captioning/encoder": Workload("captioning", "encoder alone", encode, "pictures", _pictures),
     "captioning/greedy": Workload(
-        "captioning", "files, greedy", lambda settings: caption_files(settings, 1), "picture", _pictures
+        "captioning", "files, greedy", lambda settings: caption_files(settings, 1), "pictures", _pictures
     ),
     "captioning/beam": Workload(
-        "captioning", "files, beam of 5", lambda settings: caption_files(settings, 5), "picture", _pictures
+        "captioning", "files, beam of 5", lambda settings: caption_files(settings, 5), "pictures", _pictures
     ),
-    "captioning/decoder": Workload("captioning", "decoder alone, beam of 5", decode, "picture", _pictures),
-    "step/ours": Workload("step", "training step", lambda settings: train(settings, False), "caption", _images),
+    "captioning/decoder": Workload("captioning", "decoder alone, beam of 5", decode, "pictures", _pictures),
+    "step/ours": Workload("step", "training step", lambda settings: train(settings, False), "captions", _images),
     "step/projecting": Workload(
-        "step", "projecting at every word", lambda settings: train(settings, True), "caption", _images
+        "step", "projecting at every word", lambda settings: train(settings, True), "captions", _images
     ),
-    "reward/ours": Workload("reward", "self-critical reward", reward, "caption", lambda sizes: sizes.rewarded),
-    "scoring/ours": Workload("scoring", "BLEU, ROUGE-L, CIDEr-D", score, "picture", _scored),
-    "scoring/pycocoevalcap": Workload("scoring", "by pycocoevalcap", score_by_coco_caption, "picture", _scored),
+    "reward/ours": Workload("reward", "self-critical reward", reward, "captions", lambda sizes: sizes.rewarded),
+    "scoring/ours": Workload("scoring", "BLEU, ROUGE-L, CIDEr-D", score, "pictures", _scored),
+    "scoring/pycocoevalcap": Workload("scoring", "by pycocoevalcap", score_by_coco_caption, "pictures", _scored),
 }
 
 GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
@@ -335,7 +337,7 @@ def make_captions(pictures: int, each: int) -> list[list[str]]:
         for place, word in enumerate(chosen):
             if numbers.random() < 0.4:
                 chosen[place] = subject[place]
-            elif numbers.random() < 0.05:
+            elif numbers.random() < 0.03:
                 chosen[place] = word + numbers.choice([",", "'s", f"-{chosen[0]}"])
         return " ".join(chosen).capitalize() + numbers.choice([".", ".", " .", ""])
 
@@ -394,8 +396,12 @@ def _peak_mb() -> float:
     """Return the most memory that this process, or any of its children, ever held: megabytes of 2^20 bytes."""
     import resource
 
-    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where the figure above begins with what the process held that started this one
+        own = int(status.read_text().partition("VmHWM:")[2].split()[0]) / (1 << 10)
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
 
 
 def main() -> None:
