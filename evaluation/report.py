@@ -194,8 +194,9 @@ def _objects_table(findings: Findings) -> str:
     lines = []
     for name, (value, low, high, whole) in findings.objects.items():
         if value is not None and low is not None and high is not None:
+            title = name[0].upper() + name[1:]
             lines.append(
-                f'<tr><th scope="row">{escape(name)}</th><td class="score">{100 * value:.1f}</td>'
+                f'<tr><th scope="row">{escape(title)}</th><td class="score">{100 * value:.1f}</td>'
                 f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td>{whole:,.0f} {count_of(name)}</td></tr>"
             )
     if not lines:

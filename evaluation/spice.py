@@ -28,9 +28,9 @@ class Spice:
         """
         self._java, self._jar = find_program("spice", "spice-1.0.jar")
         library = self._jar.parent / "lib"
-        if missing := [name for name in _PARSER if not (library / name).exists()]:
+        if not all((library / name).exists() for name in _PARSER):
             raise UnavailableError(
-                f"{missing[0]} is missing in {library}; fetch it with: "
+                "Stanford CoreNLP is not there; fetch it (400 MB) with: "
                 "python -m pycocoevalcap.spice.get_stanford_models"
             )
 

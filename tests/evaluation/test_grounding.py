@@ -230,6 +230,11 @@ def test_run_tells_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, caps
     assert list(found) == ["true", "true of three", "attention mass", "pointing"]
     assert (found["true"]["value"], found["true"]["whole"]) == (0, 3)
     assert found["attention mass"]["value"] is None
+    assert main(["report", *command[1:], "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Objects</h2>" in page
+    assert '<th scope="row">True of three</th>' in page or found["true of three"]["value"] is None
+    assert "Attention mass" not in page  # there is nothing to tell
 
 
 def test_score_counts_hallucinations(coco, capsys):

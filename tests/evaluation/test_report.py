@@ -84,6 +84,7 @@ def test_the_scores_and_intervals_are_those_of_run(write, tiny, pictures, refere
         assert cells in page
     assert f"<td>{100 * scores.precisions['BLEU-4']:.1f}</td></tr>" in page
     assert "METEOR is unavailable: pycocoevalcap is not installed" in page
+    assert "Objects" not in page
 
 
 def test_each_picture_has_its_caption_references_and_scores(write, tiny, pictures, references):

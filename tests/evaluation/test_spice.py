@@ -94,7 +94,5 @@ def test_a_program_that_fails_is_told_and_leaves_the_other_scores(java, program,
 
 def test_without_its_parser_it_is_unavailable(java):
     (java.package / "spice" / "lib" / "stanford-corenlp-3.6.0-models.jar").unlink()
-    with pytest.raises(
-        UnavailableError, match=r"stanford-corenlp-3\.6\.0-models\.jar is missing .*get_stanford_models"
-    ):
+    with pytest.raises(UnavailableError, match=r"CoreNLP is not there; fetch it .*get_stanford_models"):
         Spice()
