@@ -172,6 +172,7 @@ def test_a_workload_that_fails_says_what_is_wrong(tmp_path: Path) -> None:
         measure_speed(["captioning"], tmp_path / "missing.safetensors", rounds=1, device="cpu", sizes=TINY)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_process() -> None:
     command = [sys.executable, "-m", "evaluation", "speed", "--only", "start-up", "--rounds", "99"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
