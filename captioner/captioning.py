@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from captioner.decoder import Decoder
 from captioner.errors import CaptionerError, ImageError
 from captioner.images import Rectangle, Source
 from captioner.model import CaptioningNetwork
-from captioner.search import Hypothesis, SearchSettings, search
-from captioner.vocabulary import END, PAD, START, UNKNOWN, Vocabulary, join
+from captioner.search import Hypothesis, SearchSettings, Step, search
+from captioner.search import Look as SearchLook
+from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join
 
 SHIPPED = Path(__file__).parent / "weights" / "default.safetensors"
 """The checkpoint that comes with the package."""
@@ -49,6 +50,9 @@ class Caption:
     """The share of each word's context that came from the picture, 0 to 1; none: the mechanism cannot tell."""
     heads: np.ndarray | None = None
     """float32 (T, heads, rows, columns): the map of each head, of which `attention` is the mean; none: one head."""
+    alternatives: tuple[dict[str, float], ...] = ()
+    """For each word, others that could have stood in its place, the likeliest first, with their log-probabilities
+    there; empty unless they were asked for. A word that is cut into pieces has none."""
     candidates: tuple["Caption", ...] = ()
     """Further sentences, best first, when more than one was asked for."""
 
@@ -134,7 +138,7 @@ class Captioner:
                 yield source, prepared
             else:
                 hypotheses, grid = next(found)
-                best, *others = (self._to_caption(one, grid, prepared[1]) for one in hypotheses)
+                best, *others = (self._to_caption(one, grid, prepared[1], settings) for one in hypotheses)
                 yield source, replace(best, candidates=tuple(others))
 
     def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
@@ -143,10 +147,13 @@ class Captioner:
             found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary.within)
             return [(each, grid) for each in found]
 
-    def _to_caption(self, found: Hypothesis, grid: tuple[int, int], rectangle: Rectangle) -> Caption:
+    def _to_caption(
+        self, found: Hypothesis, grid: tuple[int, int], rectangle: Rectangle, settings: SearchSettings
+    ) -> Caption:
         words = self.vocabulary.decode(found.words)
         spans = self.vocabulary.spans(found.words)
-        look = Look._make(None if each is None else each.cpu() for each in found.look)
+        seen = [None if each is None else each.cpu() for each in found.look]
+        look = Look._make(seen[: len(Look._fields)])
 
         def by_word(seen: Tensor) -> Tensor:  # the mean of a word's pieces
             return torch.stack([seen[span].mean(dim=0) for span in spans]) if spans else seen
@@ -161,7 +168,29 @@ class Captioner:
             rectangle=rectangle,
             visual=None if look.visual is None else tuple(by_word(look.visual).tolist()),
             heads=None if look.heads is None else by_word(look.heads).unflatten(2, grid).numpy(),
+            alternatives=self._alternatives(found.words, seen[len(Look._fields) :], settings.alternatives),
         )
+
+    def _alternatives(
+        self, written: Sequence[int], likeliest: Sequence[Tensor | None], count: int
+    ) -> tuple[dict[str, float], ...]:
+        """Return for each word `count` of the likeliest in its place that can be read and were not written.
+
+        `likeliest` holds log-probabilities and numbers (T, A), as `_with_likeliest` remembers them, or nothing.
+        """
+        columns = [each.tolist() for each in likeliest if each is not None]
+        if not columns:
+            return ()
+        found = []
+        for span in self.vocabulary.spans(written):
+            others: dict[str, float] = {}
+            if span.stop - span.start == 1:
+                for log_prob, other in zip(*(column[span.start] for column in columns), strict=True):
+                    barred = other < len(SPECIAL) or other == written[span.start] or other in self.vocabulary.within
+                    if not barred and len(others) < count:
+                        others[self.vocabulary.decode([other])[0]] = log_prob
+            found.append(others)
+        return tuple(found)
 
 
 def _batches(pictures: Iterable[Source], size: int) -> Iterator[list[Source]]:
@@ -178,7 +207,7 @@ def find_sentences(
     `repeatable` are pieces within a word, `Vocabulary.within`, which may follow themselves ("button").
     """
     return search(
-        decoder.step,
+        _with_likeliest(decoder.step, settings.alternatives) if settings.alternatives else decoder.step,
         decoder.start(annotations),
         torch.full((len(annotations),), START, device=annotations.device),
         settings,
@@ -186,6 +215,20 @@ def find_sentences(
         barred=(PAD, START, UNKNOWN) if settings.bar_unknown else (PAD, START),
         repeatable=repeatable,
     )
+
+
+def _with_likeliest(step: Step, count: int) -> Step:
+    """Return a step that also remembers each row's likeliest words: log-probabilities and numbers (N, A).
+
+    There are enough of them to leave `count` without the special words and the one that is chosen.
+    """
+
+    def longer(words: Tensor, state: Any) -> tuple[Tensor, Any, SearchLook]:
+        log_probs, state, look = step(words, state)
+        likeliest = log_probs.topk(min(count + len(SPECIAL) + 1, log_probs.shape[1]), dim=1)
+        return log_probs, state, (*look, *likeliest)
+
+    return longer
 
 
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Captioner:

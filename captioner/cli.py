@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # these bring torch, which `--help` does without
     from captioner.search import SearchSettings
 
 DONE, SOME_FAILED, USAGE = 0, 1, 2
+
+ALTERNATIVES = 3  # other words that a page of an overlay tells for each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +75,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
     output.add_argument("--attention", action="store_true", help="include the attention maps (jsonl)")
     output.add_argument("--sidecar", metavar="SUFFIX", help="also write each caption beside its picture, as .txt")
-    output.add_argument("--overlay", metavar="DIR", help="also draw where the network looked, a PNG a picture")
+    output.add_argument("--overlay", metavar="DIR", help="also draw where the network looked, a file a picture")
+    output.add_argument(
+        "--overlay-format",
+        choices=("png", "gif", "html"),
+        default="png",
+        help="a figure, an animation, or a page whose words light the picture (%(default)s)",
+    )
+    output.add_argument(
+        "--overlay-colours",
+        choices=("white", "viridis", "magma", "cividis"),
+        default="white",
+        help="light, or a colour map (%(default)s)",
+    )
     output.add_argument("--head", type=int, metavar="N", help="draw this head of several, from 0, not their mean")
     output.add_argument("--overwrite", action="store_true", help="replace output that exists")
 
@@ -121,6 +135,8 @@ def _caption(options: argparse.Namespace) -> int:
     from captioner.images import is_image_path
 
     settings = _search_settings(options)
+    if options.overlay and options.overlay_format == "html":
+        settings = replace(settings, alternatives=ALTERNATIVES)
     if options.output and is_image_path(options.output):
         raise OutputError(f"{options.output}: captions are not a picture. Give them a name such as captions.txt.")
     pictures, failures = _find_pictures(options)
@@ -138,7 +154,7 @@ def _caption(options: argparse.Namespace) -> int:
     if options.verbose:
         seconds = time.perf_counter() - started
         _say(f"{_model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
-    overlays = _Overlays(Path(options.overlay), options.head, options.overwrite) if options.overlay else None
+    overlays = _Overlays(options) if options.overlay else None
     with ExitStack() as stack:
         stream = sys.stdout
         if options.output:
@@ -210,25 +226,33 @@ def _example() -> Path:
 class _Overlays:
     """The folder of overlays: `dog.png` for `dog.jpg`, and `dog-2.png` for a second picture of that name."""
 
-    def __init__(self, folder: Path, head: int | None, overwrite: bool):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        self._folder = folder
-        self._head = head
-        self._overwrite = overwrite
+    def __init__(self, options: argparse.Namespace):
+        self._options = options
+        self._folder = Path(options.overlay)
         self._times: Counter[str] = Counter()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
 
     def save(self, name: str, source: "Source", caption: "Caption") -> None:
-        from captioner.overlay import draw_attention
+        from captioner import overlay, page
 
+        format, colours = self._options.overlay_format, self._options.overlay_colours
         stem = "standard-input" if name == "-" else Path(name).stem
         self._times[stem] += 1
         if self._times[stem] > 1:
             stem = f"{stem}-{self._times[stem]}"
-        with write_atomically(self._folder / f"{stem}.png", overwrite=self._overwrite) as file:
-            draw_attention(source, caption, self._head).save(file, "PNG")
+        if self._options.head is not None:
+            caption = overlay.pick_head(caption, self._options.head)
+        with write_atomically(self._folder / f"{stem}.{format}", overwrite=self._options.overwrite) as file:
+            if format == "png":
+                overlay.draw_attention(source, caption, colours=colours).save(file, "PNG")
+            elif format == "gif":
+                overlay.save_animation(overlay.animate_attention(source, caption, colours), file)
+            else:
+                content = page.overlay_page(source, caption, Path(name).name, colours)
+                file.write(content.encode("utf-8", "backslashreplace"))  # names may hold what UTF-8 cannot
 
 
 def _with_progress(pictures: list[tuple[str, "Source"]], stream: TextIO) -> Iterable[tuple[str, "Source"]]:

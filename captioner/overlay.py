@@ -1,10 +1,13 @@
-"""Attention drawn over the picture: one panel a word, light where the network looked.
+"""Attention drawn over the picture, light where the network looked: a panel a word, or an animation.
 
 After figures 2 and 3 of Show, Attend and Tell (Xu et al. 2015, arXiv 1502.03044).
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,14 +22,24 @@ FIGURE_WIDTH = 2000  # pixels to fill with panels before a new row begins
 GAP = 16  # pixels around panels
 TITLE_HEIGHT = 32
 WORD_SIZE, WEIGHT_SIZE = 21, 15  # of the letters, in pixels
-PAPER, INK, FAINT_INK = "#ffffff", "#1a1a1a", "#767676"
+PAPER, INK, FAINT_INK, ACCENT = "#ffffff", "#1a1a1a", "#767676", "#a8480f"
 
 DIMMED = 0.2  # brightness that the picture keeps where the network did not look
 GLOW = 0.25  # white that full light adds, or a dark picture would stay dark where the network looked
+COLOURED = 0.65  # opacity of colours over the picture
 SPREAD = 0.6  # standard deviation, in grid cells, of the Gaussian that smooths the maps
 
 
-def draw_attention(picture: images.Source, caption: Caption, head: int | None = None) -> Image.Image:
+SECONDS = 0.9  # that an animation stays at a word
+PAUSE = 2.0  # seconds that it stays at the picture itself
+
+COLOURS = ("white", "viridis", "magma", "cividis")
+"""Ways to draw attention: the paper's white light, and matplotlib's colour maps that look as even as they are."""
+
+
+def draw_attention(
+    picture: images.Source, caption: Caption, head: int | None = None, colours: str = "white"
+) -> Image.Image:
     """Return a figure of where the network looked: the picture itself, then one panel a word.
 
     A panel is the picture dimmed, and lit in proportion to the attention: a panel's full light is the largest
@@ -41,36 +54,98 @@ def draw_attention(picture: images.Source, caption: Caption, head: int | None = 
         picture: the picture that was captioned, in any form that `Captioner.caption` takes.
         caption: what it was captioned with.
         head: which head's maps to draw, from 0; none: their mean.
+        colours: one of `COLOURS`.
 
     Raises:
         ImageError: if the picture cannot be read.
-        CaptionerError: if there is no such head.
+        CaptionerError: if there is no such head or no such colours.
     """
-    maps = caption.attention
     if head is not None:
-        count = 0 if caption.heads is None else caption.heads.shape[1]
-        if caption.heads is None or not 0 <= head < count:
-            raise CaptionerError(f"head {head}: this caption's attention has {count} heads, counted from 0")
-        maps = caption.heads[:, head]
+        caption = pick_head(caption, head)
     photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
     panels = [("word", "peak weight" if caption.visual is None else "peak weight, visual share", photograph)]
-    for place, (word, weights) in enumerate(zip(caption.words, maps, strict=True)):
+    for place, (word, weights) in enumerate(zip(caption.words, caption.attention, strict=True)):
         figures = f"{weights.max():.1%}" + (f", {caption.visual[place]:.0%}" if caption.visual else "")
-        panels.append((word, figures, light_up(photograph, weights, caption.rectangle)))
+        panels.append((word, figures, light_up(photograph, weights, caption.rectangle, colours)))
     return _lay_out(panels)
 
 
-def light_up(photograph: Image.Image, weights: np.ndarray, rectangle: images.Rectangle) -> Image.Image:
-    """Return the RGB photograph dimmed, with light where the weights lie.
+def animate_attention(picture: images.Source, caption: Caption, colours: str = "white") -> list[Image.Image]:
+    """Return the frames of an animation: the picture over its caption, then each word with its light.
+
+    Args:
+        picture: the picture that was captioned, in any form that `Captioner.caption` takes.
+        caption: what it was captioned with.
+        colours: one of `COLOURS`.
+
+    Raises:
+        ImageError: if the picture cannot be read.
+        CaptionerError: if there are no such colours.
+    """
+    photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
+    lit = [light_up(photograph, weights, caption.rectangle, colours) for weights in caption.attention]
+    return [_set_under(panel, caption.words, place) for place, panel in enumerate([photograph, *lit], start=-1)]
+
+
+def save_animation(frames: list[Image.Image], file: BinaryIO) -> None:
+    """Write frames of `animate_attention` as a GIF that never ends."""
+    milliseconds = [round(1000 * PAUSE), *[round(1000 * SECONDS)] * (len(frames) - 1)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+
+
+def pick_head(caption: Caption, head: int) -> Caption:
+    """Return the caption with the maps of one head, counted from 0, for its attention.
+
+    Raises:
+        CaptionerError: if there is no such head.
+    """
+    count = 0 if caption.heads is None else caption.heads.shape[1]
+    if caption.heads is None or not 0 <= head < count:
+        raise CaptionerError(f"head {head}: this caption's attention has {count} heads, counted from 0")
+    return replace(caption, attention=caption.heads[:, head])
+
+
+def light_up(
+    photograph: Image.Image, weights: np.ndarray, rectangle: images.Rectangle, colours: str = "white"
+) -> Image.Image:
+    """Return the RGB photograph under the layer of `draw_layer`.
 
     Args:
         photograph: the whole picture, of any size.
         weights: (rows, columns), not negative.
         rectangle: the part of the picture that the weights cover, in fractions of its width and height.
+        colours: one of `COLOURS`.
     """
-    light = spread_light(weights, rectangle, *photograph.size)[..., None]  # (height, width, 1)
-    lit = np.asarray(photograph) * (DIMMED + (1 - DIMMED - GLOW) * light) + 255 * GLOW * light
+    layer = draw_layer(weights, rectangle, *photograph.size, colours)
+    colour, opacity = layer[..., :3], layer[..., 3:]
+    lit = np.asarray(photograph) * (1 - opacity) + 255 * colour * opacity
     return Image.fromarray(lit.round().astype(np.uint8))
+
+
+def draw_layer(
+    weights: np.ndarray, rectangle: images.Rectangle, width: int, height: int, colours: str = "white"
+) -> np.ndarray:
+    """Return what to lay over a picture, (height, width, 4): red, green, blue and opacity, 0 to 1.
+
+    White light leaves the picture dim where the network did not look, and adds a glow where it did. Colours cover
+    the picture evenly, dark to bright, and what the network did not see is black.
+
+    Raises:
+        CaptionerError: if there are no such colours.
+    """
+    if colours not in COLOURS:
+        raise CaptionerError(f"colours {colours!r}: expected one of {', '.join(COLOURS)}")
+    light = spread_light(weights, rectangle, width, height)
+    if colours == "white":
+        opacity = 1 - DIMMED - (1 - DIMMED - GLOW) * light
+        grey = GLOW * light / opacity
+        return np.stack([grey, grey, grey, opacity], axis=-1)
+    from matplotlib import colormaps
+
+    layer = colormaps[colours](light)
+    layer[..., :3] *= (light > 0)[..., None]
+    layer[..., 3] = COLOURED
+    return layer
 
 
 def spread_light(weights: np.ndarray, rectangle: images.Rectangle, width: int, height: int) -> np.ndarray:
@@ -121,11 +196,7 @@ def panel_size(width: int, height: int, side: int = PANEL_SIDE) -> tuple[int, in
 
 def _lay_out(panels: list[tuple[str, str, Image.Image]]) -> Image.Image:
     """Rows of panels of one size, each under its title of word and weight."""
-    import matplotlib  # brings the font
-
-    font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    word_font = ImageFont.truetype(font_file, WORD_SIZE)
-    weight_font = ImageFont.truetype(font_file, WEIGHT_SIZE)
+    word_font, weight_font = _font(WORD_SIZE), _font(WEIGHT_SIZE)
     titles = [(_shorten(word, word_font), weight) for word, weight, _ in panels]
     title_width = max(
         word_font.getlength(word) + GAP / 2 + weight_font.getlength(weight) for word, weight in titles
@@ -145,6 +216,39 @@ def _lay_out(panels: list[tuple[str, str, Image.Image]]) -> Image.Image:
         draw.text((word_end + GAP / 2, baseline), weight, FAINT_INK, weight_font, anchor="ls")
         figure.paste(panel, (left, top))
     return figure
+
+
+def _set_under(panel: Image.Image, words: Sequence[str], place: int) -> Image.Image:
+    """Return the panel over the caption, which takes as many lines as it needs.
+
+    The word at `place` is in ink and the others are faint; at -1, all are in ink.
+    """
+    font = _font(WORD_SIZE)
+    space, width = font.getlength(" "), max(panel.width, PANEL_SIDE)
+    spots: list[tuple[float, int, str]] = []  # left and line of each word
+    left, line = 0.0, 0
+    for word in words:
+        word = _shorten(word, font)
+        if left and left + font.getlength(word) > width - 2 * GAP:
+            left, line = 0.0, line + 1
+        spots.append((left, line, word))
+        left += font.getlength(word) + space
+    frame = Image.new("RGB", (width, panel.height + GAP + (line + 1) * TITLE_HEIGHT), PAPER)
+    frame.paste(panel, ((width - panel.width) // 2, 0))
+    draw = ImageDraw.Draw(frame)
+    for number, (left, line, word) in enumerate(spots):
+        baseline = panel.height + GAP // 2 + (line + 1) * TITLE_HEIGHT - TITLE_HEIGHT // 3
+        ink = INK if place in (-1, number) else FAINT_INK
+        draw.text((GAP + left, baseline), word, ink, font, anchor="ls")
+        if number == place:
+            draw.line((GAP + left, baseline + 5, GAP + left + font.getlength(word), baseline + 5), ACCENT, 3)
+    return frame
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # brings the font
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _shorten(word: str, font: ImageFont.FreeTypeFont) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from captioner import images
 from captioner.captioning import Caption
-from captioner.overlay import DIMMED, GLOW, PANEL_SIDE, fit_to_panel, panel_size, spread_light
+from captioner.overlay import PANEL_SIDE, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 
 QUALITY = 80  # of the photograph, as JPEG
@@ -63,11 +63,16 @@ body {
 .word:focus-visible { outline: 2px solid var(--accent); outline-offset: .12em; }
 .look { position: absolute; inset: 0 0 auto; visibility: hidden; opacity: 0; pointer-events: none; }
 .figures { background: var(--card); color: var(--ink); font-family: system-ui, sans-serif; }
+.roomy .name, .roomy .figures { height: 3.25rem; white-space: normal; }
 .word:hover > .look, .word:focus > .look { visibility: visible; opacity: 1; }
 .caption:has(:hover) > .word:focus:not(:hover) > .look { visibility: hidden; opacity: 0; }
 @media (prefers-reduced-motion: no-preference) { .look { transition: opacity .15s, visibility .15s; } }
 """
 """What every page looks like. While one word has the focus and another is pointed at, the latter has the light."""
+
+
+ALONE = ".captioned { margin: 0 auto; max-width: clamp(18rem, calc(26rem * var(--ratio)), 44rem); }"
+"""What a page of one picture looks like besides."""
 
 
 def document(title: str, body: str, style: str = "") -> str:
@@ -94,44 +99,59 @@ def document(title: str, body: str, style: str = "") -> str:
 """
 
 
-def figure(picture: images.Source, caption: Caption, name: str = "", details: str = "") -> str:
+def overlay_page(picture: images.Source, caption: Caption, name: str = "", colours: str = "white") -> str:
+    """Return a page of one picture; see `figure`."""
+    return document(caption.text or name, figure(picture, caption, name, colours=colours), ALONE)
+
+
+def figure(
+    picture: images.Source, caption: Caption, name: str = "", details: str = "", colours: str = "white"
+) -> str:
     """Return the picture over its caption, each word of which shows where the network looked.
 
     The light is that of `overlay.light_up`. While a word shows it, the line below the picture tells the word's
     probability, the largest attention weight, which is full light, and where the mechanism can tell, the share of
-    the word's context that came from the picture.
+    the word's context that came from the picture; then the word's alternatives, if they were asked for.
 
     Args:
         picture: the picture that was captioned, in any form that `Captioner.caption` takes.
         caption: what it was captioned with.
         name: plain text for the line below the picture, while no word is pointed at.
         details: HTML to follow the caption.
+        colours: of `overlay.COLOURS`.
 
     Raises:
         ImageError: if the picture cannot be read.
+        CaptionerError: if there are no such colours.
     """
     photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
-    words = [_word(caption, place, photograph.size) for place in range(len(caption.words))]
+    words = [_word(caption, place, photograph.size, colours) for place in range(len(caption.words))]
+    kind = "captioned roomy" if caption.alternatives else "captioned"
+    ratio = f"{photograph.width / photograph.height:.6g}"
     return (
-        f'<figure class="captioned" style="--ratio:{photograph.width / photograph.height:.6g}">'
+        f'<figure class="{kind}" style="--ratio:{ratio}">'
         f'<img class="panel" alt="{html.escape(caption.text or "no caption")}" src="{_to_jpeg(photograph)}">'
         f'<figcaption><p class="name">{html.escape(name)}</p>'
         f'<p class="caption">{"".join(words) or "no words"}</p>{details}</figcaption></figure>'
     )
 
 
-def _word(caption: Caption, place: int, size: tuple[int, int]) -> str:
+def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> str:
     """Return a word after the space that it stands behind, with its light for a photograph of this size."""
     word, weights = caption.words[place], caption.attention[place]
     figures = [f"probability {math.exp(caption.log_probs[place]):.1%}", f"peak weight {weights.max():.1%}"]
     if caption.visual is not None:
         figures.append(f"visual {caption.visual[place]:.0%}")
-    light = spread_light(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE))
+    told = " · ".join(figures)
+    if caption.alternatives and caption.alternatives[place]:
+        others = (f"{other} {math.exp(log_prob):.1%}" for other, log_prob in caption.alternatives[place].items())
+        told = f"{told}<br>or {html.escape(', '.join(others))}"
+    light = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
     space = join(["", word]).removesuffix(word) if place else ""
     return (
         f'{space}<span class="word" tabindex="0">{html.escape(word)}<span class="look">'
         f'<img class="panel" alt="" src="{_to_png(light)}">'
-        f'<span class="figures">{" · ".join(figures)}</span></span></span>'
+        f'<span class="figures">{told}</span></span></span>'
     )
 
 
@@ -141,16 +161,9 @@ def _to_jpeg(photograph: Image.Image) -> str:
     return _to_uri("image/jpeg", file.getvalue())
 
 
-def _to_png(light: np.ndarray) -> str:
-    """Return an image that lights as `light_up` does what it lies over.
-
-    light_up's photograph * a + 255 * b is a layer of the opacity 1 - a and the grey 255 * b / (1 - a).
-    """
-    opacity = 1 - DIMMED - (1 - DIMMED - GLOW) * light
-    grey = 255 * GLOW * light / opacity
+def _to_png(layer: np.ndarray) -> str:
     file = io.BytesIO()
-    layer = np.stack([grey, 255 * opacity], axis=-1).round().astype(np.uint8)  # (height, width, 2)
-    Image.fromarray(layer).save(file, "PNG")
+    Image.fromarray((255 * layer).round().astype(np.uint8)).save(file, "PNG")
     return _to_uri("image/png", file.getvalue())
 
 

@@ -54,6 +54,7 @@ class SearchSettings:
     the picture."""
     repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
     bar_unknown: bool = True  # never write <unk>
+    alternatives: int = 0  # how many other words to tell for each, the likeliest in its place
     sample: bool = False  # draw words at random instead of searching
     temperature: float = 1.0  # of sampling; below 1 favours likely words
     top_k: int = 0  # sample from this many likeliest words; 0: from all
@@ -66,6 +67,7 @@ class SearchSettings:
             "candidates": 1,
             "min_words": 0,
             "repeat_size": 0,
+            "alternatives": 0,
             "top_k": 0,
         }.items():
             if getattr(self, name) < least:

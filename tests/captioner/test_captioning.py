@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 import captioner
 from captioner import CaptionerError, CheckpointError, ImageError, SearchSettings
 from captioner.captioning import SHIPPED, load
+from captioner.vocabulary import SPECIAL
 
 SEARCHES = [SearchSettings(beam_size=1), SearchSettings(beam_size=5), SearchSettings(sample=True, candidates=2)]
 
@@ -187,3 +189,21 @@ def test_the_library_runs_offline(tiny_checkpoint, pictures):
         "print(captioner.load(sys.argv[1], device='cpu').caption(sys.argv[2]).text)"
     )
     subprocess.run([sys.executable, "-c", code, tiny_checkpoint, pictures[0]], check=True, env=os.environ)
+
+
+def test_alternatives_are_the_likeliest_other_words_in_their_place(tiny, pictures):
+    settings = SearchSettings(beam_size=2, alternatives=3)
+    caption = tiny.caption(pictures[0], settings)
+    assert caption.text == tiny.caption(pictures[0], SearchSettings(beam_size=2)).text
+    assert len(caption.alternatives) == len(caption.words)
+    for word, log_prob, others in zip(caption.words, caption.log_probs, caption.alternatives, strict=True):
+        assert len(others) == 3
+        assert word not in others
+        assert not set(SPECIAL) & others.keys()
+        assert list(others.values()) == sorted(others.values(), reverse=True)
+        assert sum(map(math.exp, [log_prob, *others.values()])) <= 1 + 1e-5
+    # A greedy caption chose the likeliest word that may be written: only what is barred comes before it.
+    greedy = tiny.caption(pictures[0], SearchSettings(beam_size=1, alternatives=3, repeat_size=0))
+    for log_prob, others in zip(greedy.log_probs, greedy.alternatives, strict=True):
+        assert log_prob >= max(others.values())
+    assert tiny.caption(pictures[0]).alternatives == ()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,22 @@ def test_the_example_picture_is_on_every_machine(run):
     code, out, _ = run("--example", "-f", "jsonl")
     assert code == 0
     assert Path(json.loads(out)["image"]).exists()
+
+
+def test_an_overlay_can_be_an_animation_or_a_page(run, pictures, tmp_path):
+    assert run(pictures[0], "--overlay", tmp_path / "seen", "--overlay-format", "gif")[0] == 0
+    code, out, _ = run(pictures[0], "-f", "jsonl", "--overlay", tmp_path / "seen", "--overlay-format", "html")
+    assert code == 0
+    caption, name = json.loads(out), pictures[0].stem
+    with Image.open(tmp_path / "seen" / f"{name}.gif") as animation:
+        assert animation.n_frames == 1 + len(caption["words"])
+    page = (tmp_path / "seen" / f"{name}.html").read_text()
+    assert f"<title>{escape(caption['caption'])}</title>" in page
+    assert page.count('class="word"') == len(caption["words"]) == page.count("<br>or ")
+
+
+def test_an_overlay_has_the_colours_that_were_chosen(run, pictures, tmp_path):
+    for colours in ("white", "viridis"):
+        assert run(pictures[0], "--overlay", tmp_path / colours, "--overlay-colours", colours)[0] == 0
+    white, viridis = (next((tmp_path / colours).iterdir()).read_bytes() for colours in ("white", "viridis"))
+    assert white != viridis

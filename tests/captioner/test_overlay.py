@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,22 @@ from PIL import Image, ImageDraw
 
 from captioner import images
 from captioner.captioning import Caption
+from captioner.errors import CaptionerError
 from captioner.images import ImageSettings, Rectangle
-from captioner.overlay import DIMMED, FIGURE_WIDTH, GAP, draw_attention, light_up
+from captioner.overlay import (
+    COLOURS,
+    DIMMED,
+    FIGURE_WIDTH,
+    GAP,
+    PAUSE,
+    animate_attention,
+    draw_attention,
+    draw_layer,
+    fit_to_panel,
+    light_up,
+    pick_head,
+    save_animation,
+)
 
 GREEN = (20, 120, 20)
 EVERYTHING = Rectangle(0, 0, 1, 1)
@@ -133,3 +148,66 @@ def test_a_photograph_taken_sideways_is_drawn_upright():
     Image.new("RGB", (800, 400), GREEN).save(file, "JPEG", exif=exif)
     shown = panels_of(draw_attention(file.getvalue(), make_caption([])))
     assert shown.any(axis=1).sum() == pytest.approx(2 * shown.any(axis=0).sum(), abs=2)
+
+
+@pytest.mark.parametrize("colours", COLOURS)
+def test_the_brightest_place_is_where_the_network_looked_most_in_every_colour(colours):
+    weights = np.full((7, 7), 0.001)
+    weights[1, 5] = 1
+    panel = np.asarray(light_up(Image.new("RGB", (140, 140), (90, 90, 90)), weights, EVERYTHING, colours))
+    row, column = np.unravel_index(panel.sum(axis=2).argmax(), panel.shape[:2])
+    assert (row // 20, column // 20) == (1, 5)
+
+
+def test_colours_leave_what_the_network_did_not_see_black():
+    layer = draw_layer(np.full((7, 7), 1 / 49), Rectangle(0.25, 0, 0.75, 1), 200, 100, "viridis")
+    assert not layer[:, :50, :3].any()
+    assert layer[:, 50:150, :3].any(axis=2).all()
+    assert (layer[..., 3] == layer[0, 0, 3]).all()
+
+
+def test_unknown_colours_are_refused():
+    with pytest.raises(CaptionerError, match="colours 'jet': expected one of white, viridis"):
+        light_up(Image.new("RGB", (9, 9)), np.ones((2, 2)), EVERYTHING, "jet")
+
+
+@pytest.mark.parametrize("size", [(640, 400), (300, 500), (20, 15), (2000, 100)])
+def test_an_animation_walks_through_the_words(size):
+    words = ["a", "dog", "that", "runs", "through", "remarkably", "tall", "grass", "with", "its", "tongue", "out"]
+    attention = np.full((len(words), 7, 7), 0.001, np.float32)
+    for place in range(len(words)):
+        attention[place, place % 7, place % 5] = 1
+    picture = Image.new("RGB", size, GREEN)
+    frames = animate_attention(picture, make_caption(words, attention))
+    assert len(frames) == 1 + len(words)
+    assert len({frame.size for frame in frames}) == 1
+    width, height = fit_to_panel(picture).size
+    for place, frame in enumerate(frames[1:]):
+        left = (frame.width - width) // 2
+        shown = np.asarray(frame)[:height, left : left + width].astype(int)
+        expected = light_up(fit_to_panel(picture), attention[place], EVERYTHING)
+        assert (shown == np.asarray(expected)).all()
+        # The word itself is underlined, below the picture and nowhere else.
+        accent = (np.asarray(frame) == (0xA8, 0x48, 0x0F)).all(axis=2)
+        assert accent.any()
+        assert not accent[:height].any()
+    assert (np.asarray(frames[0]) != np.asarray(frames[1])).any()
+
+
+def test_a_saved_animation_holds_every_frame(tmp_path):
+    frames = animate_attention(Image.new("RGB", (60, 40), GREEN), make_caption(["a", "red", "dog"]))
+    with (tmp_path / "dog.gif").open("wb") as file:
+        save_animation(frames, file)
+    with Image.open(tmp_path / "dog.gif") as saved:
+        assert saved.n_frames == 4
+        assert saved.size == frames[0].size
+        assert saved.info["loop"] == 0
+        assert saved.info["duration"] == 1000 * PAUSE
+
+
+def test_a_head_that_is_picked_is_the_attention():
+    heads = np.random.default_rng(0).dirichlet(np.ones(49), (1, 2)).reshape(1, 2, 7, 7).astype(np.float32)
+    caption = replace(make_caption(["dog"], heads.mean(axis=1)), heads=heads)
+    assert (pick_head(caption, 1).attention == heads[:, 1]).all()
+    with pytest.raises(CaptionerError, match="head 2: this caption's attention has 2 heads"):
+        pick_head(caption, 2)

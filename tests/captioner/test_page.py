@@ -178,3 +178,11 @@ def test_a_narrow_window_never_scrolls_sideways(visit, size):
     words = ["dog", "x" * 100, "'s"]
     tab = visit(document("dog", figure(Image.new("RGB", size), make_caption(words), "y" * 200)), width=360)
     assert tab.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_alternatives_stand_beside_a_words_probability():
+    others = ({"cat": -1.0, "<b>": -2.0}, {})
+    page = figure(Image.new("RGB", (9, 9)), make_caption(["dog", "runs"], alternatives=others))
+    assert f"<br>or cat {math.exp(-1):.1%}, &lt;b&gt; {math.exp(-2):.1%}</span>" in page
+    assert page.count("<br>or") == 1
+    assert 'class="captioned roomy"' in page

@@ -408,8 +408,14 @@ def test_parts_of_a_step_add_up_to_the_step(learning, tmp_path, monkeypatch):
     whole = trained(settings, tmp_path / "whole")
     run = start_run(change(settings, accumulate=3), tmp_path / "parts")
     calls = []
-    loss = run._loss
-    monkeypatch.setattr(run, "_loss", lambda batch: calls.append(len(batch.pictures)) or loss(batch))
+    of_batch = run.objective
+
+    def note(network, batch, progress):
+        calls.append(len(batch.pictures))
+        return of_batch(network, batch, progress)
+
+    note.of_captions = of_batch.of_captions
+    monkeypatch.setattr(run, "objective", note)
     run.train()
     assert sorted(calls) == [1, 1, 1, 1, 2, 2]
     assert distance(whole, run) < 1e-4

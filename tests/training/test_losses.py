@@ -136,7 +136,7 @@ def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
     weights = scores.softmax(0)
     expected_loss = 0.0
     for location, logits in enumerate(logits_after):
-        loss_of = CaptionLoss(LossSettings(label_smoothing=0.0, doubly_stochastic=0.0, entropy=0.0)).double()
+        loss_of = CaptionLoss(LossSettings(0.0, doubly_stochastic=0.0, reinforce=1.0)).double()
         loss_of.baseline.fill_(-3.0)
         loss_of.begun.fill_(True)
         loss, _ = loss_of(logits, Look(weights[None], choice=weights[location].log()[None]), captions, targets)
