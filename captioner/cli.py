@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar
 
 from captioner.errors import CaptionerError, ImageError, OutputError
 from captioner.files import cannot_write, write_atomically
@@ -25,7 +25,10 @@ from captioner.version import __version__
 if TYPE_CHECKING:  # these bring torch, which `--help` does without
     from captioner.captioning import Caption
     from captioner.images import Source
+    from captioner.output import Output, Writer
     from captioner.search import SearchSettings
+
+Task = TypeVar("Task")
 
 DONE, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -59,7 +62,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="caption", description="Write captions for pictures, and show where the network looked."
     )
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="a file, a folder, or - for standard input")
+    parser.add_argument(
+        "pictures", nargs="*", metavar="PICTURE", help="a file, a folder, a pattern, or - for standard input"
+    )
+    parser.add_argument("--from-file", metavar="LIST", help="read more of them from a file, one a line; - is stdin")
+    parser.add_argument("--shard", metavar="K/N", help="caption every Nth of them, from the Kth: 1/3, 2/3, 3/3")
     parser.add_argument("--example", action="store_true", help="caption a photograph that comes with matplotlib")
     parser.add_argument("--version", action="version", version=f"caption {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is used and how long it takes")
@@ -89,7 +96,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="light, or a colour map (%(default)s)",
     )
     output.add_argument("--head", type=int, metavar="N", help="draw this head of several, from 0, not their mean")
-    output.add_argument("--overwrite", action="store_true", help="replace output that exists")
+    output.add_argument(
+        "--existing",
+        choices=("skip", "overwrite", "append"),
+        default="skip",
+        help="what to do with captions that exist; skip goes on where a run was interrupted (%(default)s)",
+    )
+    output.add_argument(
+        "--overwrite", dest="existing", action="store_const", const="overwrite", help="--existing overwrite"
+    )
+    output.add_argument("--prefix", default="", metavar="TEXT", help="to write before every caption")
+    output.add_argument("--suffix", default="", metavar="TEXT", help="to write after every caption")
+    output.add_argument("--failures", metavar="FILE", help="list the pictures that failed there, for --from-file")
 
     words = parser.add_argument_group("choice of words")
     words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
@@ -104,7 +122,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--seed", type=int, metavar="N", help="of sampling")
 
     options = parser.parse_args(arguments)
-    if not (options.pictures or options.example or options.describe_model):
+    if not (options.pictures or options.from_file or options.example or options.describe_model):
         parser.error("name a picture or a folder, or try --example")
     if options.batch_size < 1:
         parser.error("--batch-size must be at least 1")
@@ -112,6 +130,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--attention needs --format jsonl")
     if options.sidecar and "-" in options.pictures:
         parser.error("--sidecar needs files: standard input has no place to write beside")
+    if options.from_file == "-" and "-" in options.pictures:
+        parser.error("standard input is a picture or a list of them, not both")
+    try:
+        options.shard = tuple(map(int, (options.shard or "1/1").split("/")))
+        shard, shards = options.shard
+    except ValueError:
+        shard, shards = 0, 0
+    if not 1 <= shard <= shards:
+        parser.error("--shard must be K/N with K from 1 to N, such as 3/16")
     return options
 
 
@@ -132,53 +159,149 @@ def _model_path(options: argparse.Namespace) -> Path | None:
 
 
 def _caption(options: argparse.Namespace) -> int:
+    from captioner.captioning import load
     from captioner.images import is_image_path
+    from captioner.output import make_writer, open_output
 
     settings = _search_settings(options)
     if options.overlay and options.overlay_format == "html":
         settings = replace(settings, alternatives=ALTERNATIVES)
     if options.output and is_image_path(options.output):
         raise OutputError(f"{options.output}: captions are not a picture. Give them a name such as captions.txt.")
-    pictures, failures = _find_pictures(options)
-    for error in failures:
+    jobs, missing, several = _plan(options)
+    for error in missing:
         _complain(error)
-    failed = len(failures)
-    if not pictures:
-        return SOME_FAILED
-
-    from captioner.captioning import load
-    from captioner.output import make_writer, open_output, write_sidecar
+    if not jobs:
+        return SOME_FAILED if missing else DONE
 
     started = time.perf_counter()
     model = load(_model_path(options), options.device)
     if options.verbose:
         seconds = time.perf_counter() - started
         _say(f"{_model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
-    overlays = _Overlays(options) if options.overlay else None
+    failed: list[str] = []
     with ExitStack() as stack:
-        stream = sys.stdout
+        output = None
         if options.output:
-            stream = stack.enter_context(open_output(options.output, overwrite=options.overwrite))
-        several = len(options.pictures) + options.example > 1 or any(Path(one).is_dir() for one in options.pictures)
-        writer = make_writer(options.format, stream, names=several, attention=options.attention)
+            nameless = options.format == "text" and not several  # lines that do not tell whose they are
+            existing = "refuse" if nameless and options.existing != "overwrite" else options.existing
+            output = open_output(options.output, options.format, existing, settings.candidates)
+            stack.enter_context(output.stream)
+        if options.failures:
+            stack.callback(_list_failures, Path(options.failures), failed)
+        stream = output.stream if output else sys.stdout
+        heading = output is None or output.is_new
+        writer = make_writer(options.format, stream, names=several, attention=options.attention, heading=heading)
+
+        planned = [(job, _find_missing(job, options, output)) for job in jobs]
+        todo = [(job, parts) for job, parts in planned if parts]
+        if len(todo) < len(jobs):
+            _say(f"{len(jobs) - len(todo):,} of {len(jobs):,} pictures have their captions already")
         started = time.perf_counter()
-        results = model.stream([source for _, source in pictures], settings, options.batch_size)
-        for (name, source), (_, result) in zip(_with_progress(pictures, stream), results, strict=True):
+        results = model.stream([job.source for job, _ in todo], settings, options.batch_size)
+        for (job, parts), (_, result) in zip(_with_progress(todo, stream), results, strict=True):
             try:
                 if isinstance(result, ImageError):
                     raise result
-                writer.write(name, result)
-                if options.sidecar:
-                    write_sidecar(name, result, options.sidecar, overwrite=options.overwrite)
-                if overlays:
-                    overlays.save(name, source, result)
+                _write(job, parts, _set_between(options.prefix, result, options.suffix), writer, options)
             except CaptionerError as error:
-                failed += 1
+                failed.append(job.name)
                 _complain(error)
     if options.verbose:
         seconds = time.perf_counter() - started
-        _say(f"{len(pictures)} pictures in {seconds:.1f} s, {len(pictures) / seconds:.1f} a second")
-    return SOME_FAILED if failed else DONE
+        _say(f"{len(todo)} pictures in {seconds:.1f} s, {len(todo) / seconds:.1f} a second")
+    if failed and len(todo) > 1:
+        _say(f"{len(failed):,} of {len(todo):,} pictures failed")
+    return SOME_FAILED if failed or missing else DONE
+
+
+class _Job(NamedTuple):
+    """A picture, and the files that are to be written about it alone."""
+
+    name: str
+    source: "Source"
+    sidecar: Path | None
+    overlay: Path | None
+
+
+def _plan(options: argparse.Namespace) -> tuple[list[_Job], list[ImageError], bool]:
+    """Return what is to be done, what could not be found, and whether more than one picture was asked for."""
+    from captioner.output import sidecar_path
+    from captioner.sources import find_pictures, keep_apart
+
+    names = [*([str(_example())] if options.example else []), *options.pictures, *_read_list(options.from_file)]
+    folder = Path(options.overlay) if options.overlay else None
+    found, missing = find_pictures(names, leave_out=folder)
+    sidecars: dict[str, Path] = {}
+    if options.sidecar:
+        sidecars = {each.name: sidecar_path(each.name, options.sidecar) for each in found}
+        times = Counter(sidecars.values())
+        for name, path in sidecars.items():
+            if times[path] > 1:  # dog.jpg and dog.png
+                sidecars[name] = Path(f"{name}{options.sidecar}")
+    places = keep_apart([each.place for each in found])
+    jobs = [
+        _Job(
+            each.name,
+            each.source,
+            sidecars.get(each.name),
+            folder and folder / f"{place}.{options.overlay_format}",
+        )
+        for each, place in zip(found, places, strict=True)
+    ]
+    shard, shards = options.shard
+    several = bool(options.from_file) or len(names) > 1 or [each.name for each in found] != names
+    return jobs[shard - 1 :: shards], missing, several
+
+
+def _read_list(file: str | None) -> list[str]:
+    """Return the lines of a file, or of standard input, that are not empty."""
+    if file is None:
+        return []
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise CaptionerError(f"{file}: cannot read this list of pictures ({error.strerror or error})") from error
+    return [line for each in os.fsdecode(content).split("\n") if (line := each.removesuffix("\r")).strip()]
+
+
+def _find_missing(job: _Job, options: argparse.Namespace, output: "Output | None") -> tuple[str, ...]:
+    """Return which of line, sidecar and overlay are to be written: those that are not there, or do not stay."""
+    from captioner.output import spell
+
+    skip = options.existing == "skip"
+    parts = {
+        "line": not (output and spell(job.name, options.format) in output.done),
+        "sidecar": job.sidecar is not None and not (skip and job.sidecar.exists()),
+        "overlay": job.overlay is not None and (options.existing == "overwrite" or not job.overlay.exists()),
+    }
+    if not output and (job.sidecar or job.overlay):  # what is printed alone is no reason
+        parts["line"] = parts["sidecar"] or parts["overlay"]
+    return tuple(part for part, is_missing in parts.items() if is_missing)
+
+
+def _write(
+    job: _Job, parts: Sequence[str], caption: "Caption", writer: "Writer", options: argparse.Namespace
+) -> None:
+    from captioner.output import write_sidecar
+
+    if "line" in parts:
+        writer.write(job.name, caption)
+    if "sidecar" in parts and job.sidecar:
+        write_sidecar(job.sidecar, caption, options.existing)
+    if "overlay" in parts and job.overlay:
+        _save_overlay(job, job.overlay, caption, options)
+
+
+def _set_between(prefix: str, caption: "Caption", suffix: str) -> "Caption":
+    """Return the caption, and its candidates, with these texts around."""
+    candidates = tuple(_set_between(prefix, each, suffix) for each in caption.candidates)
+    return replace(caption, text=f"{prefix}{caption.text}{suffix}", candidates=candidates)
+
+
+def _list_failures(path: Path, failed: Sequence[str]) -> None:
+    with write_atomically(path, overwrite=True) as file:
+        file.write(b"".join(os.fsencode(f"{name}\n") for name in failed))
 
 
 def _search_settings(options: argparse.Namespace) -> "SearchSettings":
@@ -193,28 +316,6 @@ def _search_settings(options: argparse.Namespace) -> "SearchSettings":
         raise CaptionerError(f"--{name.replace('_', '-')}:{reason}") from error
 
 
-def _find_pictures(options: argparse.Namespace) -> tuple[list[tuple[str, "Source"]], list[CaptionerError]]:
-    """Return name and source of every picture that was asked for, in order, and what could not be found."""
-    from captioner import images
-
-    pictures: list[tuple[str, Source]] = []
-    failures: list[CaptionerError] = []
-    for name in ([str(_example())] if options.example else []) + options.pictures:
-        if name == "-":
-            try:
-                pictures.append((name, images.open(name)))  # now, as it can be read but once
-            except ImageError as error:
-                failures.append(error)
-        elif Path(name).is_dir():
-            found = sorted(path for path in Path(name).rglob("*") if images.is_image_path(path) and path.is_file())
-            pictures += [(str(path), path) for path in found]
-            if not found:
-                failures.append(ImageError(f"{name}: no pictures in this folder"))
-        else:
-            pictures.append((name, name))
-    return pictures, failures
-
-
 def _example() -> Path:
     """Return a photograph that is on every machine that has this package: Grace Hopper, from matplotlib."""
     package = find_spec("matplotlib")
@@ -223,45 +324,32 @@ def _example() -> Path:
     return Path(package.origin).parent / "mpl-data" / "sample_data" / "grace_hopper.jpg"
 
 
-class _Overlays:
-    """The folder of overlays: `dog.png` for `dog.jpg`, and `dog-2.png` for a second picture of that name."""
+def _save_overlay(job: _Job, path: Path, caption: "Caption", options: argparse.Namespace) -> None:
+    from captioner import overlay, page
 
-    def __init__(self, options: argparse.Namespace):
-        self._options = options
-        self._folder = Path(options.overlay)
-        self._times: Counter[str] = Counter()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
-
-    def save(self, name: str, source: "Source", caption: "Caption") -> None:
-        from captioner import overlay, page
-
-        format, colours = self._options.overlay_format, self._options.overlay_colours
-        stem = "standard-input" if name == "-" else Path(name).stem
-        self._times[stem] += 1
-        if self._times[stem] > 1:
-            stem = f"{stem}-{self._times[stem]}"
-        if self._options.head is not None:
-            caption = overlay.pick_head(caption, self._options.head)
-        with write_atomically(self._folder / f"{stem}.{format}", overwrite=self._options.overwrite) as file:
-            if format == "png":
-                overlay.draw_attention(source, caption, colours=colours).save(file, "PNG")
-            elif format == "gif":
-                overlay.save_animation(overlay.animate_attention(source, caption, colours), file)
-            else:
-                content = page.overlay_page(source, caption, Path(name).name, colours)
-                file.write(content.encode("utf-8", "backslashreplace"))  # names may hold what UTF-8 cannot
+    if options.head is not None:
+        caption = overlay.pick_head(caption, options.head)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    with write_atomically(path, overwrite=options.existing == "overwrite") as file:
+        if options.overlay_format == "png":
+            overlay.draw_attention(job.source, caption, colours=options.overlay_colours).save(file, "PNG")
+        elif options.overlay_format == "gif":
+            overlay.save_animation(overlay.animate_attention(job.source, caption, options.overlay_colours), file)
+        else:
+            content = page.overlay_page(job.source, caption, Path(job.name).name, options.overlay_colours)
+            file.write(content.encode("utf-8", "backslashreplace"))  # names may hold what UTF-8 cannot
 
 
-def _with_progress(pictures: list[tuple[str, "Source"]], stream: TextIO) -> Iterable[tuple[str, "Source"]]:
+def _with_progress(todo: Sequence[Task], stream: TextIO) -> Iterable[Task]:
     """Show a bar where it would be seen and not mix with the captions themselves."""
-    if len(pictures) < 2 or stream.isatty() or not sys.stderr.isatty():
-        return pictures
+    if len(todo) < 2 or stream.isatty() or not sys.stderr.isatty():
+        return todo
     from tqdm import tqdm
 
-    return tqdm(pictures, unit="picture")
+    return tqdm(todo, unit="picture")
 
 
 def _say(text: str) -> None:

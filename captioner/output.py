@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from captioner.captioning import Caption
 from captioner.errors import OutputError
@@ -20,6 +20,10 @@ from captioner.files import cannot_write, exists_already, write_atomically
 from captioner.images import SUFFIXES
 
 FORMATS = ("text", "jsonl", "csv")
+_COLUMNS = ["image", "rank", "caption", "log_prob"]  # of csv
+EXISTING = ("skip", "overwrite", "append", "refuse")
+"""What to do with output that exists."""
+
 DIGITS = 5  # behind the point, of log-probabilities and attention weights
 
 
@@ -36,6 +40,20 @@ class Writer(ABC):
     @abstractmethod
     def write(self, image: str, caption: Caption) -> None:
         """Write the caption of the picture named `image`, then its further candidates, best first."""
+
+    @staticmethod
+    @abstractmethod
+    def read_name(line: str) -> str:
+        """Return the picture's name in a line that `write` wrote, as `spell` gives it; empty in a heading.
+
+        Raises:
+            ValueError: when it is no such line.
+        """
+
+    @staticmethod
+    def spell(image: str) -> str:
+        """Return a picture's name as a line has it."""
+        return _to_unicode(_one_line(image))
 
     def _send(self, text: str) -> None:
         self._stream.write(_to_unicode(text))
@@ -57,6 +75,14 @@ class TextWriter(Writer):
         """Write a line a candidate."""
         start = f"{_one_line(image)}\t" if self._names else ""
         self._send("".join(f"{start}{_one_line(each.text)}\n" for each in _ranked(caption)))
+
+    @staticmethod
+    def read_name(line: str) -> str:
+        """Return what stands before the tab."""
+        name, tab, _ = line.partition("\t")
+        if not tab:
+            raise ValueError("no tab")
+        return name
 
 
 class JsonLinesWriter(Writer):
@@ -94,6 +120,19 @@ class JsonLinesWriter(Writer):
             record["rectangle"] = [_number(side) for side in caption.rectangle]
         return record
 
+    @staticmethod
+    def read_name(line: str) -> str:
+        """Return `image`."""
+        try:
+            return _to_unicode(json.loads(line)["image"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError("no image") from error
+
+    @staticmethod
+    def spell(image: str) -> str:
+        """Return the name exactly."""
+        return _to_unicode(image)
+
 
 class CsvWriter(Writer):
     """A header, then a row a caption: image, rank (1 is the best), caption, log_prob.
@@ -101,9 +140,10 @@ class CsvWriter(Writer):
     Control characters in names are escaped as in text, so that a row is a line.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, heading: bool = True) -> None:
         super().__init__(stream)
-        self._send_rows([["image", "rank", "caption", "log_prob"]])
+        if heading:
+            self._send_rows([_COLUMNS])
 
     def write(self, image: str, caption: Caption) -> None:
         """Write a row a candidate."""
@@ -112,13 +152,26 @@ class CsvWriter(Writer):
             for rank, each in enumerate(_ranked(caption), start=1)
         )
 
+    @staticmethod
+    def read_name(line: str) -> str:
+        """Return the first column."""
+        (row,) = csv.reader([line])
+        if len(row) != len(_COLUMNS):
+            raise ValueError("another number of columns")
+        return "" if row == _COLUMNS else row[0]
+
     def _send_rows(self, rows: Iterable[Sequence[object]]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         self._send(text.getvalue())
 
 
-def make_writer(format: str, stream: TextIO, *, names: bool = True, attention: bool = False) -> Writer:
+_WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "jsonl": JsonLinesWriter, "csv": CsvWriter}
+
+
+def make_writer(
+    format: str, stream: TextIO, *, names: bool = True, attention: bool = False, heading: bool = True
+) -> Writer:
     """Return the writer of a format of `FORMATS`.
 
     Args:
@@ -126,6 +179,7 @@ def make_writer(format: str, stream: TextIO, *, names: bool = True, attention: b
         stream: where the lines go.
         names: whether text names the pictures; the others always do.
         attention: whether JSON Lines include the attention; the others cannot.
+        heading: whether CSV begins with one; a file that is gone on with has it.
 
     Raises:
         OutputError: if there is no such format.
@@ -135,31 +189,84 @@ def make_writer(format: str, stream: TextIO, *, names: bool = True, attention: b
     if format == "jsonl":
         return JsonLinesWriter(stream, attention=attention)
     if format == "csv":
-        return CsvWriter(stream)
+        return CsvWriter(stream, heading=heading)
     raise OutputError(f"unknown output format {format!r}. Choose one of {', '.join(FORMATS)}.")
 
 
-def open_output(path: str | Path, *, overwrite: bool = False) -> TextIO:
+def spell(image: str, format: str) -> str:
+    """Return a picture's name as a line in a format of `FORMATS` has it."""
+    return _WRITERS[format].spell(image)
+
+
+class Output(NamedTuple):
+    """A file of captions that is being written."""
+
+    stream: TextIO
+    is_new: bool
+    """Whether it holds nothing yet."""
+    done: frozenset[str]
+    """The pictures that need not be written again, as `Writer.spell` gives their names."""
+
+
+def open_output(path: str | Path, format: str = "text", existing: str = "refuse", candidates: int = 1) -> Output:
     """Open a file for a writer. It grows line by line: an interrupted run leaves whole lines of what it did.
 
+    Args:
+        path: the file.
+        format: of `FORMATS`.
+        existing: of `EXISTING`, for a file that exists: `skip` goes on after the last picture that it has whole,
+            and `append`, too, which tells of no picture that it is done.
+        candidates: how many captions a whole picture has.
+
     Raises:
-        OutputError: if the file exists and `overwrite` is false, or cannot be written.
+        OutputError: if the file exists and may not be used, holds anything but captions in this format, or cannot
+            be written.
     """
     path = Path(path)
     try:
-        return path.open("w" if overwrite else "x", encoding="utf-8", newline="\n")
-    except FileExistsError as error:
-        raise exists_already(path) from error
+        if existing == "overwrite" or not path.exists():
+            return Output(path.open("w", encoding="utf-8", newline="\n"), True, frozenset())
+        if existing == "refuse":
+            raise exists_already(path)
+        done, length = _read_done(path, format, 1 if format == "jsonl" else candidates)
+        stream = path.open("r+", encoding="utf-8", newline="\n")
+        stream.truncate(length)
+        stream.seek(0, io.SEEK_END)
+        return Output(stream, not length, done if existing == "skip" else frozenset())
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def write_sidecar(picture: str | Path, caption: Caption, suffix: str = ".txt", *, overwrite: bool = False) -> Path:
-    """Write the caption's text beside its picture, as `dog.txt` beside `dog.jpg`; return the new file's path.
+def _read_done(path: Path, format: str, lines: int) -> tuple[frozenset[str], int]:
+    """Return the pictures that a file has whole, in `lines` each, and where in it, in bytes, the next one goes."""
+    names: set[str] = set()
+    last, count, begun, end = "", 0, 0, 0  # the last picture: its lines, where they begin and where they end
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                name = _WRITERS[format].read_name(line.decode().removesuffix("\n"))
+            except ValueError as error:
+                raise OutputError(
+                    f"{path}: line {number} is no caption of --format {format}, and nothing was added. "
+                    "Choose another file, or --existing overwrite."
+                ) from error
+            if name != last or count == lines:
+                last, count, begun = name, 0, end
+            names.add(name)
+            count += 1
+            end += len(line)
+    if last and count < lines:
+        return frozenset(names - {last}), begun
+    return frozenset(names), end
+
+
+def sidecar_path(picture: str | Path, suffix: str) -> Path:
+    """Return the path of the file beside a picture, as `dog.txt` beside `dog.jpg`.
 
     Raises:
-        OutputError: if the suffix is not one, or is a picture's (no picture is ever overwritten); if the file
-            exists and `overwrite` is false; or if it cannot be written.
+        OutputError: if the suffix is not one, or is a picture's: no picture is ever overwritten.
     """
     picture = Path(picture)
     if not re.fullmatch(r"\.[^/\\\0]*[^/\\\0.]", suffix):
@@ -167,9 +274,24 @@ def write_sidecar(picture: str | Path, caption: Caption, suffix: str = ".txt", *
     path = picture.with_suffix(suffix)
     if path.suffix.lower() in {*SUFFIXES, picture.suffix.lower()}:
         raise OutputError(f"{suffix!r} is the suffix of pictures. Give sidecar files another, such as .txt.")
-    with write_atomically(path, overwrite=overwrite) as file:
-        file.write(_to_unicode(f"{_one_line(caption.text)}\n").encode())
     return path
+
+
+def write_sidecar(path: Path, caption: Caption, existing: str = "refuse") -> None:
+    """Write the caption's text to a file of its own; `append` adds a line to one that exists.
+
+    Raises:
+        OutputError: if the file exists and `existing` is neither `overwrite` nor `append`, or cannot be written.
+    """
+    before = b""
+    if existing == "append" and path.exists():
+        try:
+            before = path.read_bytes()
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        before += b"\n" * (not before.endswith(b"\n") and before != b"")
+    with write_atomically(path, overwrite=existing != "refuse") as file:
+        file.write(before + _to_unicode(f"{_one_line(caption.text)}\n").encode())
 
 
 def _ranked(caption: Caption) -> tuple[Caption, ...]:

@@ -16,7 +16,7 @@ LAYERS = [
     {"model"},
     {"checkpoint"},
     {"captioning"},
-    {"overlay", "output"},
+    {"overlay", "output", "sources"},
     {"page"},
     {"__init__"},
     {"cli"},

@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -90,10 +91,16 @@ def test_an_existing_file_is_kept_unless_overwriting_is_allowed(run, pictures, t
 def test_sidecars_stand_beside_their_pictures(run, pictures):
     assert run(*pictures[:2], "--sidecar", ".txt")[0] == 0
     assert pictures[0].with_suffix(".txt").read_text() == run(pictures[0])[1]
-    code, _, err = run(*pictures[:3], "--sidecar", ".txt")
-    assert code == 1  # two exist already
-    assert err.count("exists already") == 2
+    pictures[0].with_suffix(".txt").write_text("by hand")
+    code, out, err = run(*pictures[:3], "--sidecar", ".txt")
+    assert (code, err) == (0, "caption: 2 of 3 pictures have their captions already\n")
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(pictures[2])]
+    assert pictures[0].with_suffix(".txt").read_text() == "by hand"
     assert pictures[2].with_suffix(".txt").exists()
+    assert run(*pictures[:3], "--sidecar", ".txt", "--existing", "append")[0] == 0
+    assert pictures[0].with_suffix(".txt").read_text() == "by hand\n" + run(pictures[0])[1]
+    assert run(*pictures[:3], "--sidecar", ".txt", "--overwrite")[0] == 0
+    assert pictures[0].with_suffix(".txt").read_text() == run(pictures[0])[1]
 
 
 def test_an_overlay_is_drawn_for_each_picture_and_names_never_collide(run, tmp_path):
@@ -120,8 +127,9 @@ def test_each_bad_input_costs_one_line_and_the_others_go_on(run, pictures, tmp_p
     code, out, err = run(pictures[0], *(bad / name for name in names), pictures[1])
     assert code == 1
     assert [line.split("\t")[0] for line in out.splitlines()] == [str(pictures[0]), str(pictures[1])]
-    lines = err.splitlines()
+    *lines, summary = err.splitlines()
     assert len(lines) == len(names)
+    assert summary == "caption: 5 of 7 pictures failed"  # a folder without pictures is none
     for name in names:
         assert sum(name in line for line in lines) == 1, name
 
@@ -223,3 +231,97 @@ def test_an_overlay_has_the_colours_that_were_chosen(run, pictures, tmp_path):
         assert run(pictures[0], "--overlay", tmp_path / colours, "--overlay-colours", colours)[0] == 0
     white, viridis = (next((tmp_path / colours).iterdir()).read_bytes() for colours in ("white", "viridis"))
     assert white != viridis
+
+
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv"])
+def test_an_interrupted_run_goes_on_where_it_stopped(run, pictures, tmp_path, format):
+    folder, whole, file = pictures[0].parent, tmp_path / "whole.out", tmp_path / "cut.out"
+    command = [folder, "-f", format, "--candidates", 2]
+    assert run(*command, "-o", whole)[0] == 0
+    content = whole.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    code, _, err = run(*command, "-o", file)
+    assert code == 0
+    assert "pictures have their captions already" in err
+    assert file.read_bytes() == content
+    assert run(*command, "-o", file)[2] == "caption: 9 of 9 pictures have their captions already\n"
+    assert file.read_bytes() == content
+
+
+def test_only_what_is_missing_of_a_picture_is_written(run, pictures, tmp_path):
+    command = [pictures[0].parent, "-f", "jsonl", "-o", tmp_path / "out.jsonl", "--sidecar", ".txt"]
+    command += ["--overlay", tmp_path / "seen"]
+    assert run(*command)[0] == 0
+    lines = (tmp_path / "out.jsonl").read_text()
+    sidecar, overlay = pictures[4].with_suffix(".txt"), tmp_path / "seen" / f"{pictures[5].stem}.png"
+    caption = sidecar.read_text()
+    sidecar.unlink()
+    overlay.unlink()
+    assert run(*command)[2] == "caption: 7 of 9 pictures have their captions already\n"
+    assert sidecar.read_text() == caption
+    assert overlay.exists()
+    assert (tmp_path / "out.jsonl").read_text() == lines
+
+
+def test_a_list_of_pictures_is_read_from_a_file_or_from_standard_input(run, pictures, tmp_path, monkeypatch):
+    (tmp_path / "list").write_text(f"{pictures[2]}\r\n\n{pictures[0]}\n")
+    code, out, _ = run(pictures[1], "--from-file", tmp_path / "list")
+    assert code == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(pictures[number]) for number in (1, 2, 0)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{pictures[3]}\n".encode())))
+    assert run("--from-file", "-")[1].startswith(f"{pictures[3]}\t")
+    code, _, err = run("--from-file", tmp_path / "none")
+    assert code == 2
+    assert "none: cannot read this list of pictures" in err
+
+
+def test_shards_share_the_pictures(run, pictures):
+    shards = [run(*pictures, "--shard", f"{number}/4")[1].splitlines() for number in (1, 2, 3, 4)]
+    assert [len(shard) for shard in shards] == [3, 2, 2, 2]
+    assert sorted(itertools.chain(*shards)) == sorted(run(*pictures)[1].splitlines())
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_what_is_no_shard_is_refused(run, pictures, shard):
+    code, _, err = run(*pictures, "--shard", shard)
+    assert code == 2
+    assert "--shard must be K/N" in err
+
+
+def test_failures_are_counted_and_listed(run, pictures, tmp_path):
+    pictures[1].write_bytes(b"")
+    pictures[3].write_bytes(b"no picture")
+    code, _, err = run(*pictures, tmp_path / "no.jpg", "--failures", tmp_path / "failed")
+    assert code == 1
+    assert err.splitlines()[-1] == "caption: 3 of 10 pictures failed"
+    names = [str(pictures[1]), str(pictures[3]), str(tmp_path / "no.jpg")]
+    assert (tmp_path / "failed").read_text().splitlines() == names
+    assert run("--from-file", tmp_path / "failed", "--failures", tmp_path / "failed")[0] == 1
+    Image.new("RGB", (9, 9)).save(pictures[1])
+    assert run("--from-file", tmp_path / "failed", "--failures", tmp_path / "failed")[0] == 1
+    assert (tmp_path / "failed").read_text().splitlines() == names[1:]
+
+
+def test_a_text_stands_before_and_after_every_caption(run, pictures):
+    caption = run(pictures[0])[1].strip()
+    assert run(pictures[0], "--prefix", "photo of ", "--suffix", ", indoors")[1] == f"photo of {caption}, indoors\n"
+    command = [pictures[0], "-f", "jsonl", "--candidates", 2, "--prefix", "x "]
+    row = json.loads(run(*command)[1])
+    assert row["caption"] == f"x {caption}"
+    assert row["candidates"][0]["caption"].startswith("x ")
+
+
+def test_pictures_that_differ_in_their_suffix_alone_have_sidecars_of_their_own(run, tmp_path):
+    for name in ("dog.jpg", "dog.png", "cat.jpg"):
+        Image.new("RGB", (40, 30), "red" if name == "dog.jpg" else "blue").save(tmp_path / name)
+    assert run(tmp_path, "--sidecar", ".txt")[0] == 0
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["cat.txt", "dog.jpg.txt", "dog.png.txt"]
+
+
+def test_overlays_stand_in_folders_as_their_pictures_do(run, tmp_path):
+    for name in ("a/dog.jpg", "b/c/dog.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (60, 40), "red").save(tmp_path / "photos" / name)
+    assert run(tmp_path / "photos", "--overlay", tmp_path / "seen")[0] == 0
+    seen = sorted(str(path.relative_to(tmp_path / "seen")) for path in (tmp_path / "seen").rglob("*.png"))
+    assert seen == ["a/dog.png", "b/c/dog.png"]

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from captioner.captioning import Caption
 from captioner.errors import OutputError
 from captioner.images import Rectangle
-from captioner.output import FORMATS, make_writer, open_output, write_sidecar
+from captioner.output import FORMATS, make_writer, open_output, sidecar_path, spell, write_sidecar
 
 
 def make_caption(text="a dog", log_prob=-1.23456789, candidates=()):
@@ -106,7 +107,7 @@ def test_csv_has_a_header_and_a_row_a_candidate():
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_name_that_is_not_utf8_is_escaped(format, tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
-    with open_output(tmp_path / "out") as stream:
+    with open_output(tmp_path / "out").stream as stream:
         make_writer(format, stream).write(name, make_caption())
     assert "caf\\udce9.jpg" in (tmp_path / "out").read_text("utf-8")
 
@@ -119,7 +120,7 @@ def test_json_gives_a_name_that_is_not_utf8_back():
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_picture_is_in_the_file_as_soon_as_it_is_written(format, tmp_path):
     path = tmp_path / "out"
-    with open_output(path) as stream:
+    with open_output(path).stream as stream:
         writer = make_writer(format, stream)
         for count in (1, 2):
             writer.write("a.jpg", make_caption())
@@ -139,7 +140,7 @@ def test_an_existing_output_is_overwritten_only_on_demand(tmp_path):
     with pytest.raises(OutputError, match=r"out\.csv: exists already"):
         open_output(path)
     assert path.read_text() == "old"
-    with open_output(path, overwrite=True):
+    with open_output(path, existing="overwrite").stream:
         pass
     assert path.read_text() == ""
 
@@ -147,35 +148,88 @@ def test_an_existing_output_is_overwritten_only_on_demand(tmp_path):
 @pytest.mark.parametrize("place", ["missing/out.csv", "."])
 def test_an_output_that_cannot_be_opened_is_an_output_error(tmp_path, place):
     with pytest.raises(OutputError, match="cannot write this file"):
-        open_output(tmp_path / place, overwrite=True)
+        open_output(tmp_path / place, existing="overwrite")
 
 
 def test_a_sidecar_stands_beside_its_picture(tmp_path):
-    picture = tmp_path / "my.dog.jpg"
-    path = write_sidecar(picture, make_caption("ein Hündchen"))
+    path = sidecar_path(tmp_path / "my.dog.jpg", ".txt")
     assert path == tmp_path / "my.dog.txt"
+    write_sidecar(path, make_caption("ein Hündchen"))
     assert path.read_bytes() == "ein Hündchen\n".encode()
 
 
-def test_an_existing_sidecar_is_overwritten_only_on_demand(tmp_path):
-    (tmp_path / "dog.txt").write_text("by hand")
+def test_an_existing_sidecar_is_overwritten_or_added_to_only_on_demand(tmp_path):
+    path = tmp_path / "dog.txt"
+    path.write_text("by hand")
     with pytest.raises(OutputError, match=r"dog\.txt: exists already"):
-        write_sidecar(tmp_path / "dog.jpg", make_caption())
-    assert (tmp_path / "dog.txt").read_text() == "by hand"
-    write_sidecar(tmp_path / "dog.jpg", make_caption(), overwrite=True)
-    assert (tmp_path / "dog.txt").read_text() == "a dog\n"
+        write_sidecar(path, make_caption())
+    assert path.read_text() == "by hand"
+    for existing, content in {"append": "by hand\na dog\n", "overwrite": "a dog\n"}.items():
+        write_sidecar(path, make_caption(), existing)
+        assert path.read_text() == content
+    write_sidecar(path, make_caption(), "append")
+    assert path.read_text() == "a dog\na dog\n"
 
 
 @pytest.mark.parametrize(
     ("name", "suffix"), [("dog.jpg", ".jpg"), ("dog.jpg", ".JPG"), ("dog.jpg", ".small.png"), ("dog.dat", ".dat")]
 )
-def test_a_sidecar_never_takes_the_place_of_a_picture(tmp_path, name, suffix):
+def test_a_sidecar_never_takes_the_place_of_a_picture(name, suffix):
     with pytest.raises(OutputError, match="suffix of pictures"):
-        write_sidecar(tmp_path / name, make_caption(), suffix, overwrite=True)
-    assert not any(tmp_path.iterdir())
+        sidecar_path(name, suffix)
 
 
 @pytest.mark.parametrize("suffix", ["", ".", "txt", "./txt", ".a/../../b", ".txt."])
-def test_what_is_no_suffix_is_refused(tmp_path, suffix):
+def test_what_is_no_suffix_is_refused(suffix):
     with pytest.raises(OutputError, match="is no suffix"):
-        write_sidecar(tmp_path / "dog.jpg", make_caption(), suffix)
+        sidecar_path("dog.jpg", suffix)
+
+
+NAMES = ["a b.jpg", "tab\there.jpg", 'quote",.jpg', os.fsdecode(b"caf\xe9.jpg")]
+
+
+def write_all(output, format, names):
+    with output.stream as stream:
+        writer = make_writer(format, stream, heading=output.is_new)
+        for name in names:
+            writer.write(name, replace(make_caption(), candidates=(make_caption("a cat"),)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_is_gone_on_with_after_the_last_picture_that_it_has_whole(format, tmp_path):
+    """Wherever a run was cut off, the next one makes the file what an undisturbed one would have."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    write_all(open_output(whole), format, NAMES)
+    content = whole.read_bytes()
+    for length in range(len(content) + 1):
+        cut.write_bytes(content[:length])
+        output = open_output(cut, format, "skip", candidates=2)
+        todo = [name for name in NAMES if spell(name, format) not in output.done]
+        assert todo == NAMES[len(NAMES) - len(todo) :]
+        assert todo or length == len(content)
+        write_all(output, format, todo)
+        assert cut.read_bytes() == content
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_added_comes_after_what_is_there(format, tmp_path):
+    path = tmp_path / "out"
+    write_all(open_output(path), format, NAMES)
+    before = path.read_bytes()
+    output = open_output(path, format, "append", candidates=2)
+    assert not output.done
+    write_all(output, format, NAMES[:1])
+    assert path.read_bytes().startswith(before)
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [("text", b"notes\n"), ("jsonl", b"[1]\n"), ("csv", b"a,b\n"), ("text", b"\xff\t\n"), ("jsonl", b"dog\n")],
+)
+def test_a_file_of_something_else_is_never_added_to(format, content, tmp_path):
+    path = tmp_path / "out"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=rf"out: line 1 is no caption of --format {format}"):
+        open_output(path, format, "skip")
+    assert path.read_bytes() == content

@@ -1,0 +1,73 @@
+"""Which pictures to caption: files, folders of them, patterns and lists."""
+
+import glob
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from captioner import images
+from captioner.errors import ImageError
+
+
+class Found(NamedTuple):
+    """A picture to caption."""
+
+    name: str
+    """What it is called in the output: its path as it was given."""
+    source: images.Source
+    place: Path
+    """Where a file about it goes below a folder of such files, without suffix: as it stood below its own folder."""
+
+
+def find_pictures(names: Iterable[str], leave_out: Path | None = None) -> tuple[list[Found], list[ImageError]]:
+    """Return every picture in the order of the names, those of a folder by path, and what could not be found.
+
+    Args:
+        names: each a file; a folder, with all below it; a pattern such as `photos/**/*.jpg`, where the shell leaves
+            it as it is; or `-`, whose bytes are read now.
+        leave_out: a folder whose pictures are not among those of folders and patterns: that of the overlays.
+    """
+    found: list[Found] = []
+    missing: list[ImageError] = []
+    for name in names:
+        if name == "-":
+            try:
+                found.append(Found(name, images.open(name), Path("standard-input")))
+            except ImageError as error:
+                missing.append(error)
+        elif Path(name).is_dir():
+            paths = _only_pictures(Path(name).rglob("*"), leave_out)
+            found += [Found(str(path), path, path.relative_to(name).with_suffix("")) for path in paths]
+            if not paths:
+                missing.append(ImageError(f"{name}: no pictures in this folder"))
+        elif glob.has_magic(name) and not Path(name).exists():
+            paths = _only_pictures(map(Path, glob.iglob(name, recursive=True)), leave_out)  # noqa: PTH207 (absolute ones, too)
+            found += [Found(str(path), path, Path(path.stem)) for path in paths]
+            if not paths:
+                missing.append(ImageError(f"{name}: no pictures fit this pattern"))
+        else:
+            found.append(Found(name, name, Path(Path(name).stem)))
+    return found, missing
+
+
+def _only_pictures(paths: Iterable[Path], leave_out: Path | None) -> list[Path]:
+    found = sorted(path for path in paths if images.is_image_path(path) and path.is_file())
+    if leave_out is None:
+        return found
+    folder = leave_out.resolve()
+    return [path for path in found if not path.resolve().is_relative_to(folder)]
+
+
+def keep_apart(places: Sequence[Path]) -> list[Path]:
+    """Return the places with a number after each that another has taken: `dog`, `dog-2`."""
+    taken: set[Path] = set(places)
+    kept: set[Path] = set()
+    found = []
+    for place in places:
+        free, number = place, 1
+        while free in kept or (number > 1 and free in taken):
+            number += 1
+            free = place.with_name(f"{place.name}-{number}")
+        kept.add(free)
+        found.append(free)
+    return found

@@ -1,0 +1,53 @@
+"""Runs on folders that are killed at any moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COUNT = 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv"])
+def test_a_run_that_is_killed_goes_on_and_loses_nothing(tiny_checkpoint, tmp_path, format):
+    random = np.random.default_rng(0)
+    for number in range(COUNT):
+        path = tmp_path / "photos" / f"{number % 10}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+
+    def start(output):
+        command = [sys.executable, "-m", "captioner", str(tmp_path / "photos"), "-m", str(tiny_checkpoint)]
+        command += ["-f", format, "-o", str(output), "--sidecar", ".txt", "--batch-size", "4", "--candidates", "2"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+    undisturbed = start(tmp_path / "whole")
+    assert undisturbed.communicate()[1] == ""
+    for path in (tmp_path / "photos").rglob("*.txt"):
+        path.unlink()
+
+    output = tmp_path / "captions"
+    for share in (0.2, 0.5, 0.8):
+        run = start(output)
+        deadline = time.monotonic() + 120
+        while not output.exists() or output.stat().st_size < share * (tmp_path / "whole").stat().st_size:
+            assert run.poll() is None, run.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        sidecars = [path.read_text() for path in (tmp_path / "photos").rglob("*.txt")]
+        assert 0 < len(sidecars) < COUNT
+        assert all(text.endswith("\n") for text in sidecars)  # none is half written
+    last = start(output)
+    assert "pictures have their captions already" in last.communicate()[1]
+    assert last.returncode == 0
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert len(list((tmp_path / "photos").rglob("*.txt"))) == COUNT
