@@ -1,7 +1,7 @@
 """Pictures in, captions out: the network together with its pictures and words."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +21,7 @@ from captioner.errors import CaptionerError, ImageError
 from captioner.images import Rectangle, Source
 from captioner.model import CaptioningNetwork
 from captioner.search import Hypothesis, SearchSettings, search
-from captioner.vocabulary import END, PAD, START, UNKNOWN, Vocabulary, join
+from captioner.vocabulary import END, PAD, START, UNKNOWN, Vocabulary, join, split
 
 SHIPPED = Path(__file__).parent / "weights" / "default.safetensors"
 """The checkpoint that comes with the package."""
@@ -140,7 +140,7 @@ class Captioner:
     def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
         with torch.inference_mode():
             annotations, grid = self.network.encoder(pixels.to(self.device))
-            found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary.within)
+            found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary)
             return [(each, grid) for each in found]
 
     def _to_caption(self, found: Hypothesis, grid: tuple[int, int], rectangle: Rectangle) -> Caption:
@@ -171,21 +171,42 @@ def _batches(pictures: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 
 def find_sentences(
-    decoder: Decoder, annotations: Tensor, settings: SearchSettings, repeatable: Sequence[int] = ()
+    decoder: Decoder, annotations: Tensor, settings: SearchSettings, vocabulary: Vocabulary
 ) -> list[list[Hypothesis]]:
     """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`.
 
-    `repeatable` are pieces within a word, `Vocabulary.within`, which may follow themselves ("button").
+    Raises:
+        CaptionerError: when `settings` name words that cannot be told from `vocabulary`.
     """
+    banned = [_single_word("ban", text) for text in settings.ban]
+    barred = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
+    if not vocabulary.merges:
+        barred += vocabulary.completing([], banned)
+        if len({*barred, END}) == len(vocabulary):
+            raise CaptionerError("ban: no word is left to write")
+
+    def barred_after(written: list[int]) -> list[int]:
+        return vocabulary.completing(written, banned, last=len(written) == settings.max_words - 1)
+
     return search(
         decoder.step,
         decoder.start(annotations),
         torch.full((len(annotations),), START, device=annotations.device),
         settings,
         end=END,
-        barred=(PAD, START, UNKNOWN) if settings.bar_unknown else (PAD, START),
-        repeatable=repeatable,
+        barred=barred,
+        barred_after=barred_after if banned and vocabulary.merges else None,
+        repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
     )
+
+
+def _single_word(setting: str, text: str) -> str:
+    """Return a word as captions hold it: "Dog" -> "dog"."""
+    words = split(text)
+    if len(words) != 1:
+        found = f"{len(words)} words ({', '.join(words)}); name each on its own" if words else "no word"
+        raise CaptionerError(f"{setting}: expected one word, got {text!r}, which is {found}")
+    return words[0]
 
 
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Captioner:

@@ -82,6 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--candidates", type=int, metavar="N", help="captions a picture, best first")
     words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
     words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
+    words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")
     words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
     words.add_argument("--sample", action="store_true", default=None, help="draw words at random")
     words.add_argument("--temperature", type=float, metavar="X", help="of sampling; lower is more careful")
@@ -170,6 +171,7 @@ def _search_settings(options: argparse.Namespace) -> "SearchSettings":
 
     names = [field.name for field in fields(SearchSettings)]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
         return SearchSettings(**given)
     except ValueError as error:

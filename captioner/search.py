@@ -54,6 +54,7 @@ class SearchSettings:
     the picture."""
     repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
     bar_unknown: bool = True  # never write <unk>
+    ban: tuple[str, ...] = ()  # words never to write, each in the very form that is listed
     sample: bool = False  # draw words at random instead of searching
     temperature: float = 1.0  # of sampling; below 1 favours likely words
     top_k: int = 0  # sample from this many likeliest words; 0: from all
@@ -70,6 +71,8 @@ class SearchSettings:
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if isinstance(self.ban, str):
+            raise ValueError(f"ban: expected a tuple of words, got {self.ban!r}")
         if self.max_words < max(1, self.min_words):
             raise ValueError(f"max_words: must be at least 1 and at least min_words, got {self.max_words}")
         if not self.sample and self.candidates > self.beam_size:
@@ -92,6 +95,7 @@ def search(
     *,
     end: int,
     barred: Sequence[int] = (),
+    barred_after: Callable[[list[int]], Sequence[int]] | None = None,
     repeatable: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each image.
@@ -103,15 +107,18 @@ def search(
         settings: how to choose.
         end: the word that ends a sentence.
         barred: words that are never written, such as padding and `<unk>`.
+        barred_after: gives the words that must not come next, after those written so far.
         repeatable: words that `repeat_size` leaves alone, such as pieces within a word.
 
     Returns:
         For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
         sentence of `max_words` is made to end.
     """
-    limits = _Limits(
-        settings, end, *(torch.tensor(list(each), device=start.device).long() for each in (barred, repeatable))
-    )
+
+    def numbers(words: Sequence[int]) -> Tensor:
+        return torch.tensor(list(words), dtype=torch.long, device=start.device)
+
+    limits = _Limits(settings, end, numbers(barred), barred_after, numbers(repeatable))
     find = _sample if settings.sample else _beam
     with torch.no_grad():
         found = find(step, state, start.unsqueeze(1), limits)
@@ -124,6 +131,7 @@ class _Limits(NamedTuple):
     settings: SearchSettings
     end: int
     barred: Tensor
+    barred_after: Callable[[list[int]], Sequence[int]] | None
     repeatable: Tensor
 
     def apply(self, log_probs: Tensor, history: Tensor) -> Tensor:
@@ -136,6 +144,9 @@ class _Limits(NamedTuple):
             log_probs[:, self.end] = ends
             return log_probs
         log_probs = log_probs.index_fill(1, self.barred, -torch.inf)
+        if self.barred_after:
+            for row, written in enumerate(history.tolist()):
+                log_probs[row, list(self.barred_after(written))] = -torch.inf
         if length < self.settings.min_words:
             log_probs[:, self.end] = -torch.inf
         for size in range(1, min(self.settings.repeat_size, (length + 1) // 2) + 1):

@@ -181,6 +181,14 @@ def test_sampling_follows_its_seed(run, pictures):
     assert first == again != other
 
 
+def test_banned_words_are_not_written(run, pictures):
+    def words(*options):
+        return {word for line in run(*pictures, *options)[1].splitlines() for word in line.split("\t")[1].split()}
+
+    first, second, *_ = sorted(words())
+    assert words("--ban", first, "--ban", second).isdisjoint([first, second])
+
+
 def test_a_closed_pipe_is_no_disaster(tiny_checkpoint, pictures):
     command = [sys.executable, "-m", "captioner", "-m", tiny_checkpoint, "--batch-size", "1", *pictures * 30]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -191,6 +191,24 @@ def test_barred_words_are_never_written():
         assert {word for each in found for one in each for word in one.words} <= {2, 5}
 
 
+@pytest.mark.parametrize("settings", [{"beam_size": 4}, {"sample": True, "candidates": 4}])
+def test_words_can_be_barred_after_others(settings):
+    toy = Toy(5, seed=1, end_bias=-9.0)
+    found = search(
+        toy.step,
+        toy.start(range(8)),
+        torch.full((8,), START),
+        SearchSettings(max_words=8, **settings),
+        end=END,
+        barred=[START],
+        barred_after=lambda written: [3] if written[-1:] == [2] else [2, 4] if not written else [],
+    )
+    pairs = {pair for one in itertools.chain(*found) for pair in itertools.pairwise(one.words)}
+    assert {one.words[0] for one in itertools.chain(*found)} == {3}
+    assert (2, 4) in pairs
+    assert (2, 3) not in pairs
+
+
 @pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 4}])
 def test_no_phrase_follows_itself(settings):
     toy = Toy(4, seed=8, end_bias=-9.0)  # two words: without the bar every sentence repeats
@@ -260,6 +278,7 @@ def test_a_seed_decides_the_sample():
         ({"coverage_penalty": -0.1}, "coverage_penalty"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
+        ({"ban": "dog"}, "ban: expected a tuple"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
