@@ -1,5 +1,6 @@
 """Pictures in, captions out: the network together with its pictures and words."""
 
+import difflib
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from captioner.errors import CaptionerError, ImageError
 from captioner.images import Rectangle, Source
 from captioner.model import CaptioningNetwork
 from captioner.search import Hypothesis, SearchSettings, search
-from captioner.vocabulary import END, PAD, START, UNKNOWN, Vocabulary, join, split
+from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join, split
 
 SHIPPED = Path(__file__).parent / "weights" / "default.safetensors"
 """The checkpoint that comes with the package."""
@@ -179,6 +180,7 @@ def find_sentences(
         CaptionerError: when `settings` name words that cannot be told from `vocabulary`.
     """
     banned = [_single_word("ban", text) for text in settings.ban]
+    required = [_single_word("require", text) for text in settings.require]
     barred = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
     if not vocabulary.merges:
         barred += vocabulary.completing([], banned)
@@ -196,6 +198,7 @@ def find_sentences(
         end=END,
         barred=barred,
         barred_after=barred_after if banned and vocabulary.merges else None,
+        required=_numbers_of_required(required, banned, vocabulary),
         repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
     )
 
@@ -207,6 +210,19 @@ def _single_word(setting: str, text: str) -> str:
         found = f"{len(words)} words ({', '.join(words)}); name each on its own" if words else "no word"
         raise CaptionerError(f"{setting}: expected one word, got {text!r}, which is {found}")
     return words[0]
+
+
+def _numbers_of_required(required: list[str], banned: list[str], vocabulary: Vocabulary) -> list[int]:
+    if required and vocabulary.merges:
+        raise CaptionerError("require: this model writes pieces of words; use one that writes whole words")
+    for word in required:
+        if word in banned:
+            raise CaptionerError(f"require: {word!r} is banned as well")
+        if not vocabulary.completing([], [word]):
+            near = difflib.get_close_matches(word, vocabulary.words[len(SPECIAL) :])
+            hint = f"The nearest that it does: {', '.join(near)}." if near else "It knows none like it."
+            raise CaptionerError(f"require: this model does not know the word {word!r}. {hint}")
+    return vocabulary.completing([], dict.fromkeys(required))
 
 
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Captioner:

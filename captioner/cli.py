@@ -83,6 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
     words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
     words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")
+    words.add_argument("--require", action="append", metavar="WORD", help="write this word; up to four times")
     words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
     words.add_argument("--sample", action="store_true", default=None, help="draw words at random")
     words.add_argument("--temperature", type=float, metavar="X", help="of sampling; lower is more careful")

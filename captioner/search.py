@@ -25,6 +25,9 @@ class SearchState(Protocol):
         """Return the state of the rows numbered in `rows` (B', K')."""
 
 
+MOST_REQUIRED = 4
+"""Required words: a search with n of them has 2 ** n times the work."""
+
 Look = tuple[Tensor | None, ...]
 Step = Callable[[Tensor, Any], tuple[Tensor, Any, Look]]
 
@@ -55,6 +58,7 @@ class SearchSettings:
     repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
     bar_unknown: bool = True  # never write <unk>
     ban: tuple[str, ...] = ()  # words never to write, each in the very form that is listed
+    require: tuple[str, ...] = ()  # up to 4 words to write in any order, each in the very form that is listed
     sample: bool = False  # draw words at random instead of searching
     temperature: float = 1.0  # of sampling; below 1 favours likely words
     top_k: int = 0  # sample from this many likeliest words; 0: from all
@@ -71,8 +75,15 @@ class SearchSettings:
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if isinstance(self.ban, str):
-            raise ValueError(f"ban: expected a tuple of words, got {self.ban!r}")
+        for name in ("ban", "require"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: expected a tuple of words, got {getattr(self, name)!r}")
+        if len(self.require) > min(MOST_REQUIRED, self.max_words):
+            raise ValueError(
+                f"require: at most {MOST_REQUIRED} words and no more than max_words, got {len(self.require)}"
+            )
+        if self.require and self.sample:
+            raise ValueError("require: words drawn at random cannot be required; leave out sample")
         if self.max_words < max(1, self.min_words):
             raise ValueError(f"max_words: must be at least 1 and at least min_words, got {self.max_words}")
         if not self.sample and self.candidates > self.beam_size:
@@ -97,6 +108,7 @@ def search(
     barred: Sequence[int] = (),
     barred_after: Callable[[list[int]], Sequence[int]] | None = None,
     repeatable: Sequence[int] = (),
+    required: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each image.
 
@@ -109,6 +121,7 @@ def search(
         barred: words that are never written, such as padding and `<unk>`.
         barred_after: gives the words that must not come next, after those written so far.
         repeatable: words that `repeat_size` leaves alone, such as pieces within a word.
+        required: different words, none of them barred, that every sentence has; not for sampling.
 
     Returns:
         For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
@@ -118,7 +131,7 @@ def search(
     def numbers(words: Sequence[int]) -> Tensor:
         return torch.tensor(list(words), dtype=torch.long, device=start.device)
 
-    limits = _Limits(settings, end, numbers(barred), barred_after, numbers(repeatable))
+    limits = _Limits(settings, end, numbers(barred), barred_after, numbers(repeatable), numbers(required))
     find = _sample if settings.sample else _beam
     with torch.no_grad():
         found = find(step, state, start.unsqueeze(1), limits)
@@ -133,6 +146,7 @@ class _Limits(NamedTuple):
     barred: Tensor
     barred_after: Callable[[list[int]], Sequence[int]] | None
     repeatable: Tensor
+    required: Tensor
 
     def apply(self, log_probs: Tensor, history: Tensor) -> Tensor:
         """Return log-probabilities (N, V) with all that must not follow `history` (N, t) at minus infinity."""
@@ -208,39 +222,90 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
     """Keep the likeliest beginnings of each image until as many sentences as the beam is wide have ended.
 
     An end competes with the other words for its place among the likeliest, so a poor early end is not kept.
+
+    The line of an image has a beam for each set of required words, one after another; `_by_written` says why. C
+    counts these beams, and all sentences end in the last one.
     """
-    beams = limits.settings.beam_size
+    size, beams = limits.settings.beam_size, 2 ** len(limits.required)
     finished: list[list[Hypothesis]] = [[] for _ in words]
     live = list(finished)  # the list of each line's image
-    totals: Tensor | None = None  # log-probabilities (B, K) of what is written
+    words = words.expand(-1, beams)
+    state = state.select(torch.arange(len(words), device=words.device).unsqueeze(1).expand(-1, beams))
+    totals: Tensor | None = None  # log-probabilities (B, C, K) of what is written
     while live:
         lines, width = words.shape
         log_probs, state, look = step(words.flatten(), state)
         if totals is None:
-            totals = log_probs.new_zeros(lines, width)
+            totals = log_probs.new_full((lines, beams, 1), -torch.inf)
+            totals[:, 0] = 0  # nothing is written yet, so none of the required words
             written = _Written.nothing(lines, width, look)
         log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, width))
-        ranked = (totals.unsqueeze(2) + log_probs).flatten(1)  # (B, K * V)
+        ranked = totals.unsqueeze(3) + log_probs.unflatten(1, (beams, -1))  # (B, C, K, V)
         # At most K of the best 2 K end, so that K remain to go on with.
-        ranked, place = ranked.topk(min(2 * beams, ranked.shape[1]))
-        parents, words = place // log_probs.shape[2], place % log_probs.shape[2]
+        if len(limits.required):
+            ranked, parents, words = _by_written(ranked, limits, written.words.shape[2], 2 * size)
+        else:
+            ranked, parents, words = _likeliest(ranked, 2 * size)  # (B, C, 2 K) each
 
         ends = words == limits.end
-        for line, rank in (ends & ranked.isfinite())[:, :beams].nonzero().tolist():
-            log_prob = float(ranked[line, rank])
-            live[line].append(written.finish(line, int(parents[line, rank]), log_prob, limits.settings))
+        for line, beam, rank in (ends & ranked.isfinite())[:, :, :size].nonzero().tolist():
+            log_prob = float(ranked[line, beam, rank])
+            parent = int(parents[line, beam, rank])
+            live[line].append(written.finish(line, parent, log_prob, limits.settings))
 
         # A stable sort: of equals, the one ranked first goes on.
         ranked = ranked.masked_fill(ends, -torch.inf)
-        best = ranked.argsort(descending=True, stable=True)[:, :beams]
-        totals, words, parents = (values.gather(1, best) for values in (ranked, words, parents))
-        can_go_on = totals[:, 0].isfinite().tolist()
-        kept = [line for line in range(lines) if can_go_on[line] and len(live[line]) < beams]
+        best = ranked.argsort(dim=2, descending=True, stable=True)[:, :, :size]
+        totals, words, parents = (values.gather(2, best) for values in (ranked, words, parents))
+        can_go_on = totals[:, :, 0].isfinite().any(dim=1).tolist()
+        kept = [line for line in range(lines) if can_go_on[line] and len(live[line]) < size]
         live = [live[line] for line in kept]
         going = torch.tensor(kept, dtype=torch.long, device=words.device)
-        totals, words, parents = totals[going], words[going], parents[going]
+        totals, words, parents = totals[going], words[going].flatten(1), parents[going].flatten(1)
         state, written = _advance(state, written, going, parents, words, log_probs, look)
     return finished
+
+
+def _likeliest(ranked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probability, parent and word of the `count` best continuations of each beam, best first.
+
+    `ranked` (B, C, K, V) holds the log-probabilities of all continuations. Parents are numbered by image.
+    """
+    beams, size, vocabulary = ranked.shape[1:]
+    ranked, place = ranked.flatten(2).topk(min(count, size * vocabulary))
+    first = size * torch.arange(beams, device=place.device).unsqueeze(1)
+    return ranked, first + place // vocabulary, place % vocabulary
+
+
+def _by_written(ranked: Tensor, limits: _Limits, length: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_likeliest` does, with a beam for each set of required words: sentences that have just these.
+
+    Constrained beam search: Anderson et al. 2017 (arXiv 1612.00576), section 3.2. Beginnings with and without a
+    required word never compete, so one with it is kept however unlikely the word. The sets are the states of the
+    paper's finite-state machine, and the bits of a beam's number are the required words in its set. A beginning,
+    now `length` words long, stays in its beam unless a required word comes that it lacks: that leads to another.
+    """
+    beams, size = ranked.shape[1:3]
+    number = torch.arange(beams, device=ranked.device).unsqueeze(1)
+    bits = 1 << torch.arange(len(limits.required), device=ranked.device)
+    lacks = number & bits == 0  # (C, R)
+
+    leaves = torch.zeros(beams, ranked.shape[3], dtype=torch.bool, device=ranked.device)  # (C, V)
+    leaves[:, limits.required] = lacks
+    leaves[:-1, limits.end] = True  # a sentence cannot end
+    # Where the words left are just enough for those it lacks, it must write one of them.
+    leaves[:-1] |= (lacks.sum(dim=1, keepdim=True) >= limits.settings.max_words - length)[:-1]
+    staying = _likeliest(ranked.masked_fill(leaves.unsqueeze(1), -torch.inf), count)
+
+    before = number ^ bits  # (C, R), the beam that a sentence comes from with each word
+    arriving = ranked.transpose(2, 3)[:, before, limits.required].masked_fill(lacks.unsqueeze(2), -torch.inf)
+    parents = before.unsqueeze(2) * size + torch.arange(size, device=ranked.device)
+    words = limits.required.unsqueeze(1)
+    others = (each.expand_as(arriving).flatten(2) for each in (arriving, parents, words))  # (B, C, R * K) each
+
+    ranked, parents, words = (torch.cat(both, dim=2) for both in zip(staying, others, strict=True))
+    ranked, best = ranked.topk(min(count, ranked.shape[2]))
+    return ranked, parents.gather(2, best), words.gather(2, best)
 
 
 def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[Hypothesis]]:

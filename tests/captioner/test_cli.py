@@ -183,10 +183,19 @@ def test_sampling_follows_its_seed(run, pictures):
 
 def test_banned_words_are_not_written(run, pictures):
     def words(*options):
-        return {word for line in run(*pictures, *options)[1].splitlines() for word in line.split("\t")[1].split()}
+        rows = run(*pictures, "-f", "jsonl", *options)[1].splitlines()
+        return {word for row in rows for word in json.loads(row)["words"]}
 
     first, second, *_ = sorted(words())
     assert words("--ban", first, "--ban", second).isdisjoint([first, second])
+
+
+def test_required_words_are_written(run, pictures):
+    for row in run(*pictures, "-f", "jsonl", "--require", "ball", "--require", "cat")[1].splitlines():
+        assert {"ball", "cat"} <= set(json.loads(row)["words"])
+    code, out, err = run(*pictures, "--require", "dogg")
+    assert (code, out) == (2, "")
+    assert "does not know the word 'dogg'. The nearest that it does: dog." in err
 
 
 def test_a_closed_pipe_is_no_disaster(tiny_checkpoint, pictures):

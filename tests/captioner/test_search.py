@@ -52,7 +52,7 @@ class Toy:
         return torch.stack(log_probs), ToyState(history, state.image), look
 
 
-def run(toy, images, repeatable=(), **settings):
+def run(toy, images, repeatable=(), required=(), **settings):
     settings.setdefault("repeat_size", 0)
     return search(
         toy.step,
@@ -62,6 +62,7 @@ def run(toy, images, repeatable=(), **settings):
         end=END,
         barred=[START],
         repeatable=repeatable,
+        required=required,
     )
 
 
@@ -112,6 +113,75 @@ def test_the_coverage_penalty_rewards_sentences_that_look_everywhere():
     assert [one.words for each in plain for one in each] != [one.words for each in found for one in each]
 
 
+@pytest.mark.parametrize("required", [[2], [4, 3], [2, 4, 5]])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_best_sentences_with_all_required_words_are_found(seed, required):
+    toy, images = Toy(6, seed), range(3)
+    settings = {"beam_size": 200, "candidates": 5, "max_words": 4, "min_words": 2, "length_penalty": 0.7}
+    found = run(toy, images, required=required, coverage_penalty=0.3, **settings)
+    for image, hypotheses in enumerate(found):
+        scored = []
+        for words, total in every_sentence(toy, image, 4, min_words=2):
+            if set(required) <= set(words):
+                maps = sum(toy.attention(word) for word in (START, *words[:-1]))
+                scored.append((total / (len(words) + 1) ** 0.7 + 0.3 * float(maps.clamp(max=1).log().sum()), words))
+        best = sorted(scored, reverse=True)[:5]
+        assert [one.words for one in hypotheses] == [words for _, words in best]
+        assert [one.score for one in hypotheses] == pytest.approx([score for score, _ in best])
+
+
+def constrained_beam_search(toy, image, required, beam_size, max_words):
+    """The sentences that a plain computation ends with, in lists and sets, without limits on repeats."""
+    beams, ended = {frozenset(): [(0.0, ())]}, []
+    for length in range(max_words + 1):
+        continued: dict = {}
+        for has, beam in beams.items():
+            for total, words in beam:
+                log_probs = toy.log_probs(image, (START, *words)).tolist()
+                for word in range(toy.size):
+                    now = has | ({word} & required)
+                    room = max_words - length - 1
+                    if word == END:
+                        allowed = words and has == required
+                    else:
+                        allowed = word != START and room >= len(required - now)
+                    if allowed:
+                        continued.setdefault(now, []).append((total + log_probs[word], (*words, word)))
+        beams = {}
+        for has, options in continued.items():
+            best = sorted(options, reverse=True)[: 2 * beam_size]
+            ended += [(total, words[:-1]) for total, words in best[:beam_size] if words[-1] == END]
+            beams[has] = [one for one in best if one[1][-1] != END][:beam_size]
+        if len(ended) >= beam_size:
+            break
+    return sorted(ended, key=lambda one: -one[0] / (len(one[1]) + 1))
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 4])
+@pytest.mark.parametrize("required", [[3], [2, 6], [2, 3, 4, 5]])
+def test_constrained_beam_search_keeps_a_beam_for_each_set_of_required_words(beam_size, required):
+    toy, images = Toy(7, seed=6), range(6)
+    found = run(toy, images, required=required, beam_size=beam_size, max_words=6, candidates=beam_size)
+    for image, hypotheses in enumerate(found):
+        expected = constrained_beam_search(toy, image, frozenset(required), beam_size, max_words=6)
+        assert [tuple(one.words) for one in hypotheses] == [words for _, words in expected[:beam_size]]
+        assert [one.log_prob for one in hypotheses] == pytest.approx([total for total, _ in expected[:beam_size]])
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_required_words_are_written_when_they_are_all_that_fits(beam_size):
+    for found in run(Toy(9, end_bias=9.0), range(5), required=[7, 3, 5, 8], beam_size=beam_size, max_words=4):
+        assert {frozenset(one.words) for one in found} == {frozenset({3, 5, 7, 8})}
+
+
+def test_required_words_do_not_lift_the_other_limits():
+    found = run(Toy(6, seed=8), range(6), required=[2, 3], beam_size=3, min_words=6, max_words=7, repeat_size=1)
+    for (one,) in found:
+        assert {2, 3} <= set(one.words)
+        assert 6 <= len(one.words) <= 7
+        assert all(word != after for word, after in itertools.pairwise(one.words))
+
+
 def test_a_place_never_looked_at_costs_much_but_not_everything():
     toy = Toy(5)
     toy.attention = lambda word: (torch.arange(toy.size) == word).double()
@@ -136,7 +206,10 @@ def test_a_beam_of_one_takes_the_likeliest_word_at_each_step():
         assert found.words == words
 
 
-@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 3}, {"beam_size": 2, "required": [3, 5]}],
+)
 def test_a_batch_equals_its_images_one_by_one(settings):
     toy = Toy(9, seed=5)
     together = run(toy, range(12), max_words=6, **settings)
@@ -148,7 +221,7 @@ def test_a_batch_equals_its_images_one_by_one(settings):
                 assert (mine is None and theirs is None) or torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("settings", [{"beam_size": 3}, {"sample": True}])
+@pytest.mark.parametrize("settings", [{"beam_size": 3}, {"sample": True}, {"beam_size": 3, "required": [3, 5]}])
 def test_words_come_with_their_own_log_probability_and_look(settings):
     toy = Toy(7, seed=2)
     for image, (found,) in enumerate(run(toy, range(5), max_words=6, **settings)):
@@ -279,6 +352,9 @@ def test_a_seed_decides_the_sample():
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"ban": "dog"}, "ban: expected a tuple"),
+        ({"require": ("a", "b", "c", "d", "e")}, "require: at most 4"),
+        ({"require": ("a", "b"), "max_words": 1}, "require: at most 4 words and no more than max_words"),
+        ({"require": ("a",), "sample": True}, "require: words drawn at random"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
