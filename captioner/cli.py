@@ -80,6 +80,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words = parser.add_argument_group("choice of words")
     words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
     words.add_argument("--candidates", type=int, metavar="N", help="captions a picture, best first")
+    words.add_argument("--diverse-groups", type=int, metavar="N", help="parts of the beam that differ in words")
+    words.add_argument("--diversity", type=float, metavar="X", help="how much they differ")
     words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
     words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
     words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")

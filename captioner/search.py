@@ -1,4 +1,4 @@
-"""Finding a good sentence: beam search (greedy is a beam of one) and sampling.
+"""Finding a good sentence: beam search (greedy is a beam of one), constrained or diverse, and sampling.
 
 Everything here works over a `step` function and knows no model:
 
@@ -12,6 +12,7 @@ images and hypotheses together, and let finished images leave the batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,6 +43,11 @@ class Hypothesis(NamedTuple):
     look: Look  # of each word: attention (T, L), and what else the step remembers (T, ...)
 
 
+def _rank(found: Hypothesis) -> float:
+    """Return what sorts the best sentence to the front."""
+    return -found.score
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """How to choose the words of a caption."""
@@ -51,6 +57,8 @@ class SearchSettings:
     max_words: int = 20  # of these limits, where words are cut into pieces, a piece is a word
     min_words: int = 1
     length_penalty: float = 1.0  # a sentence of T words, end included, scores log-probability / T ** length_penalty
+    diverse_groups: int = 1  # parts of the beam, each of which avoids the words that those before it choose
+    diversity: float = 0.5  # the log-probability that a word loses each time an earlier group has it at its place
     coverage_penalty: float = 0.0
     """Beta of Wu et al. 2016 (arXiv 1609.08144), equation 14: beta times the sum over locations of
     log(min(attention summed over the words, 1)) is added to the score, so that sentences win that look at all of
@@ -69,6 +77,7 @@ class SearchSettings:
         for name, least in {
             "beam_size": 1,
             "candidates": 1,
+            "diverse_groups": 1,
             "min_words": 0,
             "repeat_size": 0,
             "top_k": 0,
@@ -90,8 +99,19 @@ class SearchSettings:
             raise ValueError(
                 f"candidates: a beam of {self.beam_size} cannot give {self.candidates}; raise beam_size"
             )
-        if not 0 <= self.coverage_penalty < float("inf"):
-            raise ValueError(f"coverage_penalty: must be at least 0, got {self.coverage_penalty}")
+        if self.beam_size % self.diverse_groups:
+            even = -(-self.beam_size // self.diverse_groups) * self.diverse_groups
+            raise ValueError(
+                f"diverse_groups: must divide beam_size, {self.beam_size}, got {self.diverse_groups}; "
+                f"a beam_size of {even} would do"
+            )
+        if self.diverse_groups > 1 and self.sample:
+            raise ValueError("diverse_groups: sampling has no beam to divide; leave out sample")
+        if self.diverse_groups > 1 and self.require:
+            raise ValueError("diverse_groups: required words divide the beam in their own way; leave out require")
+        for name in ("diversity", "coverage_penalty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature: must be above 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -135,7 +155,7 @@ def search(
     find = _sample if settings.sample else _beam
     with torch.no_grad():
         found = find(step, state, start.unsqueeze(1), limits)
-    return [sorted(each, key=lambda one: -one.score)[: settings.candidates] for each in found]
+    return [sorted(each[: settings.candidates], key=_rank) for each in found]
 
 
 class _Limits(NamedTuple):
@@ -223,12 +243,13 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
 
     An end competes with the other words for its place among the likeliest, so a poor early end is not kept.
 
-    The line of an image has a beam for each set of required words, one after another; `_by_written` says why. C
-    counts these beams, and all sentences end in the last one.
+    The line of an image has C beams of K beginnings, one after another, that keep apart: one, or one for each group
+    (`_by_group`), or one for each set of required words (`_by_written`), of which the last alone has ends.
     """
-    size, beams = limits.settings.beam_size, 2 ** len(limits.required)
-    finished: list[list[Hypothesis]] = [[] for _ in words]
-    live = list(finished)  # the list of each line's image
+    groups = limits.settings.diverse_groups
+    size, beams = limits.settings.beam_size // groups, groups * 2 ** len(limits.required)
+    finished: list[list[list[Hypothesis]]] = [[[] for _ in range(groups)] for _ in words]
+    live = list(finished)  # the sentences of each line's image, by group
     words = words.expand(-1, beams)
     state = state.select(torch.arange(len(words), device=words.device).unsqueeze(1).expand(-1, beams))
     totals: Tensor | None = None  # log-probabilities (B, C, K) of what is written
@@ -237,13 +258,15 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
         log_probs, state, look = step(words.flatten(), state)
         if totals is None:
             totals = log_probs.new_full((lines, beams, 1), -torch.inf)
-            totals[:, 0] = 0  # nothing is written yet, so none of the required words
+            totals[:, :groups] = 0  # nothing is written yet, so none of the required words
             written = _Written.nothing(lines, width, look)
         log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, width))
         ranked = totals.unsqueeze(3) + log_probs.unflatten(1, (beams, -1))  # (B, C, K, V)
         # At most K of the best 2 K end, so that K remain to go on with.
         if len(limits.required):
             ranked, parents, words = _by_written(ranked, limits, written.words.shape[2], 2 * size)
+        elif groups > 1:
+            ranked, parents, words = _by_group(ranked, limits, size)
         else:
             ranked, parents, words = _likeliest(ranked, 2 * size)  # (B, C, 2 K) each
 
@@ -251,19 +274,18 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
         for line, beam, rank in (ends & ranked.isfinite())[:, :, :size].nonzero().tolist():
             log_prob = float(ranked[line, beam, rank])
             parent = int(parents[line, beam, rank])
-            live[line].append(written.finish(line, parent, log_prob, limits.settings))
+            live[line][beam % groups].append(written.finish(line, parent, log_prob, limits.settings))
 
-        # A stable sort: of equals, the one ranked first goes on.
+        best = ends.byte().argsort(dim=2, stable=True)[:, :, :size]  # those that do not end, in their order
         ranked = ranked.masked_fill(ends, -torch.inf)
-        best = ranked.argsort(dim=2, descending=True, stable=True)[:, :, :size]
         totals, words, parents = (values.gather(2, best) for values in (ranked, words, parents))
-        can_go_on = totals[:, :, 0].isfinite().any(dim=1).tolist()
-        kept = [line for line in range(lines) if can_go_on[line] and len(live[line]) < size]
-        live = [live[line] for line in kept]
-        going = torch.tensor(kept, dtype=torch.long, device=words.device)
+        full = [[len(group) >= size for group in image] for image in live]
+        totals = totals.masked_fill(torch.tensor(full, device=words.device).unsqueeze(2), -torch.inf)
+        going = totals.isfinite().flatten(1).any(dim=1).nonzero().squeeze(1)
+        live = [live[line] for line in going.tolist()]
         totals, words, parents = totals[going], words[going].flatten(1), parents[going].flatten(1)
         state, written = _advance(state, written, going, parents, words, log_probs, look)
-    return finished
+    return [_in_turn(each) for each in finished]
 
 
 def _likeliest(ranked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -306,6 +328,38 @@ def _by_written(ranked: Tensor, limits: _Limits, length: int, count: int) -> tup
     ranked, parents, words = (torch.cat(both, dim=2) for both in zip(staying, others, strict=True))
     ranked, best = ranked.topk(min(count, ranked.shape[2]))
     return ranked, parents.gather(2, best), words.gather(2, best)
+
+
+def _by_group(ranked: Tensor, limits: _Limits, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_likeliest` does, with a beam for each group: twice its `size`, so that as many can go on.
+
+    Diverse beam search: Vijayakumar et al. 2016 (arXiv 1610.02424), section 3, with their Hamming diversity. The
+    groups choose in turn, and a word is less likely for a group each time that those before it have chosen it. That
+    decides on the order at this step alone: the log-probabilities returned are those of the sentences.
+    """
+    lines, _, width, vocabulary = ranked.shape
+    chosen = ranked.new_zeros(lines, 1, vocabulary)  # how often each word was
+    found = []
+    for number, group in enumerate(ranked.split(1, dim=1)):
+        penalty = limits.settings.diversity * chosen.unsqueeze(2)
+        _, parents, words = _likeliest(group - penalty, 2 * size)
+        totals = group.flatten(2).gather(2, parents * vocabulary + words)
+        goes_on = (words != limits.end) & totals.isfinite()
+        goes_on &= goes_on.cumsum(dim=2) <= size
+        chosen.scatter_add_(2, words, goes_on.to(chosen.dtype))
+        found.append((totals, number * width + parents, words))
+    totals, parents, words = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+    return totals, parents, words
+
+
+def _in_turn(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
+    """Return the best sentence of each group, then the second of each, and so on, no sentence twice."""
+    seen: set[tuple[int, ...]] = set()
+    new = []
+    for group in groups:
+        new.append([one for one in sorted(group, key=_rank) if tuple(one.words) not in seen])
+        seen.update(tuple(one.words) for one in group)
+    return [one for each in zip_longest(*new) for one in sorted(filter(None, each), key=_rank)]
 
 
 def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[Hypothesis]]:
