@@ -1,5 +1,6 @@
 """Pictures in, captions out: the network together with its pictures and words."""
 
+import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from captioner.images import Rectangle, Source
 from captioner.model import CaptioningNetwork
 from captioner.search import Hypothesis, SearchSettings, Step, search
 from captioner.search import Look as SearchLook
-from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join
+from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join, split
 
 SHIPPED = Path(__file__).parent / "weights" / "default.safetensors"
 """The checkpoint that comes with the package."""
@@ -144,7 +145,7 @@ class Captioner:
     def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
         with torch.inference_mode():
             annotations, grid = self.network.encoder(pixels.to(self.device))
-            found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary.within)
+            found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary)
             return [(each, grid) for each in found]
 
     def _to_caption(
@@ -200,20 +201,34 @@ def _batches(pictures: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 
 def find_sentences(
-    decoder: Decoder, annotations: Tensor, settings: SearchSettings, repeatable: Sequence[int] = ()
+    decoder: Decoder, annotations: Tensor, settings: SearchSettings, vocabulary: Vocabulary
 ) -> list[list[Hypothesis]]:
     """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`.
 
-    `repeatable` are pieces within a word, `Vocabulary.within`, which may follow themselves ("button").
+    Raises:
+        CaptionerError: when `settings` name words that cannot be told from `vocabulary`.
     """
+    banned = [_single_word("ban", text) for text in settings.ban]
+    required = [_single_word("require", text) for text in settings.require]
+    barred = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
+    if not vocabulary.merges:
+        barred += vocabulary.completing([], banned)
+        if len({*barred, END}) == len(vocabulary):
+            raise CaptionerError("ban: no word is left to write")
+
+    def barred_after(written: list[int]) -> list[int]:
+        return vocabulary.completing(written, banned, last=len(written) == settings.max_words - 1)
+
     return search(
         _with_likeliest(decoder.step, settings.alternatives) if settings.alternatives else decoder.step,
         decoder.start(annotations),
         torch.full((len(annotations),), START, device=annotations.device),
         settings,
         end=END,
-        barred=(PAD, START, UNKNOWN) if settings.bar_unknown else (PAD, START),
-        repeatable=repeatable,
+        barred=barred,
+        barred_after=barred_after if banned and vocabulary.merges else None,
+        required=_numbers_of_required(required, banned, vocabulary),
+        repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
     )
 
 
@@ -229,6 +244,28 @@ def _with_likeliest(step: Step, count: int) -> Step:
         return log_probs, state, (*look, *likeliest)
 
     return longer
+
+
+def _single_word(setting: str, text: str) -> str:
+    """Return a word as captions hold it: "Dog" -> "dog"."""
+    words = split(text)
+    if len(words) != 1:
+        found = f"{len(words)} words ({', '.join(words)}); name each on its own" if words else "no word"
+        raise CaptionerError(f"{setting}: expected one word, got {text!r}, which is {found}")
+    return words[0]
+
+
+def _numbers_of_required(required: list[str], banned: list[str], vocabulary: Vocabulary) -> list[int]:
+    if required and vocabulary.merges:
+        raise CaptionerError("require: this model writes pieces of words; use one that writes whole words")
+    for word in required:
+        if word in banned:
+            raise CaptionerError(f"require: {word!r} is banned as well")
+        if not vocabulary.completing([], [word]):
+            near = difflib.get_close_matches(word, vocabulary.words[len(SPECIAL) :])
+            hint = f"The nearest that it does: {', '.join(near)}." if near else "It knows none like it."
+            raise CaptionerError(f"require: this model does not know the word {word!r}. {hint}")
+    return vocabulary.completing([], dict.fromkeys(required))
 
 
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Captioner:

@@ -112,8 +112,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words = parser.add_argument_group("choice of words")
     words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
     words.add_argument("--candidates", type=int, metavar="N", help="captions a picture, best first")
+    words.add_argument("--diverse-groups", type=int, metavar="N", help="parts of the beam that differ in words")
+    words.add_argument("--diversity", type=float, metavar="X", help="how much they differ")
     words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
     words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
+    words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")
+    words.add_argument("--require", action="append", metavar="WORD", help="write this word; up to four times")
     words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
     words.add_argument("--sample", action="store_true", default=None, help="draw words at random")
     words.add_argument("--temperature", type=float, metavar="X", help="of sampling; lower is more careful")
@@ -309,6 +313,7 @@ def _search_settings(options: argparse.Namespace) -> "SearchSettings":
 
     names = [field.name for field in fields(SearchSettings)]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
         return SearchSettings(**given)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Finding a good sentence: beam search (greedy is a beam of one) and sampling.
+"""Finding a good sentence: beam search (greedy is a beam of one), constrained or diverse, and sampling.
 
 Everything here works over a `step` function and knows no model:
 
@@ -12,6 +12,7 @@ images and hypotheses together, and let finished images leave the batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +25,9 @@ class SearchState(Protocol):
     def select(self, rows: Tensor) -> Any:
         """Return the state of the rows numbered in `rows` (B', K')."""
 
+
+MOST_REQUIRED = 4
+"""Required words: a search with n of them has 2 ** n times the work."""
 
 Look = tuple[Tensor | None, ...]
 Step = Callable[[Tensor, Any], tuple[Tensor, Any, Look]]
@@ -39,6 +43,11 @@ class Hypothesis(NamedTuple):
     look: Look  # of each word: attention (T, L), and what else the step remembers (T, ...)
 
 
+def _rank(found: Hypothesis) -> float:
+    """Return what sorts the best sentence to the front."""
+    return -found.score
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """How to choose the words of a caption."""
@@ -48,6 +57,8 @@ class SearchSettings:
     max_words: int = 20  # of these limits, where words are cut into pieces, a piece is a word
     min_words: int = 1
     length_penalty: float = 1.0  # a sentence of T words, end included, scores log-probability / T ** length_penalty
+    diverse_groups: int = 1  # parts of the beam, each of which avoids the words that those before it choose
+    diversity: float = 0.5  # the log-probability that a word loses each time an earlier group has it at its place
     coverage_penalty: float = 0.0
     """Beta of Wu et al. 2016 (arXiv 1609.08144), equation 14: beta times the sum over locations of
     log(min(attention summed over the words, 1)) is added to the score, so that sentences win that look at all of
@@ -55,6 +66,8 @@ class SearchSettings:
     repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
     bar_unknown: bool = True  # never write <unk>
     alternatives: int = 0  # how many other words to tell for each, the likeliest in its place
+    ban: tuple[str, ...] = ()  # words never to write, each in the very form that is listed
+    require: tuple[str, ...] = ()  # up to 4 words to write in any order, each in the very form that is listed
     sample: bool = False  # draw words at random instead of searching
     temperature: float = 1.0  # of sampling; below 1 favours likely words
     top_k: int = 0  # sample from this many likeliest words; 0: from all
@@ -65,6 +78,7 @@ class SearchSettings:
         for name, least in {
             "beam_size": 1,
             "candidates": 1,
+            "diverse_groups": 1,
             "min_words": 0,
             "repeat_size": 0,
             "alternatives": 0,
@@ -72,14 +86,34 @@ class SearchSettings:
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        for name in ("ban", "require"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: expected a tuple of words, got {getattr(self, name)!r}")
+        if len(self.require) > min(MOST_REQUIRED, self.max_words):
+            raise ValueError(
+                f"require: at most {MOST_REQUIRED} words and no more than max_words, got {len(self.require)}"
+            )
+        if self.require and self.sample:
+            raise ValueError("require: words drawn at random cannot be required; leave out sample")
         if self.max_words < max(1, self.min_words):
             raise ValueError(f"max_words: must be at least 1 and at least min_words, got {self.max_words}")
         if not self.sample and self.candidates > self.beam_size:
             raise ValueError(
                 f"candidates: a beam of {self.beam_size} cannot give {self.candidates}; raise beam_size"
             )
-        if not 0 <= self.coverage_penalty < float("inf"):
-            raise ValueError(f"coverage_penalty: must be at least 0, got {self.coverage_penalty}")
+        if self.beam_size % self.diverse_groups:
+            even = -(-self.beam_size // self.diverse_groups) * self.diverse_groups
+            raise ValueError(
+                f"diverse_groups: must divide beam_size, {self.beam_size}, got {self.diverse_groups}; "
+                f"a beam_size of {even} would do"
+            )
+        if self.diverse_groups > 1 and self.sample:
+            raise ValueError("diverse_groups: sampling has no beam to divide; leave out sample")
+        if self.diverse_groups > 1 and self.require:
+            raise ValueError("diverse_groups: required words divide the beam in their own way; leave out require")
+        for name in ("diversity", "coverage_penalty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature: must be above 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -94,7 +128,9 @@ def search(
     *,
     end: int,
     barred: Sequence[int] = (),
+    barred_after: Callable[[list[int]], Sequence[int]] | None = None,
     repeatable: Sequence[int] = (),
+    required: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each image.
 
@@ -105,19 +141,23 @@ def search(
         settings: how to choose.
         end: the word that ends a sentence.
         barred: words that are never written, such as padding and `<unk>`.
+        barred_after: gives the words that must not come next, after those written so far.
         repeatable: words that `repeat_size` leaves alone, such as pieces within a word.
+        required: different words, none of them barred, that every sentence has; not for sampling.
 
     Returns:
         For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
         sentence of `max_words` is made to end.
     """
-    limits = _Limits(
-        settings, end, *(torch.tensor(list(each), device=start.device).long() for each in (barred, repeatable))
-    )
+
+    def numbers(words: Sequence[int]) -> Tensor:
+        return torch.tensor(list(words), dtype=torch.long, device=start.device)
+
+    limits = _Limits(settings, end, numbers(barred), barred_after, numbers(repeatable), numbers(required))
     find = _sample if settings.sample else _beam
     with torch.no_grad():
         found = find(step, state, start.unsqueeze(1), limits)
-    return [sorted(each, key=lambda one: -one.score)[: settings.candidates] for each in found]
+    return [sorted(each[: settings.candidates], key=_rank) for each in found]
 
 
 class _Limits(NamedTuple):
@@ -126,7 +166,9 @@ class _Limits(NamedTuple):
     settings: SearchSettings
     end: int
     barred: Tensor
+    barred_after: Callable[[list[int]], Sequence[int]] | None
     repeatable: Tensor
+    required: Tensor
 
     def apply(self, log_probs: Tensor, history: Tensor) -> Tensor:
         """Return log-probabilities (N, V) with all that must not follow `history` (N, t) at minus infinity."""
@@ -138,6 +180,9 @@ class _Limits(NamedTuple):
             log_probs[:, self.end] = ends
             return log_probs
         log_probs = log_probs.index_fill(1, self.barred, -torch.inf)
+        if self.barred_after:
+            for row, written in enumerate(history.tolist()):
+                log_probs[row, list(self.barred_after(written))] = -torch.inf
         if length < self.settings.min_words:
             log_probs[:, self.end] = -torch.inf
         for size in range(1, min(self.settings.repeat_size, (length + 1) // 2) + 1):
@@ -199,39 +244,124 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
     """Keep the likeliest beginnings of each image until as many sentences as the beam is wide have ended.
 
     An end competes with the other words for its place among the likeliest, so a poor early end is not kept.
+
+    The line of an image has C beams of K beginnings, one after another, that keep apart: one, or one for each group
+    (`_by_group`), or one for each set of required words (`_by_written`), of which the last alone has ends.
     """
-    beams = limits.settings.beam_size
-    finished: list[list[Hypothesis]] = [[] for _ in words]
-    live = list(finished)  # the list of each line's image
-    totals: Tensor | None = None  # log-probabilities (B, K) of what is written
+    groups = limits.settings.diverse_groups
+    size, beams = limits.settings.beam_size // groups, groups * 2 ** len(limits.required)
+    finished: list[list[list[Hypothesis]]] = [[[] for _ in range(groups)] for _ in words]
+    live = list(finished)  # the sentences of each line's image, by group
+    words = words.expand(-1, beams)
+    state = state.select(torch.arange(len(words), device=words.device).unsqueeze(1).expand(-1, beams))
+    totals: Tensor | None = None  # log-probabilities (B, C, K) of what is written
     while live:
         lines, width = words.shape
         log_probs, state, look = step(words.flatten(), state)
         if totals is None:
-            totals = log_probs.new_zeros(lines, width)
+            totals = log_probs.new_full((lines, beams, 1), -torch.inf)
+            totals[:, :groups] = 0  # nothing is written yet, so none of the required words
             written = _Written.nothing(lines, width, look)
         log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, width))
-        ranked = (totals.unsqueeze(2) + log_probs).flatten(1)  # (B, K * V)
+        ranked = totals.unsqueeze(3) + log_probs.unflatten(1, (beams, -1))  # (B, C, K, V)
         # At most K of the best 2 K end, so that K remain to go on with.
-        ranked, place = ranked.topk(min(2 * beams, ranked.shape[1]))
-        parents, words = place // log_probs.shape[2], place % log_probs.shape[2]
+        if len(limits.required):
+            ranked, parents, words = _by_written(ranked, limits, written.words.shape[2], 2 * size)
+        elif groups > 1:
+            ranked, parents, words = _by_group(ranked, limits, size)
+        else:
+            ranked, parents, words = _likeliest(ranked, 2 * size)  # (B, C, 2 K) each
 
         ends = words == limits.end
-        for line, rank in (ends & ranked.isfinite())[:, :beams].nonzero().tolist():
-            log_prob = float(ranked[line, rank])
-            live[line].append(written.finish(line, int(parents[line, rank]), log_prob, limits.settings))
+        for line, beam, rank in (ends & ranked.isfinite())[:, :, :size].nonzero().tolist():
+            log_prob = float(ranked[line, beam, rank])
+            parent = int(parents[line, beam, rank])
+            live[line][beam % groups].append(written.finish(line, parent, log_prob, limits.settings))
 
-        # A stable sort: of equals, the one ranked first goes on.
+        best = ends.byte().argsort(dim=2, stable=True)[:, :, :size]  # those that do not end, in their order
         ranked = ranked.masked_fill(ends, -torch.inf)
-        best = ranked.argsort(descending=True, stable=True)[:, :beams]
-        totals, words, parents = (values.gather(1, best) for values in (ranked, words, parents))
-        can_go_on = totals[:, 0].isfinite().tolist()
-        kept = [line for line in range(lines) if can_go_on[line] and len(live[line]) < beams]
-        live = [live[line] for line in kept]
-        going = torch.tensor(kept, dtype=torch.long, device=words.device)
-        totals, words, parents = totals[going], words[going], parents[going]
+        totals, words, parents = (values.gather(2, best) for values in (ranked, words, parents))
+        full = [[len(group) >= size for group in image] for image in live]
+        totals = totals.masked_fill(torch.tensor(full, device=words.device).unsqueeze(2), -torch.inf)
+        going = totals.isfinite().flatten(1).any(dim=1).nonzero().squeeze(1)
+        live = [live[line] for line in going.tolist()]
+        totals, words, parents = totals[going], words[going].flatten(1), parents[going].flatten(1)
         state, written = _advance(state, written, going, parents, words, log_probs, look)
-    return finished
+    return [_in_turn(each) for each in finished]
+
+
+def _likeliest(ranked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probability, parent and word of the `count` best continuations of each beam, best first.
+
+    `ranked` (B, C, K, V) holds the log-probabilities of all continuations. Parents are numbered by image.
+    """
+    beams, size, vocabulary = ranked.shape[1:]
+    ranked, place = ranked.flatten(2).topk(min(count, size * vocabulary))
+    first = size * torch.arange(beams, device=place.device).unsqueeze(1)
+    return ranked, first + place // vocabulary, place % vocabulary
+
+
+def _by_written(ranked: Tensor, limits: _Limits, length: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_likeliest` does, with a beam for each set of required words: sentences that have just these.
+
+    Constrained beam search: Anderson et al. 2017 (arXiv 1612.00576), section 3.2. Beginnings with and without a
+    required word never compete, so one with it is kept however unlikely the word. The sets are the states of the
+    paper's finite-state machine, and the bits of a beam's number are the required words in its set. A beginning,
+    now `length` words long, stays in its beam unless a required word comes that it lacks: that leads to another.
+    """
+    beams, size = ranked.shape[1:3]
+    number = torch.arange(beams, device=ranked.device).unsqueeze(1)
+    bits = 1 << torch.arange(len(limits.required), device=ranked.device)
+    lacks = number & bits == 0  # (C, R)
+
+    leaves = torch.zeros(beams, ranked.shape[3], dtype=torch.bool, device=ranked.device)  # (C, V)
+    leaves[:, limits.required] = lacks
+    leaves[:-1, limits.end] = True  # a sentence cannot end
+    # Where the words left are just enough for those it lacks, it must write one of them.
+    leaves[:-1] |= (lacks.sum(dim=1, keepdim=True) >= limits.settings.max_words - length)[:-1]
+    staying = _likeliest(ranked.masked_fill(leaves.unsqueeze(1), -torch.inf), count)
+
+    before = number ^ bits  # (C, R), the beam that a sentence comes from with each word
+    arriving = ranked.transpose(2, 3)[:, before, limits.required].masked_fill(lacks.unsqueeze(2), -torch.inf)
+    parents = before.unsqueeze(2) * size + torch.arange(size, device=ranked.device)
+    words = limits.required.unsqueeze(1)
+    others = (each.expand_as(arriving).flatten(2) for each in (arriving, parents, words))  # (B, C, R * K) each
+
+    ranked, parents, words = (torch.cat(both, dim=2) for both in zip(staying, others, strict=True))
+    ranked, best = ranked.topk(min(count, ranked.shape[2]))
+    return ranked, parents.gather(2, best), words.gather(2, best)
+
+
+def _by_group(ranked: Tensor, limits: _Limits, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_likeliest` does, with a beam for each group: twice its `size`, so that as many can go on.
+
+    Diverse beam search: Vijayakumar et al. 2016 (arXiv 1610.02424), section 3, with their Hamming diversity. The
+    groups choose in turn, and a word is less likely for a group each time that those before it have chosen it. That
+    decides on the order at this step alone: the log-probabilities returned are those of the sentences.
+    """
+    lines, _, width, vocabulary = ranked.shape
+    chosen = ranked.new_zeros(lines, 1, vocabulary)  # how often each word was
+    found = []
+    for number, group in enumerate(ranked.split(1, dim=1)):
+        penalty = limits.settings.diversity * chosen.unsqueeze(2)
+        _, parents, words = _likeliest(group - penalty, 2 * size)
+        totals = group.flatten(2).gather(2, parents * vocabulary + words)
+        goes_on = (words != limits.end) & totals.isfinite()
+        goes_on &= goes_on.cumsum(dim=2) <= size
+        chosen.scatter_add_(2, words, goes_on.to(chosen.dtype))
+        found.append((totals, number * width + parents, words))
+    totals, parents, words = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+    return totals, parents, words
+
+
+def _in_turn(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
+    """Return the best sentence of each group, then the second of each, and so on, no sentence twice."""
+    seen: set[tuple[int, ...]] = set()
+    new = []
+    for group in groups:
+        new.append([one for one in sorted(group, key=_rank) if tuple(one.words) not in seen])
+        seen.update(tuple(one.words) for one in group)
+    return [one for each in zip_longest(*new) for one in sorted(filter(None, each), key=_rank)]
 
 
 def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[Hypothesis]]:

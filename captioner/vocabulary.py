@@ -152,6 +152,21 @@ class Vocabulary:
         """The pieces after which a word goes on."""
         return tuple(number for number in range(len(self)) if not self._ends_word(number))
 
+    def completing(self, ids: Sequence[int], words: Iterable[str], last: bool = False) -> list[int]:
+        """Return the numbers that, written after `ids`, would complete one of `words`, however it is cut.
+
+        Args:
+            ids: what is written so far.
+            words: as `split` gives them; those that cannot be written have no number.
+            last: whether nothing but the end can follow, which completes a word as well.
+        """
+        spans = self.spans(ids)
+        begun = "" if not spans or self._ends_word(ids[-1]) else "".join(self.words[one] for one in ids[spans[-1]])
+        rests = [word.removeprefix(begun) for word in words if word.startswith(begun)]
+        closed = [rest + END_OF_WORD for rest in rests] if self.merges else rests
+        found = [self._ids[rest] for rest in (closed + rests if last else closed) if rest in self._ids]
+        return [END, *found] if "" in rests else found
+
     def spans(self, ids: Sequence[int]) -> list[slice]:
         """Return, for each word of `decode(ids)`, which of `ids` it is made of; together they are all of them."""
         ends = [stop for stop, number in enumerate(ids, 1) if self._ends_word(number)]

@@ -128,7 +128,7 @@ def decode(settings: Settings) -> Work:
     model, pixels = _prepare_pictures(settings)
     with torch.inference_mode():
         annotations, _ = model.network.encoder(pixels)
-    return lambda: find_sentences(model.network.decoder, annotations, SearchSettings(), model.vocabulary.within)
+    return lambda: find_sentences(model.network.decoder, annotations, SearchSettings(), model.vocabulary)
 
 
 def train(settings: Settings, project_at_every_word: bool) -> Callable[[], float]:

@@ -68,7 +68,7 @@ def check(settings: TrainingSettings) -> Iterator[str]:
         yield _describe_grids(settings, network, batches[0], sum(map(len, data.values())))
         with torch.no_grad():
             batches = [batch._replace(pictures=annotate(network.encoder, batch.pictures)) for batch in batches]
-    yield from _describe_steps(settings, network, examples, batches, len(dev))
+    yield from _describe_steps(settings, network, vocabulary, examples, batches, len(dev))
 
 
 def _count(records: list[Record]) -> str:
@@ -121,7 +121,12 @@ def _describe_grids(settings: TrainingSettings, network: CaptioningNetwork, batc
 
 
 def _describe_steps(
-    settings: TrainingSettings, network: CaptioningNetwork, examples: Examples, batches: list[Batch], dev: int
+    settings: TrainingSettings,
+    network: CaptioningNetwork,
+    vocabulary: Vocabulary,
+    examples: Examples,
+    batches: list[Batch],
+    dev: int,
 ) -> Iterator[str]:
     device = batches[0].pictures.device
     pictures = sum(len(batch.pictures) for batch in batches)
@@ -136,7 +141,7 @@ def _describe_steps(
     def caption() -> None:
         for batch in batches:
             annotations = annotate(network.encoder, batch.pictures)
-            find_sentences(network.decoder, annotations, settings.search)
+            find_sentences(network.decoder, annotations, settings.search, vocabulary)
 
     step = _measure(learn, device)
     network.eval()

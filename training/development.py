@@ -54,7 +54,7 @@ class DevelopmentSet:
             for places, pictures in zip(batches, one_ahead(read, batches), strict=True):
                 annotations = annotate(network.encoder, pictures.to(device))
                 for place, found in zip(
-                    places, find_sentences(network.decoder, annotations, settings, words.within), strict=True
+                    places, find_sentences(network.decoder, annotations, settings, words), strict=True
                 ):
                     captions[place] = join(words.decode(found[0].words))
         everyones = {place: text for each in processes.gather(captions) for place, text in each.items()}

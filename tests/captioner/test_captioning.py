@@ -3,6 +3,8 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -165,6 +167,19 @@ def test_the_shipped_checkpoint_captions_a_drawing_in_words(shipped):
     caption = shipped.caption(drawing)
     assert len(caption.words) >= 3
     assert caption.attention.shape[1:] == (7, 7)
+
+
+def test_diverse_candidates_of_the_shipped_model_differ_in_more_words(shipped):
+    drawing = Image.new("RGB", (320, 200), "skyblue")
+    drawing.paste("green", (0, 120, 320, 200))
+
+    def differing(settings):
+        best = shipped.caption(drawing, settings)
+        words = [set(one.words) for one in (best, *best.candidates)]
+        return sum(len(one ^ other) for one, other in combinations(words, 2))
+
+    plain = SearchSettings(beam_size=6, candidates=3)
+    assert differing(replace(plain, diverse_groups=3)) > differing(plain)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(tiny_checkpoint, pictures):

@@ -190,6 +190,34 @@ def test_sampling_follows_its_seed(run, pictures):
     assert first == again != other
 
 
+def test_banned_words_are_not_written(run, pictures):
+    def words(*options):
+        rows = run(*pictures, "-f", "jsonl", *options)[1].splitlines()
+        return {word for row in rows for word in json.loads(row)["words"]}
+
+    first, second, *_ = sorted(words())
+    assert words("--ban", first, "--ban", second).isdisjoint([first, second])
+
+
+def test_required_words_are_written(run, pictures):
+    for row in run(*pictures, "-f", "jsonl", "--require", "ball", "--require", "cat")[1].splitlines():
+        assert {"ball", "cat"} <= set(json.loads(row)["words"])
+    code, out, err = run(*pictures, "--require", "dogg")
+    assert (code, out) == (2, "")
+    assert "does not know the word 'dogg'. The nearest that it does: dog." in err
+
+
+def test_diverse_candidates_are_others(run, pictures):
+    plain, diverse = (
+        run(*pictures, "-f", "jsonl", "--beam-size", 6, "--candidates", 3, *options)[1]
+        for options in ((), ("--diverse-groups", 3, "--diversity", 2))
+    )
+    assert plain != diverse
+    code, out, err = run(*pictures, "--diverse-groups", 2)
+    assert (code, out) == (2, "")
+    assert "--diverse-groups: must divide beam_size, 5, got 2" in err
+
+
 def test_a_closed_pipe_is_no_disaster(tiny_checkpoint, pictures):
     command = [sys.executable, "-m", "captioner", "-m", tiny_checkpoint, "--batch-size", "1", *pictures * 30]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import pytest
@@ -52,7 +53,7 @@ class Toy:
         return torch.stack(log_probs), ToyState(history, state.image), look
 
 
-def run(toy, images, repeatable=(), **settings):
+def run(toy, images, repeatable=(), required=(), **settings):
     settings.setdefault("repeat_size", 0)
     return search(
         toy.step,
@@ -62,6 +63,7 @@ def run(toy, images, repeatable=(), **settings):
         end=END,
         barred=[START],
         repeatable=repeatable,
+        required=required,
     )
 
 
@@ -112,6 +114,134 @@ def test_the_coverage_penalty_rewards_sentences_that_look_everywhere():
     assert [one.words for each in plain for one in each] != [one.words for each in found for one in each]
 
 
+@pytest.mark.parametrize("required", [[2], [4, 3], [2, 4, 5]])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_best_sentences_with_all_required_words_are_found(seed, required):
+    toy, images = Toy(6, seed), range(2)
+    settings = {"beam_size": 70, "candidates": 5, "max_words": 3, "min_words": 2, "length_penalty": 0.7}
+    found = run(toy, images, required=required, coverage_penalty=0.3, **settings)
+    for image, hypotheses in enumerate(found):
+        scored = []
+        for words, total in every_sentence(toy, image, 3, min_words=2):
+            if set(required) <= set(words):
+                maps = sum(toy.attention(word) for word in (START, *words[:-1]))
+                scored.append((total / (len(words) + 1) ** 0.7 + 0.3 * float(maps.clamp(max=1).log().sum()), words))
+        best = sorted(scored, reverse=True)[:5]
+        assert [one.words for one in hypotheses] == [words for _, words in best]
+        assert [one.score for one in hypotheses] == pytest.approx([score for score, _ in best])
+
+
+def constrained_beam_search(toy, image, required, beam_size, max_words):
+    """The sentences that a plain computation ends with, in lists and sets, without limits on repeats."""
+    beams, ended = {frozenset(): [(0.0, ())]}, []
+    for length in range(max_words + 1):
+        continued: dict = {}
+        for has, beam in beams.items():
+            for total, words in beam:
+                log_probs = toy.log_probs(image, (START, *words)).tolist()
+                for word in range(toy.size):
+                    now = has | ({word} & required)
+                    room = max_words - length - 1
+                    if word == END:
+                        allowed = words and has == required
+                    else:
+                        allowed = word != START and room >= len(required - now)
+                    if allowed:
+                        continued.setdefault(now, []).append((total + log_probs[word], (*words, word)))
+        beams = {}
+        for has, options in continued.items():
+            best = sorted(options, reverse=True)[: 2 * beam_size]
+            ended += [(total, words[:-1]) for total, words in best[:beam_size] if words[-1] == END]
+            beams[has] = [one for one in best if one[1][-1] != END][:beam_size]
+        if len(ended) >= beam_size:
+            break
+    return sorted(ended, key=lambda one: -one[0] / (len(one[1]) + 1))
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 4])
+@pytest.mark.parametrize("required", [[3], [2, 6], [2, 3, 4, 5]])
+def test_constrained_beam_search_keeps_a_beam_for_each_set_of_required_words(beam_size, required):
+    toy, images = Toy(7, seed=6), range(6)
+    found = run(toy, images, required=required, beam_size=beam_size, max_words=6, candidates=beam_size)
+    for image, hypotheses in enumerate(found):
+        expected = constrained_beam_search(toy, image, frozenset(required), beam_size, max_words=6)
+        assert [tuple(one.words) for one in hypotheses] == [words for _, words in expected[:beam_size]]
+        assert [one.log_prob for one in hypotheses] == pytest.approx([total for total, _ in expected[:beam_size]])
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_required_words_are_written_when_they_are_all_that_fits(beam_size):
+    for found in run(Toy(9, end_bias=9.0), range(5), required=[7, 3, 5, 8], beam_size=beam_size, max_words=4):
+        assert {frozenset(one.words) for one in found} == {frozenset({3, 5, 7, 8})}
+
+
+def test_required_words_do_not_lift_the_other_limits():
+    found = run(Toy(6, seed=8), range(6), required=[2, 3], beam_size=3, min_words=6, max_words=7, repeat_size=1)
+    for (one,) in found:
+        assert {2, 3} <= set(one.words)
+        assert 6 <= len(one.words) <= 7
+        assert all(word != after for word, after in itertools.pairwise(one.words))
+
+
+def diverse_beam_search(toy, image, groups, size, diversity, max_words):
+    """The sentences that each group of a plain computation ends with, without limits on repeats."""
+    beams, ended = [[(0.0, ())] for _ in range(groups)], [[] for _ in range(groups)]
+    for length in range(max_words + 1):
+        chosen = Counter()
+        for group, beam in enumerate(beams):
+            options = []
+            for total, words in beam:
+                log_probs = toy.log_probs(image, (START, *words)).tolist()
+                for word in [END] if length == max_words else range(END if words else END + 1, toy.size):
+                    after = total + log_probs[word]
+                    options.append((after - diversity * chosen[word], after, (*words, word)))
+            best = [one[1:] for one in sorted(options, reverse=True)][: 2 * size]
+            ended[group] += [(total, words[:-1]) for total, words in best[:size] if words[-1] == END]
+            beams[group] = [one for one in best if one[1][-1] != END][:size]
+            chosen.update(words[-1] for _, words in beams[group])
+            if len(ended[group]) >= size:
+                beams[group] = []
+    return ended
+
+
+@pytest.mark.parametrize("diversity", [0.5, 3.0])
+@pytest.mark.parametrize(("groups", "size"), [(3, 2), (4, 1), (2, 3)])
+def test_diverse_beam_search_keeps_groups_from_the_words_of_those_before(groups, size, diversity):
+    toy, images = Toy(8, seed=11), range(6)
+    settings = {"diverse_groups": groups, "diversity": diversity, "max_words": 5}
+    found = run(toy, images, beam_size=groups * size, candidates=groups * size, **settings)
+    for image, hypotheses in enumerate(found):
+        expected = diverse_beam_search(toy, image, groups, size, diversity, max_words=5)
+        totals = {words: total for group in expected for total, words in group}
+        assert {tuple(one.words) for one in hypotheses} <= totals.keys()
+        assert len(hypotheses) == min(len(totals), groups * size)
+        assert [one.log_prob for one in hypotheses] == pytest.approx(
+            [totals[tuple(one.words)] for one in hypotheses]
+        )
+        assert [one.score for one in hypotheses] == sorted((one.score for one in hypotheses), reverse=True)
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 3])
+def test_few_candidates_are_the_best_of_different_groups(candidates):
+    toy, images = Toy(12, seed=1), range(8)
+    found = run(toy, images, beam_size=6, diverse_groups=3, diversity=4.0, candidates=candidates, max_words=5)
+    for image, hypotheses in enumerate(found):
+        best, seen = [], set()
+        for group in diverse_beam_search(toy, image, 3, 2, 4.0, max_words=5):
+            scored = [(total / (len(words) + 1), words) for total, words in group]
+            best.append(max(one for one in scored if one[1] not in seen))
+            seen |= {words for _, words in scored}
+        best = sorted(best, reverse=True)[:candidates]
+        assert [tuple(one.words) for one in hypotheses] == [words for _, words in best]
+
+
+def test_groups_that_need_not_differ_search_alike_and_give_no_sentence_twice():
+    toy, images = Toy(8, seed=2), range(6)
+    together = run(toy, images, beam_size=6, diverse_groups=3, diversity=0.0, candidates=6, max_words=5)
+    alone = run(toy, images, beam_size=2, candidates=2, max_words=5)
+    assert [[one.words for one in each][:2] for each in together] == [[one.words for one in each] for each in alone]
+
+
 def test_a_place_never_looked_at_costs_much_but_not_everything():
     toy = Toy(5)
     toy.attention = lambda word: (torch.arange(toy.size) == word).double()
@@ -136,7 +266,16 @@ def test_a_beam_of_one_takes_the_likeliest_word_at_each_step():
         assert found.words == words
 
 
-@pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beam_size": 1},
+        {"beam_size": 4},
+        {"beam_size": 2, "required": [3, 5]},
+        {"beam_size": 6, "diverse_groups": 3, "candidates": 4},
+        {"sample": True, "candidates": 3},
+    ],
+)
 def test_a_batch_equals_its_images_one_by_one(settings):
     toy = Toy(9, seed=5)
     together = run(toy, range(12), max_words=6, **settings)
@@ -148,7 +287,15 @@ def test_a_batch_equals_its_images_one_by_one(settings):
                 assert (mine is None and theirs is None) or torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("settings", [{"beam_size": 3}, {"sample": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beam_size": 3},
+        {"beam_size": 3, "required": [3, 5]},
+        {"beam_size": 4, "diverse_groups": 2},
+        {"sample": True},
+    ],
+)
 def test_words_come_with_their_own_log_probability_and_look(settings):
     toy = Toy(7, seed=2)
     for image, (found,) in enumerate(run(toy, range(5), max_words=6, **settings)):
@@ -189,6 +336,24 @@ def test_barred_words_are_never_written():
             barred=[START, 3, 4],
         )
         assert {word for each in found for one in each for word in one.words} <= {2, 5}
+
+
+@pytest.mark.parametrize("settings", [{"beam_size": 4}, {"sample": True, "candidates": 4}])
+def test_words_can_be_barred_after_others(settings):
+    toy = Toy(5, seed=1, end_bias=-9.0)
+    found = search(
+        toy.step,
+        toy.start(range(8)),
+        torch.full((8,), START),
+        SearchSettings(max_words=8, **settings),
+        end=END,
+        barred=[START],
+        barred_after=lambda written: [3] if written[-1:] == [2] else [2, 4] if not written else [],
+    )
+    pairs = {pair for one in itertools.chain(*found) for pair in itertools.pairwise(one.words)}
+    assert {one.words[0] for one in itertools.chain(*found)} == {3}
+    assert (2, 4) in pairs
+    assert (2, 3) not in pairs
 
 
 @pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 4}])
@@ -260,6 +425,15 @@ def test_a_seed_decides_the_sample():
         ({"coverage_penalty": -0.1}, "coverage_penalty"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
+        ({"ban": "dog"}, "ban: expected a tuple"),
+        ({"require": ("a", "b", "c", "d", "e")}, "require: at most 4"),
+        ({"require": ("a", "b"), "max_words": 1}, "require: at most 4 words and no more than max_words"),
+        ({"require": ("a",), "sample": True}, "require: words drawn at random"),
+        ({"diverse_groups": 3}, "must divide beam_size, 5, got 3; a beam_size of 6 would do"),
+        ({"diverse_groups": 0}, "diverse_groups: must be at least 1"),
+        ({"diverse_groups": 5, "sample": True}, "diverse_groups: sampling has no beam"),
+        ({"diverse_groups": 5, "require": ("a",)}, "diverse_groups: required words divide"),
+        ({"diversity": -1.0}, "diversity: must be at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -13,7 +13,7 @@ from captioner.checkpoint import load_checkpoint
 from captioner.decoder import DecoderSettings, build_decoder
 from captioner.errors import CheckpointError, ConfigError
 from captioner.search import SearchSettings
-from captioner.vocabulary import END, PAD, START, UNKNOWN
+from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.batches import Batch
 from training.check import check
 from training.config import LossSettings, SelfCriticalSettings
@@ -81,7 +81,8 @@ def test_the_greedy_caption_is_that_of_a_beam_of_one(kind):
     decoder, annotations = make(kind, dropout=0.5)
     greedy = write_captions(decoder, annotations, samples=2, max_words=6, greedy=True)[:, 2].tolist()
     settings = SearchSettings(beam_size=1, max_words=6, min_words=0, repeat_size=0)
-    for caption, found in zip(greedy, find_sentences(decoder.eval(), annotations, settings), strict=True):
+    sentences = find_sentences(decoder.eval(), annotations, settings, Vocabulary([*SPECIAL, *"abcde"]))
+    for caption, found in zip(greedy, sentences, strict=True):
         words = [word for word in caption if word not in (PAD, END)]
         assert words[:6] == found[0].words
 

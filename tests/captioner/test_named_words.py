@@ -1,0 +1,136 @@
+"""Words that people name: never to be written, or to be written whatever the picture."""
+
+import itertools
+import re
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from captioner import CaptionerError, SearchSettings
+from captioner.captioning import SHIPPED, Captioner, load
+from captioner.vocabulary import END, PIECES_RULE, SPECIAL, Vocabulary
+
+BEAM = SearchSettings(beam_size=4, candidates=4, max_words=6)
+SAMPLE = SearchSettings(sample=True, candidates=20, temperature=3.0, max_words=6)
+
+
+def written(model, pictures, settings):
+    """All words of all sentences."""
+    captions = model.caption(pictures, settings)
+    return {word for best in captions for one in (best, *best.candidates) for word in one.words}
+
+
+@pytest.fixture
+def of_pieces(tiny):
+    """The tiny network with pieces for words."""
+    pieces = ("a", "b", "a</w>", "b</w>", "ab", "ab</w>", "ba", "ba</w>", "aba</w>", "bab", "baab</w>", "bb")
+    header = replace(tiny.header, words=(*SPECIAL, *pieces), tokenizer=PIECES_RULE, merges=(("a", "b"), ("b", "a")))
+    return Captioner(tiny.network, header)
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the package was built without its checkpoint")
+def test_the_shipped_model_writes_what_is_required_and_nothing_banned():
+    model = load(device="cpu")
+    drawing = Image.new("RGB", (320, 200), "skyblue")
+    drawing.paste("green", (0, 120, 320, 200))
+    free = model.caption(drawing)
+    ban = free.words[1:3]
+    assert {"dog", "red"}.isdisjoint(free.words), "or to require them would say little"
+    caption = model.caption(drawing, SearchSettings(ban=ban, require=("dog", "red")))
+    assert {"dog", "red"} <= set(caption.words)
+    assert set(ban).isdisjoint(caption.words)
+
+
+@pytest.mark.parametrize("settings", [BEAM, SAMPLE])
+def test_banned_words_are_never_written(tiny, pictures, settings):
+    free = written(tiny, pictures, settings)
+    banned = sorted(free)[:2]
+    assert written(tiny, pictures, replace(settings, ban=tuple(map(str.upper, banned)))).isdisjoint(banned)
+
+
+def test_a_banned_word_that_the_model_does_not_know_changes_nothing(tiny, pictures):
+    texts = [
+        [one.text for one in tiny.caption(pictures, replace(BEAM, ban=ban))] for ban in ((), ("zebra", "<end>"))
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("settings", [BEAM, SAMPLE, replace(SAMPLE, max_words=1)])
+def test_a_banned_word_is_never_written_however_it_is_cut(of_pieces, pictures, settings):
+    free = written(of_pieces, pictures, settings)
+    banned = sorted(free)[:3]
+    assert written(of_pieces, pictures, replace(settings, ban=tuple(banned))).isdisjoint(banned)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_required_words_are_written_whatever_the_picture(tiny, pictures, beam_size):
+    settings = SearchSettings(beam_size, candidates=beam_size, max_words=7, require=("Ball", "sleeps", "ball"))
+    together = tiny.caption(pictures, settings)
+    for picture, caption in zip(pictures, together, strict=True):
+        for one in (caption, *caption.candidates):
+            assert {"ball", "sleeps"} <= set(one.words)
+        assert tiny.caption(picture, settings).text == caption.text
+
+
+def test_pieces_that_complete_a_word_are_those_whose_sentences_hold_it(of_pieces):
+    """Every sentence of up to four pieces: it can be written just when its words are none of those listed."""
+    vocabulary, longest, banned = of_pieces.vocabulary, 4, ["ab", "baab"]
+    allowed = 0
+    for length in range(1, longest + 1):
+        for sentence in itertools.product(range(len(SPECIAL), len(SPECIAL) + 7), repeat=length):
+            steps = (*sentence, END) if length < longest else sentence
+            writable = not any(
+                number in vocabulary.completing(sentence[:place], banned, last=place == longest - 1)
+                for place, number in enumerate(steps)
+            )
+            assert writable == set(banned).isdisjoint(vocabulary.decode(sentence)), vocabulary.decode(sentence)
+            allowed += writable
+    assert 0 < allowed < 7**longest
+
+
+def test_whole_words_complete_themselves():
+    vocabulary = Vocabulary([*SPECIAL, "a", "dog", "dogs"])
+    assert vocabulary.completing([4], ["dog", "cat"]) == [5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "hot dog",
+            r"^ban: expected one word, got 'hot dog', which is 2 words \(hot, dog\); name each on its own$",
+        ),
+        ("?!", r"^ban: expected one word, got '\?!', which is no word$"),
+    ],
+)
+def test_what_is_not_one_word_is_refused(tiny, pictures, text, message):
+    with pytest.raises(CaptionerError, match=message):
+        tiny.caption(pictures[0], SearchSettings(ban=(text,)))
+
+
+def test_a_ban_of_every_word_is_refused(tiny, pictures):
+    with pytest.raises(CaptionerError, match="no word is left"):
+        tiny.caption(pictures[0], SearchSettings(ban=tiny.vocabulary.words[len(SPECIAL) :]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"require": ("doog",)},
+            "require: this model does not know the word 'doog'. The nearest that it does: dog.",
+        ),
+        ({"require": ("xylophone",)}, "the word 'xylophone'. It knows none like it."),
+        ({"require": ("red ball",)}, "require: expected one word, got 'red ball', which is 2 words"),
+        ({"require": ("dog", "cat"), "ban": ("Cat",)}, "require: 'cat' is banned as well"),
+    ],
+)
+def test_what_cannot_be_required_is_refused(tiny, pictures, settings, message):
+    with pytest.raises(CaptionerError, match=re.escape(message)):
+        tiny.caption(pictures[0], SearchSettings(**settings))
+
+
+def test_pieces_of_words_cannot_be_required(of_pieces, pictures):
+    with pytest.raises(CaptionerError, match="use one that writes whole words"):
+        of_pieces.caption(pictures[0], SearchSettings(require=("ab",)))
