@@ -266,7 +266,7 @@ def _beam(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list[H
         ranked = totals.unsqueeze(3) + log_probs.unflatten(1, (beams, -1))  # (B, C, K, V)
         # At most K of the best 2 K end, so that K remain to go on with.
         if len(limits.required):
-            ranked, parents, words = _by_written(ranked, limits, written.words.shape[2], 2 * size)
+            ranked, parents, words = _by_written(ranked, limits, 2 * size)
         elif groups > 1:
             ranked, parents, words = _by_group(ranked, limits, size)
         else:
@@ -301,13 +301,14 @@ def _likeliest(ranked: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return ranked, first + place // vocabulary, place % vocabulary
 
 
-def _by_written(ranked: Tensor, limits: _Limits, length: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _by_written(ranked: Tensor, limits: _Limits, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `_likeliest` does, with a beam for each set of required words: sentences that have just these.
 
     Constrained beam search: Anderson et al. 2017 (arXiv 1612.00576), section 3.2. Beginnings with and without a
     required word never compete, so one with it is kept however unlikely the word. The sets are the states of the
-    paper's finite-state machine, and the bits of a beam's number are the required words in its set. A beginning,
-    now `length` words long, stays in its beam unless a required word comes that it lacks: that leads to another.
+    paper's finite-state machine, and the bits of a beam's number are the required words in its set. A beginning
+    stays in its beam unless a required word comes that it lacks: that leads to another. One that lacks more words
+    than `max_words` leaves room for can never end, and takes no other's place: all of its beam lack as many.
     """
     beams, size = ranked.shape[1:3]
     number = torch.arange(beams, device=ranked.device).unsqueeze(1)
@@ -316,9 +317,7 @@ def _by_written(ranked: Tensor, limits: _Limits, length: int, count: int) -> tup
 
     leaves = torch.zeros(beams, ranked.shape[3], dtype=torch.bool, device=ranked.device)  # (C, V)
     leaves[:, limits.required] = lacks
-    leaves[:-1, limits.end] = True  # a sentence cannot end
-    # Where the words left are just enough for those it lacks, it must write one of them.
-    leaves[:-1] |= (lacks.sum(dim=1, keepdim=True) >= limits.settings.max_words - length)[:-1]
+    leaves[:-1, limits.end] = True  # it cannot end
     staying = _likeliest(ranked.masked_fill(leaves.unsqueeze(1), -torch.inf), count)
 
     before = number ^ bits  # (C, R), the beam that a sentence comes from with each word
