@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from html import escape
@@ -271,7 +272,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, pictures, tmp_path, fo
     code, _, err = run(*command, "-o", file)
     assert code == 0
     assert "pictures have their captions already" in err
-    assert file.read_bytes() == content
+    digits = re.compile(rb"-\d+\.\d+")  # the last may differ with the pictures of a batch
+    assert digits.sub(b"", file.read_bytes()) == digits.sub(b"", content)
+    content = file.read_bytes()
     assert run(*command, "-o", file)[2] == "caption: 9 of 9 pictures have their captions already\n"
     assert file.read_bytes() == content
 
