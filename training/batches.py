@@ -141,15 +141,13 @@ def _count(shown: list[_Shown]) -> tuple[int, int, int]:
 
 def _make_batch(shown: list[_Shown], read: Callable[[list[_Shown]], Iterable[Tensor]], share: Share) -> Batch:
     columns = max(len(example.captions) for example, _ in shown)
-    steps = max(len(example.captions[0]) for example, _ in shown) - 1
-    captions = torch.full((len(shown), columns, steps), PAD)
-    targets = torch.full_like(captions, PAD)
-    for image, (example, _) in enumerate(shown):
-        for column, words in enumerate(example.captions):
-            captions[image, column, : len(words) - 1] = torch.tensor(words[:-1])
-            targets[image, column, : len(words) - 1] = torch.tensor(words[1:])
+    blank = [PAD] * max(len(example.captions[0]) for example, _ in shown)
+    rows = [(example.captions + [blank] * columns)[:columns] for example, _ in shown]
+    words = torch.tensor([[(caption + blank)[: len(blank)] for caption in row] for row in rows])
+    after = words[:, :, 1:]
+    captions = words[:, :, :-1].masked_fill(after == PAD, PAD)
     numbers = torch.tensor([example.number for example, _ in shown])
-    return Batch(torch.stack(list(read(shown))), captions, targets[captions != PAD], numbers, share)
+    return Batch(torch.stack(list(read(shown))), captions, after[after != PAD], numbers, share)
 
 
 def _read(shown: _Shown, variant: tuple[int, int]) -> Tensor:
