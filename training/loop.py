@@ -63,9 +63,10 @@ class Run:
         torch.manual_seed(settings.seed)
 
         with self.processes.first_alone():  # some data sets are made when they are first read
-            self.data = read_datasets(settings)
-        self.data_hashes = {name: hash_records(records) for name, records in self.data.items()}
-        self.vocabulary = build_vocabulary(settings, self.data)
+            data = read_datasets(settings)
+        self.data_hashes = {name: hash_records(records) for name, records in data.items()}
+        self.data_counts = {name: count_records(records) for name, records in data.items()}
+        self.vocabulary = build_vocabulary(settings, data)
         self.network = build_network(settings.model, len(self.vocabulary), settings.images.size).to(self.device)
         load_encoder(self.network.encoder, settings)
         load_decoder(self.network.decoder, self.vocabulary, settings)
@@ -75,12 +76,12 @@ class Run:
         self.averaged = copy.deepcopy(self.network, shared).eval()
 
         with self.processes.first_alone():
-            pictures = open_pictures(settings, self.network.encoder, self.data)
-        parts = [(records, pictures[name]) for name, records in self.data.items()]
+            pictures = open_pictures(settings, self.network.encoder, data)
+        parts = [(records, pictures[name]) for name, records in data.items()]
         self.examples = Examples(parts, self.vocabulary, settings.max_words)
         self.development = {
             name: DevelopmentSet(records, pictures[name])
-            for name, records in self.data.items()
+            for name, records in data.items()
             if any(one.split == "dev" for one in records)
         }
         if not self.development or not len(self.examples):
@@ -274,9 +275,7 @@ class Run:
         save_checkpoint(self.folder / name, self.averaged, self._header(scores), torch.float16)
 
     def _header(self, scores: dict[str, dict[str, float]]) -> Header:
-        data = {
-            name: {"hash": self.data_hashes[name], **count_records(records)} for name, records in self.data.items()
-        }
+        data = {name: {"hash": self.data_hashes[name], **counts} for name, counts in self.data_counts.items()}
         training = config.to_dict(self.settings)
         card = {
             **training.pop("card"),
