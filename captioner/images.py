@@ -26,7 +26,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from captioner.errors import ImageError
+from captioner.errors import ImageError, ImageTooLargeError
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, or a uint8 array: (H, W) or
@@ -94,12 +94,31 @@ def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_P
     Raises:
         ImageError: if the picture cannot be read, is damaged or incomplete, or is too large.
     """
+    return open_with_size(source, at_least=at_least, max_pixels=max_pixels)[0]
+
+
+def open_with_size(
+    source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return what `open` does, and the width and height of the whole picture, upright, in pixels.
+
+    They are the picture's own, unless it was decoded at a fraction of its size.
+
+    Raises:
+        ImageError: as `open`.
+    """
     try:
         picture = _picture(source)
         _check_size(picture, max_pixels, source)
+        width, height = picture.size
         if at_least and picture is not source:
             picture.draft(None, (at_least, at_least))
-        return _upright(picture, _to_rgb(picture))
+        upright = _to_rgb(picture)
+        turn = _find_turn(picture)
+        if turn is not None:
+            upright = upright.transpose(turn)
+        upright.info = {}  # otherwise the orientation stays there, and opening the result would turn it again
+        return upright, (height, width) if turn in _ON_ITS_SIDE else (width, height)
     except ImageError:
         raise
     except Exception as error:  # damaged files make decoders raise nearly anything
@@ -224,14 +243,14 @@ def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
 def _check_size(picture: Image.Image, max_pixels: int, source: Source) -> None:
     width, height = picture.size
     if width * height > max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name(source)}: {width} x {height} pixels are too many "
             f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
         )
 
 
 def _too_long(source: Source) -> ImageError:
-    return ImageError(
+    return ImageTooLargeError(
         f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
     )
 
@@ -299,14 +318,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
-def _upright(original: Image.Image, picture: Image.Image) -> Image.Image:
-    """Turn `picture` as the EXIF data of `original` say, from which it was made."""
+def _find_turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return how to turn a picture upright, as its EXIF data say."""
     try:
-        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF data are often damaged, and the picture is worth more than its orientation
-        turn = None
-    upright = picture.transpose(turn) if turn is not None else picture
-    upright.info = {}  # otherwise the orientation stays there, and opening the result would turn it again
-    return upright
+        return None
