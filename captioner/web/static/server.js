@@ -2,7 +2,6 @@
  * What the page asks of its server. Addresses are relative, so that the page may stand below any path.
  */
 
-const CANDIDATES = 5; // the caption and four others
 const TRIES = 6; // while the server is busy
 const LONGEST_WAIT = 20; // seconds between two of them
 
@@ -36,8 +35,8 @@ export class Problem extends Error {
   }
 }
 
-/** @type {number | undefined} */
-let mostBytes;
+/** @type {{bytes: number, candidates: number} | undefined} what the server permits, once it was asked */
+let limits;
 
 /**
  * Refuse a file that the server would not take, before it is sent.
@@ -45,10 +44,10 @@ let mostBytes;
  * @throws {Problem}
  */
 export async function check(file) {
-  mostBytes ??= (await toJson(await reach("api/limits"))).bytes;
-  if (file.size > /** @type {number} */ (mostBytes)) {
+  const { bytes } = await getLimits();
+  if (file.size > bytes) {
     throw new Problem(
-      `This file is too large: ${megabytes(file.size)}, and the server takes up to ${megabytes(mostBytes)}. ` +
+      `This file is too large: ${megabytes(file.size)}, and the server takes up to ${megabytes(bytes)}. ` +
         "Make the picture smaller.",
       false,
     );
@@ -69,9 +68,10 @@ export async function check(file) {
  * @throws {Problem} or the signal's reason
  */
 export async function caption(file, signal, tellWait) {
+  const { candidates } = await getLimits();
   const headers = { "Content-Type": "application/octet-stream" };
   for (let tries = 1; ; tries++) {
-    const response = await reach(`api/caption?candidates=${CANDIDATES}`, {
+    const response = await reach(`api/caption?candidates=${candidates}`, {
       method: "POST",
       body: file,
       headers,
@@ -82,6 +82,11 @@ export async function caption(file, signal, tellWait) {
     tellWait(seconds);
     await sleep(seconds, signal);
   }
+}
+
+async function getLimits() {
+  limits ??= await toJson(await reach("api/limits"));
+  return /** @type {{bytes: number, candidates: number}} */ (limits);
 }
 
 /**
@@ -123,7 +128,7 @@ function sleep(seconds, signal) {
   });
 }
 
-/** @param {number | undefined} bytes */
-function megabytes(bytes = 0) {
-  return `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 1 : 0)} MB`;
+/** @param {number} bytes */
+function megabytes(bytes) {
+  return `${Number((bytes / 2 ** 20).toFixed(1))} MB`;
 }
