@@ -158,6 +158,7 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def model_path(options: argparse.Namespace) -> Path | None:
+    """Return the checkpoint that `--model` or the environment names."""
     name = options.model or os.environ.get("CAPTIONER_MODEL")
     return Path(name) if name else None
 
@@ -309,6 +310,11 @@ def _list_failures(path: Path, failed: Sequence[str]) -> None:
 
 
 def search_settings(options: argparse.Namespace) -> "SearchSettings":
+    """Return the settings whose options were given, and the defaults of the others.
+
+    Raises:
+        CaptionerError: if they cannot be; the message names the option.
+    """
     from captioner.search import SearchSettings
 
     names = [field.name for field in fields(SearchSettings)]

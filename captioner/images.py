@@ -5,6 +5,7 @@ The frame comes with the rectangle of the picture that it shows, so that attenti
 
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass
 from io import BytesIO
@@ -40,6 +41,10 @@ MAX_PIXELS = 128_000_000
 
 MAX_BYTES = 1 << 29
 """Longest file that `open` reads: room for `MAX_PIXELS` of uncompressed RGBA."""
+
+MAX_SCANNED = 20 * MAX_PIXELS
+"""Most pixels that `open` decodes of a progressive JPEG, all scans together. Files have about ten scans, but nothing
+keeps one from having a hundred thousand, of a hundred bytes each, and every one costs time for all pixels."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,30 @@ def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
     content = start + stream.read(MAX_BYTES)
     if len(content) > MAX_BYTES:
         raise _too_long(source)
-    return plugin(BytesIO(content))
+    picture = plugin(BytesIO(content))
+    if plugin is JpegImagePlugin.JpegImageFile:
+        scans = _count_scans(content)
+        if scans * picture.width * picture.height > MAX_SCANNED:
+            raise ImageTooLargeError(
+                f"{name(source)}: {scans:,} scans of {picture.width} x {picture.height} pixels are too many "
+                f"(limit: {MAX_SCANNED / 1e6:g} million pixels in all). Save the picture as a plain JPEG."
+            )
+    return picture
+
+
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # but for those that nothing belongs to, except the end
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """Return how often a JPEG file goes over its pixels; what follows its end, such as a video, does not count."""
+    scans, place = 0, 2
+    while marker := _MARKER.search(jpeg, place):
+        place = marker.end()
+        if marker[1] == b"\xd9":  # end of image
+            break
+        scans += marker[1] == b"\xda"  # start of scan
+        place += int.from_bytes(jpeg[place : place + 2])  # the length of the segment
+    return scans
 
 
 def _check_size(picture: Image.Image, max_pixels: int, source: Source) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from captioner.captioning import Caption, Captioner, Prepared
 from captioner.search import SearchSettings
@@ -32,7 +32,7 @@ class _Job(NamedTuple):
 
 
 class Batcher:
-    """Caption pictures as they come, from the start of its context to the end, where it finishes what it accepted."""
+    """Caption pictures as they come, within its context; at its end, what was accepted is finished."""
 
     def __init__(self, captioner: Captioner, *, batch_size: int, wait: float, most_waiting: int) -> None:
         """Hold the settings.
@@ -89,12 +89,13 @@ class Batcher:
         self.check_room()
         self.waiting += 1
         try:
-            # Not given up when nobody waits any more: a thread cannot be stopped, and its memory counts until it ends.
+            # Reading is not given up: a thread cannot be stopped, and what it holds counts until it ends.
             picture = await asyncio.get_running_loop().run_in_executor(self._readers, read)
             job = _Job(picture, settings, Future())
             self._jobs.put(job)
             caption = asyncio.wrap_future(job.caption)
-            await asyncio.wait({caption, gone}, return_when=asyncio.FIRST_COMPLETED)
+            either: tuple[asyncio.Future[Any], ...] = (caption, gone)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not caption.done():
                 caption.cancel()
                 raise GoneError
@@ -119,7 +120,7 @@ class Batcher:
                         job.caption.set_result(caption)
 
     def _next_batch(self) -> list[_Job]:
-        """Return the pictures that are ready, or become so before the first has waited long enough; none at the end."""
+        """Wait for a picture, and return it with those that come soon after; none at the end."""
         batch: list[_Job] = []
         seconds = None
         while len(batch) < self._batch_size:

@@ -1,7 +1,7 @@
 """`caption-web`: a page to caption pictures on, and the same for programs.
 
-What goes on is told on standard error. Exit code 0: stopped by Ctrl-C or SIGTERM, after everything that was accepted
-was answered; 2: wrong usage, no usable model, or no such address.
+Exit code 0: stopped by Ctrl-C or SIGTERM, after everything that was accepted had its answer; 2: wrong usage, no
+usable model, or no such address.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--allow-host",
         action="append",
         metavar="NAME",
-        help="answer to this name too, as behind a proxy; may be repeated. A server of this machine alone answers to "
-        "localhost, and others to any name unless some are given",
+        help="answer requests for this name too, such as a proxy's; may be repeated (default: localhost where "
+        "that is all that can call, and otherwise any)",
     )
 
     model = parser.add_argument_group("model")
@@ -99,6 +99,8 @@ def _serve(options: argparse.Namespace) -> None:
         raise MissingExtraError(
             f"the web server needs {error.name}, which is not installed. Run: pip install 'captioner[web]'"
         ) from error
+    import numpy as np
+
     from captioner.captioning import load
 
     listener = _listen(options.host, options.port)
@@ -108,10 +110,14 @@ def _serve(options: argparse.Namespace) -> None:
         allowed = [name.lower() for name in options.allow_host or ()]
         if is_ours:
             allowed += ["localhost", "127.0.0.1", "[::1]", options.host.lower()]
+        search = search_settings(options)
         path = model_path(options)
         captioner = load(path, options.device)
+        captioner.caption(
+            np.zeros((8, 8, 3), np.uint8), search
+        )  # tells of words that cannot be banned, and warms up
         settings = WebSettings(
-            search=search_settings(options),
+            search=search,
             model=path.stem if path else "default",
             max_bytes=options.max_bytes,
             max_pixels=options.max_pixels,
@@ -129,8 +135,7 @@ def _serve(options: argparse.Namespace) -> None:
         def stop(*_: object) -> None:
             server.should_exit = True
 
-        # While it runs, the server has handlers of its own. When it has stopped it raises the signal again, and that
-        # must not end the process with another exit code.
+        # While it runs, the server has its own. When it has stopped, it raises the signal once more.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         name = "localhost" if ipaddress.ip_address(address).is_unspecified else address

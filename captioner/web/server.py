@@ -1,7 +1,7 @@
 """The captioner over HTTP: one page for people, and `POST /api/caption` for programs.
 
-Whatever a request holds is untrusted. Bodies are bounded in bytes, pixels and time (`uploads`), what waits is bounded
-(`batching`), pictures are decoded from memory alone, and nothing that a client names is ever opened.
+Whatever a request holds is untrusted. Uploads are bounded in bytes, pixels and time, and so is what waits. Pictures
+are decoded from memory, nothing is written to disk, and nothing that a client names is opened.
 """
 
 import asyncio
@@ -9,15 +9,15 @@ import logging
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,8 +50,8 @@ MOST_ALTERNATIVES = 10
 RETRY_AFTER = "5"  # seconds
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 class WebSettings:
     """What the server permits."""
 
-    search: SearchSettings = SearchSettings()
+    search: SearchSettings = field(default_factory=SearchSettings)
     """How to choose the words; a request chooses candidates and alternatives."""
     model: str = "default"
     """What to call the model."""
@@ -94,55 +94,68 @@ class WebSettings:
         return 16 * self.max_bytes
 
 
-class CaptionRecord(BaseModel):
-    """A sentence about the picture. Log-probabilities are natural."""
+class _Described(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
-    caption: str = Field(description="The words as a sentence.")
-    log_prob: float | None = Field(description="Log-probability of the whole caption, its end included.")
+
+class CaptionRecord(_Described):
+    """A sentence about the picture. Log-probabilities are natural, and null for those of zero."""
+
+    caption: str
+    """The words as a sentence."""
+    log_prob: float | None
+    """Log-probability of the whole caption, its end included."""
     words: list[str]
-    log_probs: list[float | None] = Field(description="Log-probability of each word, given those before it.")
-    visual: list[float] | None = Field(
-        None, description="The share of each word's context that came from the picture, where the model can tell."
-    )
-    alternatives: list[dict[str, float | None]] | None = Field(
-        None, description="For each word, others that could stand in its place, with their log-probabilities there."
-    )
-    attention: list[list[list[float]]] = Field(
-        description="Where the network looked for each word: rows of columns of weights, which sum to 1 a word."
-    )
-    rectangle: tuple[float, float, float, float] = Field(
-        description="The part of the picture that the weights cover: left, top, right and bottom, in fractions of the "
-        "upright picture's width and height."
-    )
+    log_probs: list[float | None]
+    """Log-probability of each word, given those before it."""
+    visual: list[float] = Field(default_factory=list)
+    """The share of each word's context that came from the picture, if the model can tell."""
+    alternatives: list[dict[str, float | None]] = Field(default_factory=list)
+    """For each word, others that could stand in its place, with their log-probabilities there."""
+    attention: list[list[list[float]]]
+    """Where the network looked for each word: rows of columns of weights. Those of a word sum to 1."""
+    rectangle: tuple[float, float, float, float]
+    """The part of the picture that the weights cover: left, top, right and bottom, in fractions of the upright
+    picture's width and height."""
 
 
 class Reply(CaptionRecord):
-    """What is known of a picture: its best caption first."""
+    """The best caption of a picture."""
 
-    width: int = Field(description="Of the upright picture, in pixels.")
-    height: int = Field(description="Of the upright picture, in pixels.")
-    candidates: list[CaptionRecord] | None = Field(None, description="Further captions, best first.")
+    width: int
+    """Of the upright picture, in pixels."""
+    height: int
+    """Of the upright picture, in pixels."""
+    candidates: list[CaptionRecord] = Field(default_factory=list)
+    """Further captions, best first, if more than one was asked for."""
 
 
-class Problem(BaseModel):
+class Problem(_Described):
     """Why a request failed."""
 
-    detail: str = Field(description="One line: what is wrong, and what to do.")
+    detail: str
+    """One line: what is wrong, and what to do."""
 
 
-class Limits(BaseModel):
+class Limits(_Described):
     """What the server permits."""
 
-    bytes: int = Field(description="Largest picture file.")
+    bytes: int
+    """Size of the largest picture file."""
+    candidates: int
+    """Most captions of a picture."""
 
 
-class Health(BaseModel):
+class Health(_Described):
     """How the server is."""
 
-    status: str
+    status: Literal["ok"] = "ok"
     version: str
+    """Of the captioner."""
     model: str
-    queue: int = Field(description="Pictures that wait or are worked on.")
+    """Name of the checkpoint."""
+    queue: int
+    """Pictures that wait or are worked on."""
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -168,7 +181,7 @@ BODY = {
 no bounds and writes to disk."""
 
 
-def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> FastAPI:  # noqa: B008 (frozen)
+def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> FastAPI:
     """Return the application, for any server of ASGI.
 
     Args:
@@ -209,11 +222,11 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
 
     @app.get("/health", summary="How the server is")
     async def health() -> Health:
-        return Health(status="ok", version=__version__, model=settings.model, queue=batcher.waiting)
+        return Health(version=__version__, model=settings.model, queue=batcher.waiting)
 
     @app.get("/api/limits", summary="What the server permits")
     async def limits() -> Limits:
-        return Limits(bytes=settings.max_bytes)
+        return Limits(bytes=settings.max_bytes, candidates=most_candidates)
 
     @app.post(
         "/api/caption",
@@ -289,8 +302,8 @@ async def _explain_parameters(_: Request, error: Exception) -> Response:
 class Guard:
     """Middleware: refuse strange hosts, send `HEADERS` with every answer, and answer whatever fails as JSON.
 
-    A web page elsewhere may give its own name the address of this machine, and so make a browser take the server for
-    a part of it (DNS rebinding). The name that the browser then calls is that page's.
+    A web page elsewhere may give its own name the address of this machine, and so make a browser take the server
+    for a part of it (DNS rebinding). The browser then calls the server by that name.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = ()) -> None:

@@ -131,8 +131,8 @@ def find_picture(form: bytes, content_type: str) -> bytes:
 class RefusalResponse(JSONResponse):
     """An answer to an upload that may still be coming.
 
-    It goes out at once, and the connection is closed at its end. Before that, the client may send on for a while: one
-    whose connection is closed while it sends often reports just that, and never reads the answer.
+    It goes out at once, and the connection is closed after it. In between, the client may send on for a while: one
+    whose connection is closed while it sends often tells of just that, and does not read the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
