@@ -43,8 +43,8 @@ MAX_BYTES = 1 << 29
 """Longest file that `open` reads: room for `MAX_PIXELS` of uncompressed RGBA."""
 
 MAX_SCANNED = 20 * MAX_PIXELS
-"""Most pixels that `open` decodes of a progressive JPEG, all scans together. Files have about ten scans, but nothing
-keeps one from having a hundred thousand, of a hundred bytes each, and every one costs time for all pixels."""
+"""Most pixels that `open` goes over in a JPEG, all scans together. Progressive files have about ten scans, but
+nothing keeps one from having a hundred thousand, of a hundred bytes each."""
 
 
 @dataclass(frozen=True)

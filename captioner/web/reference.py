@@ -26,6 +26,7 @@ def reference_page(description: dict[str, Any]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: reference</title>
+<link rel="icon" href="static/icon.svg">
 <link rel="stylesheet" href="static/reference.css">
 </head>
 <body>
