@@ -64,7 +64,9 @@ export class Card {
   showPicture() {
     if (this.#address) return;
     const image = this.#part("img");
-    image.addEventListener("load", () => this.#shape(image.naturalWidth, image.naturalHeight));
+    image.addEventListener("load", () => {
+      if (!this.#sentence) this.#shape(image.naturalWidth, image.naturalHeight); // the server knows better
+    });
     image.addEventListener("error", () => {
       image.hidden = true;
       this.#part(".stand-in").hidden = false;
