@@ -6,6 +6,7 @@ usable model, or no such address.
 
 import argparse
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -26,8 +27,9 @@ PATIENCE = 60
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parse(arguments)
-    # Pillow warns of oddities in files that it then reads well.
+    # Pillow tells of oddities in files, which are the clients' and no news.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         _serve(options)
     except CaptionerError as error:
@@ -113,9 +115,8 @@ def _serve(options: argparse.Namespace) -> None:
         search = search_settings(options)
         path = model_path(options)
         captioner = load(path, options.device)
-        captioner.caption(
-            np.zeros((8, 8, 3), np.uint8), search
-        )  # tells of words that cannot be banned, and warms up
+        # The first caption takes longest, and tells what is wrong with the choice of words.
+        captioner.caption(np.zeros((8, 8, 3), np.uint8), search)
         settings = WebSettings(
             search=search,
             model=path.stem if path else "default",

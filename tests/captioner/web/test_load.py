@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
 
@@ -87,8 +88,9 @@ class Visitor:
             self.wrong.append((path.name, answer.status, content[:300]))
 
     def ask_until(self, end):
-        while time.monotonic() < end:
-            self.ask()
+        with closing(self.connection):
+            while time.monotonic() < end:
+                self.ask()
 
 
 def measure(visitors, seconds):
@@ -151,8 +153,9 @@ def test_a_server_under_load_is_right_quick_and_bounded(serve_process, photograp
         asked = [threads.submit(visitor.ask) for visitor in last]
         client.wait_for_queue(CLIENTS // 2, at_least=True)
         assert client.stop(signal.SIGTERM) == (0, "")
-        for each in asked:
+        for each, visitor in zip(asked, last, strict=True):
             each.result()
+            visitor.connection.close()
     assert [wrong for visitor in last for wrong in visitor.wrong] == []
 
     assert set(statuses) <= {200, 400, 413}

@@ -18,7 +18,8 @@ from captioner.output import to_record
 pytest.importorskip("fastapi", reason="needs the extra web")
 
 from captioner.web import server, uploads
-from captioner.web.uploads import FormError, find_picture
+from captioner.web.batching import Batcher
+from captioner.web.uploads import BusyError, FormError, find_picture
 
 BOUNDARY = "----a boundary"
 FORM = f'multipart/form-data; boundary="{BOUNDARY}"'
@@ -295,6 +296,13 @@ def test_a_stopping_server_finishes_what_it_accepted(serve, held):
         assert {answer.result().status for answer in answers} == {200}
     client.thread.join(20)
     assert not client.thread.is_alive()
+
+
+def test_what_has_stopped_accepts_nothing(tiny):
+    with Batcher(tiny, batch_size=1, wait=0, most_waiting=1) as batcher:
+        batcher.check_room()
+    with pytest.raises(BusyError, match="is stopping"):
+        batcher.check_room()
 
 
 # Limits
