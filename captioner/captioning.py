@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -56,6 +56,17 @@ class Caption:
     there; empty unless they were asked for. A word that is cut into pieces has none."""
     candidates: tuple["Caption", ...] = ()
     """Further sentences, best first, when more than one was asked for."""
+
+
+class Prepared(NamedTuple):
+    """A picture as the network takes it."""
+
+    pixels: Tensor
+    """float32 (3, size, size), normalised."""
+    rectangle: Rectangle
+    """The part of the picture that they show."""
+    size: tuple[int, int]
+    """Width and height of the whole picture, upright, in pixels."""
 
 
 class Captioner:
@@ -114,7 +125,7 @@ class Captioner:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
         with ThreadPoolExecutor(os.cpu_count()) as readers:
 
-            def read(batch: list[Source]) -> list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]]:
+            def read(batch: list[Source]) -> list[tuple[Source, Prepared | ImageError]]:
                 return list(zip(batch, readers.map(self._read, batch), strict=True))
 
             # A network on the CPU needs all of it: reading the next batch meanwhile would cost more than it saves.
@@ -122,25 +133,46 @@ class Captioner:
             for batch in ahead(read, _batches(pictures, batch_size)):
                 yield from self._caption_batch(batch, settings)
 
-    def _read(self, source: Source) -> tuple[Tensor, Rectangle] | ImageError:
+    def prepare(self, picture: Source, max_pixels: int = images.MAX_PIXELS) -> Prepared:
+        """Read a picture, for `caption_prepared`.
+
+        Args:
+            picture: in any form that `caption` takes.
+            max_pixels: refuse larger pictures, before anything is decoded.
+
+        Raises:
+            ImageError: when the picture cannot be read.
+        """
+        opened, size = images.open_with_size(picture, at_least=2 * self.header.images.size, max_pixels=max_pixels)
+        return Prepared(*images.prepare(opened, self.header.images), size)
+
+    def caption_prepared(
+        self,
+        pictures: Sequence[Prepared],
+        settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
+    ) -> list[Caption]:
+        """Caption pictures that go through the network together; those who read pictures themselves need it."""
+        captions = []
+        if pictures:
+            found = self._find(torch.stack([prepared.pixels for prepared in pictures]), settings)
+            for (hypotheses, grid), prepared in zip(found, pictures, strict=True):
+                best, *others = (self._to_caption(one, grid, prepared.rectangle, settings) for one in hypotheses)
+                captions.append(replace(best, candidates=tuple(others)))
+        return captions
+
+    def _read(self, source: Source) -> Prepared | ImageError:
         try:
-            picture = images.open(source, at_least=2 * self.header.images.size)
-            return images.prepare(picture, self.header.images)
+            return self.prepare(source)
         except ImageError as error:
             return error
 
     def _caption_batch(
-        self, batch: list[tuple[Source, tuple[Tensor, Rectangle] | ImageError]], settings: SearchSettings
+        self, batch: list[tuple[Source, Prepared | ImageError]], settings: SearchSettings
     ) -> Iterator[tuple[Source, Caption | ImageError]]:
-        pixels = [prepared[0] for _, prepared in batch if not isinstance(prepared, ImageError)]
-        found = iter(self._find(torch.stack(pixels), settings)) if pixels else iter(())
+        readable = [prepared for _, prepared in batch if not isinstance(prepared, ImageError)]
+        captions = iter(self.caption_prepared(readable, settings))
         for source, prepared in batch:
-            if isinstance(prepared, ImageError):
-                yield source, prepared
-            else:
-                hypotheses, grid = next(found)
-                best, *others = (self._to_caption(one, grid, prepared[1], settings) for one in hypotheses)
-                yield source, replace(best, candidates=tuple(others))
+            yield source, prepared if isinstance(prepared, ImageError) else next(captions)
 
     def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
         with torch.inference_mode():

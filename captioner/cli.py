@@ -151,13 +151,14 @@ def _describe(options: argparse.Namespace) -> int:
     from captioner.captioning import SHIPPED
     from captioner.checkpoint import read_header
 
-    values = config.to_dict(read_header(_model_path(options) or SHIPPED))
+    values = config.to_dict(read_header(model_path(options) or SHIPPED))
     values["words"] = len(values["words"])
     print(json.dumps(values, indent=2, ensure_ascii=False))
     return DONE
 
 
-def _model_path(options: argparse.Namespace) -> Path | None:
+def model_path(options: argparse.Namespace) -> Path | None:
+    """Return the checkpoint that `--model` or the environment names."""
     name = options.model or os.environ.get("CAPTIONER_MODEL")
     return Path(name) if name else None
 
@@ -167,7 +168,7 @@ def _caption(options: argparse.Namespace) -> int:
     from captioner.images import is_image_path
     from captioner.output import make_writer, open_output
 
-    settings = _search_settings(options)
+    settings = search_settings(options)
     if options.overlay and options.overlay_format == "html":
         settings = replace(settings, alternatives=ALTERNATIVES)
     if options.output and is_image_path(options.output):
@@ -179,10 +180,10 @@ def _caption(options: argparse.Namespace) -> int:
         return SOME_FAILED if missing else DONE
 
     started = time.perf_counter()
-    model = load(_model_path(options), options.device)
+    model = load(model_path(options), options.device)
     if options.verbose:
         seconds = time.perf_counter() - started
-        _say(f"{_model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
+        _say(f"{model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
     failed: list[str] = []
     with ExitStack() as stack:
         output = None
@@ -308,7 +309,12 @@ def _list_failures(path: Path, failed: Sequence[str]) -> None:
         file.write(b"".join(os.fsencode(f"{name}\n") for name in failed))
 
 
-def _search_settings(options: argparse.Namespace) -> "SearchSettings":
+def search_settings(options: argparse.Namespace) -> "SearchSettings":
+    """Return the settings whose options were given, and the defaults of the others.
+
+    Raises:
+        CaptionerError: if they cannot be; the message names the option.
+    """
     from captioner.search import SearchSettings
 
     names = [field.name for field in fields(SearchSettings)]

@@ -16,6 +16,10 @@ class ImageError(CaptionerError):
     """A picture that cannot be read, or that is too large to open safely."""
 
 
+class ImageTooLargeError(ImageError):
+    """A picture that has too many pixels, or whose file is too long, to open safely."""
+
+
 class CheckpointError(CaptionerError):
     """A checkpoint that is missing, damaged, of a newer format, or not one of ours."""
 

@@ -5,6 +5,7 @@ The frame comes with the rectangle of the picture that it shows, so that attenti
 
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,7 +27,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from captioner.errors import ImageError
+from captioner.errors import ImageError, ImageTooLargeError
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, or a uint8 array: (H, W) or
@@ -40,6 +41,10 @@ MAX_PIXELS = 128_000_000
 
 MAX_BYTES = 1 << 29
 """Longest file that `open` reads: room for `MAX_PIXELS` of uncompressed RGBA."""
+
+MAX_SCANNED = 20 * MAX_PIXELS
+"""Most pixels that `open` goes over in a JPEG, all scans together. Progressive files have about ten scans, but
+nothing keeps one from having a hundred thousand, of a hundred bytes each."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,31 @@ def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_P
     Raises:
         ImageError: if the picture cannot be read, is damaged or incomplete, or is too large.
     """
+    return open_with_size(source, at_least=at_least, max_pixels=max_pixels)[0]
+
+
+def open_with_size(
+    source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return what `open` does, and the width and height of the whole picture, upright, in pixels.
+
+    They are the picture's own, unless it was decoded at a fraction of its size.
+
+    Raises:
+        ImageError: as `open`.
+    """
     try:
         picture = _picture(source)
         _check_size(picture, max_pixels, source)
+        width, height = picture.size
         if at_least and picture is not source:
             picture.draft(None, (at_least, at_least))
-        return _upright(picture, _to_rgb(picture))
+        upright = _to_rgb(picture)
+        turn = _find_turn(picture)
+        if turn is not None:
+            upright = upright.transpose(turn)
+        upright.info = {}  # otherwise the orientation stays there, and opening the result would turn it again
+        return upright, (height, width) if turn in _ON_ITS_SIDE else (width, height)
     except ImageError:
         raise
     except Exception as error:  # damaged files make decoders raise nearly anything
@@ -218,20 +242,43 @@ def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
     content = start + stream.read(MAX_BYTES)
     if len(content) > MAX_BYTES:
         raise _too_long(source)
-    return plugin(BytesIO(content))
+    picture = plugin(BytesIO(content))
+    if plugin is JpegImagePlugin.JpegImageFile:
+        scans = _count_scans(content)
+        if scans * picture.width * picture.height > MAX_SCANNED:
+            raise ImageTooLargeError(
+                f"{name(source)}: {scans:,} scans of {picture.width} x {picture.height} pixels are too many "
+                f"(limit: {MAX_SCANNED / 1e6:g} million pixels in all). Save the picture as a plain JPEG."
+            )
+    return picture
+
+
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # but for those that nothing belongs to, except the end
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """Return how often a JPEG file goes over its pixels; what follows its end, such as a video, does not count."""
+    scans, place = 0, 2
+    while marker := _MARKER.search(jpeg, place):
+        place = marker.end()
+        if marker[1] == b"\xd9":  # end of image
+            break
+        scans += marker[1] == b"\xda"  # start of scan
+        place += int.from_bytes(jpeg[place : place + 2])  # the length of the segment
+    return scans
 
 
 def _check_size(picture: Image.Image, max_pixels: int, source: Source) -> None:
     width, height = picture.size
     if width * height > max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name(source)}: {width} x {height} pixels are too many "
             f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
         )
 
 
 def _too_long(source: Source) -> ImageError:
-    return ImageError(
+    return ImageTooLargeError(
         f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
     )
 
@@ -299,14 +346,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
-def _upright(original: Image.Image, picture: Image.Image) -> Image.Image:
-    """Turn `picture` as the EXIF data of `original` say, from which it was made."""
+def _find_turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return how to turn a picture upright, as its EXIF data say."""
     try:
-        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF data are often damaged, and the picture is worth more than its orientation
-        turn = None
-    upright = picture.transpose(turn) if turn is not None else picture
-    upright.info = {}  # otherwise the orientation stays there, and opening the result would turn it again
-    return upright
+        return None

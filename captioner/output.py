@@ -86,14 +86,7 @@ class TextWriter(Writer):
 
 
 class JsonLinesWriter(Writer):
-    """An object a picture: image, caption, log_prob, words, log_probs, and candidates when there are any.
-
-    A candidate is an object of the same kind, without image. `log_probs` are natural, one a word; `log_prob`
-    is of the whole caption with its end. `visual`, where the mechanism can tell, is the share of each word's
-    context that came from the picture. With `attention`, each also has `attention`, nested lists (words,
-    rows, columns), and `rectangle`, the part of the picture that the grid covers: left, top, right and bottom
-    in fractions of its width and height.
-    """
+    """An object a picture: image, then what `to_record` tells."""
 
     def __init__(self, stream: TextIO, *, attention: bool = False) -> None:
         super().__init__(stream)
@@ -101,24 +94,8 @@ class JsonLinesWriter(Writer):
 
     def write(self, image: str, caption: Caption) -> None:
         """Write one line."""
-        record = {"image": image, **self._record(caption)}
-        if caption.candidates:
-            record["candidates"] = [self._record(candidate) for candidate in caption.candidates]
+        record = {"image": image, **to_record(caption, attention=self._attention)}
         self._send(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-
-    def _record(self, caption: Caption) -> dict[str, Any]:
-        record: dict[str, Any] = {
-            "caption": caption.text,
-            "log_prob": _number(caption.log_prob),
-            "words": caption.words,
-            "log_probs": [_number(log_prob) for log_prob in caption.log_probs],
-        }
-        if caption.visual is not None:
-            record["visual"] = [_number(share) for share in caption.visual]
-        if self._attention:
-            record["attention"] = caption.attention.astype(float).round(DIGITS).tolist()
-            record["rectangle"] = [_number(side) for side in caption.rectangle]
-        return record
 
     @staticmethod
     def read_name(line: str) -> str:
@@ -132,6 +109,36 @@ class JsonLinesWriter(Writer):
     def spell(image: str) -> str:
         """Return the name exactly."""
         return _to_unicode(image)
+
+
+def to_record(caption: Caption, *, attention: bool = False) -> dict[str, Any]:
+    """Return what JSON Lines tell of a caption: caption, log_prob, words, log_probs, and candidates if any.
+
+    A candidate is a record of the same kind. `log_probs` are natural, one a word; `log_prob` is of the whole
+    caption with its end. `visual`, where the mechanism can tell, is the share of each word's context that came
+    from the picture. `alternatives`, if they were asked for, has for each word an object of others to their
+    log-probabilities in its place. With `attention`, each also has `attention`, nested lists (words, rows,
+    columns), and `rectangle`, the part of the picture that the grid covers: left, top, right and bottom in
+    fractions of its width and height.
+    """
+    record: dict[str, Any] = {
+        "caption": caption.text,
+        "log_prob": _number(caption.log_prob),
+        "words": caption.words,
+        "log_probs": [_number(log_prob) for log_prob in caption.log_probs],
+    }
+    if caption.visual is not None:
+        record["visual"] = [_number(share) for share in caption.visual]
+    if caption.alternatives:
+        record["alternatives"] = [
+            {word: _number(log_prob) for word, log_prob in others.items()} for others in caption.alternatives
+        ]
+    if attention:
+        record["attention"] = caption.attention.astype(float).round(DIGITS).tolist()
+        record["rectangle"] = [_number(side) for side in caption.rectangle]
+    if caption.candidates:
+        record["candidates"] = [to_record(candidate, attention=attention) for candidate in caption.candidates]
+    return record
 
 
 class CsvWriter(Writer):

@@ -90,7 +90,8 @@ def animate_attention(picture: images.Source, caption: Caption, colours: str = "
 def save_animation(frames: list[Image.Image], file: BinaryIO) -> None:
     """Write frames of `animate_attention` as a GIF that never ends."""
     milliseconds = [round(1000 * PAUSE), *[round(1000 * SECONDS)] * (len(frames) - 1)]
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    first, *others = (_to_palette(frame) for frame in frames)
+    first.save(file, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def pick_head(caption: Caption, head: int) -> Caption:
@@ -243,6 +244,13 @@ def _set_under(panel: Image.Image, words: Sequence[str], place: int) -> Image.Im
         if number == place:
             draw.line((GAP + left, baseline + 5, GAP + left + font.getlength(word), baseline + 5), ACCENT, 3)
     return frame
+
+
+def _to_palette(frame: Image.Image) -> Image.Image:
+    """Return the frame in the 256 colours that a GIF has, with dots where smooth light would show steps."""
+    # Unlike Pillow's default, octrees keep colours that few pixels have, such as that of the line under a word.
+    palette = frame.quantize(method=Image.Quantize.FASTOCTREE)
+    return frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

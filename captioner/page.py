@@ -44,16 +44,15 @@ body {
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
 }
 .captioned {
-  position: relative; margin: 0; max-width: 32rem; overflow: hidden;
+  position: relative; margin: 0; max-width: 32rem; overflow: hidden; container-type: inline-size;
   background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
 }
 .panel {
   display: block; margin: 0 auto; width: min(100%, calc(26rem * var(--ratio))); aspect-ratio: var(--ratio);
 }
-.name, .figures {
-  display: block; margin: 0; padding: .5rem 1rem; height: 2.125rem; font-size: .8125rem; line-height: 1.125rem;
-  color: var(--faint); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
-}
+.name, .look { --room: 2.125rem; }
+.name, .figures { display: block; margin: 0; padding: .5rem 1rem; font-size: .8125rem; line-height: 1.125rem; }
+.name { height: var(--room); color: var(--faint); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .caption { margin: 0; padding: .25rem 1rem 1rem; font: 1.25rem/1.45 Charter, Cambria, Georgia, serif; }
 .word {
   padding: .1em 0; border-radius: .2em; cursor: default;
@@ -61,17 +60,25 @@ body {
 }
 .word:hover, .word:focus { background: var(--mark); box-shadow: 0 0 0 .12em var(--mark); outline: none; }
 .word:focus-visible { outline: 2px solid var(--accent); outline-offset: .12em; }
-.look { position: absolute; inset: 0 0 auto; visibility: hidden; opacity: 0; pointer-events: none; }
-.figures { background: var(--card); color: var(--ink); font-family: system-ui, sans-serif; }
-.roomy .name, .roomy .figures { height: 3.25rem; white-space: normal; }
+.look {
+  position: absolute; inset: 0 0 auto; padding-bottom: var(--room); visibility: hidden; opacity: 0;
+  pointer-events: none;
+}
+.figures {
+  position: absolute; inset: auto 0 0; min-height: var(--room); background: var(--card);
+  font-family: system-ui, sans-serif;
+}
+.roomy :is(.name, .look) { --room: 3.25rem; white-space: normal; }
+@container (max-width: 25rem) { .roomy :is(.name, .look) { --room: 4.375rem; } }
 .word:hover > .look, .word:focus > .look { visibility: visible; opacity: 1; }
 .caption:has(:hover) > .word:focus:not(:hover) > .look { visibility: hidden; opacity: 0; }
 @media (prefers-reduced-motion: no-preference) { .look { transition: opacity .15s, visibility .15s; } }
 """
-"""What every page looks like. While one word has the focus and another is pointed at, the latter has the light."""
+"""What every page looks like. While one word has the focus and another is pointed at, the latter has the light.
+Figures that need more room than the name cover some of the picture, and never a word."""
 
 
-ALONE = ".captioned { margin: 0 auto; max-width: clamp(18rem, calc(26rem * var(--ratio)), 44rem); }"
+ALONE = ".captioned { margin: 0 auto; max-width: clamp(20rem, calc(26rem * var(--ratio)), 44rem); }"
 """What a page of one picture looks like besides."""
 
 

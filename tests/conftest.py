@@ -78,8 +78,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Open a page from its file, offline, in a window of some width; nothing on it may complain."""
-    complaints, contexts = [], []
+    """Open a page from its file, offline, in a window of some width; it may not complain, nor ask for anything."""
+    complaints, asked, contexts = [], [], []
 
     def visit(page, width=1280):
         file = tmp_path / "page.html"
@@ -90,6 +90,7 @@ def visit(browser, tmp_path):
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
         tab.goto(file.as_uri())
         return tab
 
@@ -97,3 +98,6 @@ def visit(browser, tmp_path):
     for context in contexts:
         context.close()
     assert not complaints
+    assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / "page.html").as_uri()] * len(
+        contexts
+    )

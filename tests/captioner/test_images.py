@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
 
 from captioner import images
 from captioner.config import from_dict, to_dict
-from captioner.errors import ConfigError, ImageError
+from captioner.errors import ConfigError, ImageError, ImageTooLargeError
 from captioner.images import ImageSettings, Rectangle
 
 LOSSLESS = {
@@ -292,6 +292,8 @@ def test_a_huge_picture_is_refused_from_its_header(monkeypatch):
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(ImageTooLargeError):
+        images.open(png_header(20_000, 20_000))
     message = failure(png_header(20_000, 20_000))
     assert message == (
         "image bytes: 20000 x 20000 pixels are too many (limit: 128 million). Make the picture smaller."
@@ -309,6 +311,38 @@ def test_the_bound_on_pixels_holds_for_every_format_and_can_be_set(options):
 def test_a_photograph_of_96_megapixels_opens_without_a_warning():
     content = encode(Image.new("L", (12_000, 8_000), 77), format="JPEG")
     assert images.open(content, at_least=448).getpixel((0, 0)) == (77, 77, 77)
+
+
+def progressive(size: tuple[int, int], more_scans: int, between: bytes = b"") -> bytes:
+    """A JPEG file whose last scan, and the tables before it, come again and again."""
+    content = encode(Image.new("RGB", size, "teal"), format="JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xc4", 0, content.rindex(b"\xff\xda")) : -2]
+    return content[:-2] + more_scans * (between + scan) + content[-2:]
+
+
+# What comes between is skipped by decoders: fill bytes, a marker that nothing belongs to, a comment.
+@pytest.mark.parametrize("between", [b"", b"\xff\xff", b"\xff\x01", b"\xff\xfe\0\4\xff\xda"])
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused(monkeypatch, between):
+    assert images.open(progressive((400, 300), 40, between)).size == (400, 300)
+    monkeypatch.setattr(images, "MAX_SCANNED", 50 * 400 * 300)  # the file has ten scans of its own
+    assert images.open(progressive((400, 300), 40, between)).size == (400, 300)
+    message = failure(progressive((400, 300), 41, between))
+    assert message.startswith("image bytes: 51 scans of 400 x 300 pixels are too many")
+
+
+def test_what_follows_the_end_of_a_jpeg_is_no_scan_of_it(monkeypatch):
+    monkeypatch.setattr(images, "MAX_SCANNED", 10 * 80 * 60)
+    assert images.open(progressive((80, 60), 0) + 100 * b"a video\xff\xda").size == (80, 60)
+
+
+def test_a_picture_decoded_at_a_fraction_keeps_its_size_upright():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 8
+    content = encode(scene(801, 601), format="JPEG", exif=exif)
+    picture, size = images.open_with_size(content, at_least=200)
+    assert picture.size == (301, 401)
+    assert size == (601, 801)
+    assert images.open_with_size(scene(40, 30))[1] == (40, 30)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp"])

@@ -75,6 +75,13 @@ def test_json_lines_hold_one_object_a_picture():
     assert json.loads(lines[1])["caption"] == "a cat"
 
 
+def test_json_lines_hold_the_alternatives_when_there_are_any():
+    alternatives = ({"the": -0.123456789, "one": -np.inf}, {})
+    candidate = replace(make_caption("a cat"), alternatives=alternatives)
+    line = json.loads(written("jsonl", ("a.jpg", replace(candidate, candidates=(candidate,)))))
+    assert line["alternatives"] == line["candidates"][0]["alternatives"] == [{"the": -0.12346, "one": None}, {}]
+
+
 def test_json_lines_hold_the_candidates_when_there_are_any():
     line = written("jsonl", ("a.jpg", make_caption(candidates=(make_caption("a cat", -2.0),))))
     (candidate,) = json.loads(line)["candidates"]

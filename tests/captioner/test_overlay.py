@@ -4,17 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from captioner import images
 from captioner.captioning import Caption
 from captioner.errors import CaptionerError
 from captioner.images import ImageSettings, Rectangle
 from captioner.overlay import (
+    ACCENT,
     COLOURS,
     DIMMED,
     FIGURE_WIDTH,
     GAP,
+    INK,
+    PAPER,
     PAUSE,
     animate_attention,
     draw_attention,
@@ -203,6 +206,23 @@ def test_a_saved_animation_holds_every_frame(tmp_path):
         assert saved.size == frames[0].size
         assert saved.info["loop"] == 0
         assert saved.info["duration"] == 1000 * PAUSE
+
+
+def test_an_animation_keeps_the_colour_under_a_word_and_smooth_light():
+    across = np.linspace(0, 255, 300, dtype=np.uint8)
+    colourful = np.stack(np.broadcast_arrays(across[:, None], across[None], across[::-1, None]), axis=-1)
+    maps = np.random.default_rng(0).dirichlet(np.full(49, 0.3), 1).reshape(1, 7, 7).astype(np.float32)
+    frames = animate_attention(Image.fromarray(colourful), make_caption(["dog"], maps))
+    file = io.BytesIO()
+    save_animation(frames, file)
+    with Image.open(file) as saved:
+        saved.seek(1)
+        shown = saved.convert("RGB")
+    paper = np.asarray(shown.crop((0, 300, *shown.size))).reshape(-1, 3).astype(int)
+    for colour in (ACCENT, INK, PAPER):
+        assert np.abs(paper - ImageColor.getrgb(colour)).max(axis=1).min() <= 6
+    seen, meant = (np.asarray(each.crop((0, 0, 300, 300)).reduce(6)).astype(int) for each in (shown, frames[1]))
+    assert np.abs(seen - meant).mean() < 2
 
 
 def test_a_head_that_is_picked_is_the_attention():

@@ -11,7 +11,7 @@ from PIL import Image
 from captioner.captioning import Caption
 from captioner.images import Rectangle
 from captioner.overlay import DIMMED, fit_to_panel, light_up
-from captioner.page import POLICY, document, figure
+from captioner.page import POLICY, document, figure, overlay_page
 
 GREEN = (20, 120, 20)
 EVERYTHING = Rectangle(0, 0, 1, 1)
@@ -170,6 +170,25 @@ def test_the_keyboard_alone_reaches_the_words_in_a_browser(visit):
         assert tab.locator(".figures").nth(place // 5).is_visible()
     tab.keyboard.press("Tab")
     assert_as_it_is(look_at(photograph))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("size", [(640, 400), (400, 640), (2000, 200), (40, 30)])
+def test_the_page_of_an_overlay_cuts_nothing_off_and_covers_no_word(visit, width, size):
+    words = ["a", "woman", "in", "a", "pink", "dress", "is", "holding", "a", "large", "red", "umbrella"]
+    others = ({"something": -0.1, "photograph": -1.0, "skateboarding": -2.0},) * 12
+    caption = make_caption(words, alternatives=others, visual=(1.0,) * 12)
+    tab = visit(overlay_page(Image.new("RGB", size, GREEN), caption, "dog.jpg"), width)
+    top = min(box["y"] for box in (word.bounding_box() for word in tab.locator(".word").all()))
+    for place in range(12):
+        tab.keyboard.press("Tab")
+        assert tab.locator(":focus").text_content().startswith(words[place])
+        figures = tab.locator(":focus .figures")
+        assert figures.evaluate("figures => figures.scrollWidth <= figures.clientWidth")
+        box = figures.bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= top
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""`caption-web`: the captioner as a web page and as an HTTP interface, with the extra `web`."""

@@ -1,0 +1,159 @@
+"""`caption-web`: a page to caption pictures on, and the same for programs.
+
+Exit code 0: stopped by Ctrl-C or SIGTERM, after everything that was accepted had its answer; 2: wrong usage, no
+usable model, or no such address.
+"""
+
+import argparse
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Sequence
+
+from captioner.cli import DONE, USAGE, model_path, search_settings
+from captioner.errors import CaptionerError, MissingExtraError
+from captioner.version import __version__
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+
+PATIENCE = 60
+"""Seconds in which a stopping server must have answered what it accepted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parse(arguments)
+    # Pillow tells of oddities in files, which are the clients' and no news.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    try:
+        _serve(options)
+    except CaptionerError as error:
+        _say(f"error: {error}")
+        return USAGE
+    except KeyboardInterrupt:  # while it starts
+        return 130
+    return DONE
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="caption-web",
+        description="Serve a page to caption pictures on, POST /api/caption for programs, and /docs about it.",
+    )
+    parser.add_argument("--version", action="version", version=f"caption-web {__version__}")
+
+    address = parser.add_argument_group("address")
+    address.add_argument(
+        "--host", default="127.0.0.1", help="listen on this address (%(default)s: this machine alone)"
+    )
+    address.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    address.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="answer requests for this name too, such as a proxy's; may be repeated (default: localhost where "
+        "that is all that can call, and otherwise any)",
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument("-m", "--model", metavar="FILE", help="a checkpoint (default: $CAPTIONER_MODEL, or our own)")
+    model.add_argument("--device", default="auto", help="cpu, cuda, mps ... (default: %(default)s)")
+
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-bytes", type=int, default=32 << 20, metavar="N", help="of a picture's file (%(default)s)"
+    )
+    limits.add_argument(
+        "--max-pixels", type=int, default=64_000_000, metavar="N", help="of a picture (%(default)s)"
+    )
+    limits.add_argument("--queue", type=int, default=128, metavar="N", help="pictures that may wait (%(default)s)")
+    limits.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (%(default)s)")
+
+    words = parser.add_argument_group("choice of words")
+    words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
+    words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
+    words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
+    words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")
+    words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
+
+    options = parser.parse_args(arguments)
+    for name in ("max_bytes", "max_pixels", "queue", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= options.port <= 65535:
+        parser.error("--port must be 0 to 65535")
+    return options
+
+
+def _serve(options: argparse.Namespace) -> None:
+    try:
+        import uvicorn
+
+        from captioner.web.server import WebSettings, create_app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("captioner"):
+            raise
+        raise MissingExtraError(
+            f"the web server needs {error.name}, which is not installed. Run: pip install 'captioner[web]'"
+        ) from error
+    import numpy as np
+
+    from captioner.captioning import load
+
+    listener = _listen(options.host, options.port)
+    with listener:
+        address, port = listener.getsockname()[:2]
+        is_ours = ipaddress.ip_address(address).is_loopback
+        allowed = [name.lower() for name in options.allow_host or ()]
+        if is_ours:
+            allowed += ["localhost", "127.0.0.1", "[::1]", options.host.lower()]
+        search = search_settings(options)
+        path = model_path(options)
+        captioner = load(path, options.device)
+        # The first caption takes longest, and tells what is wrong with the choice of words.
+        captioner.caption(np.zeros((8, 8, 3), np.uint8), search)
+        settings = WebSettings(
+            search=search,
+            model=path.stem if path else "default",
+            max_bytes=options.max_bytes,
+            max_pixels=options.max_pixels,
+            queue=options.queue,
+            batch_size=options.batch_size,
+            hosts=tuple(allowed),
+        )
+        app = create_app(captioner, settings)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, ws="none", log_level="warning", server_header=False, timeout_graceful_shutdown=PATIENCE
+            )
+        )
+
+        def stop(*_: object) -> None:
+            server.should_exit = True
+
+        # While it runs, the server has its own. When it has stopped, it raises the signal once more.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        name = "localhost" if ipaddress.ip_address(address).is_unspecified else address
+        _say(f"open http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C stops)")
+        server.run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise CaptionerError(
+            f"cannot listen on {host} port {port} ({getattr(error, 'strerror', None) or error}). "
+            "Choose another --host or --port."
+        ) from error
+
+
+def _say(text: str) -> None:
+    print(f"caption-web: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,196 @@
+/**
+ * A picture on the page with its caption, whose words light the picture where the network looked.
+ */
+
+import { copyText } from "./clipboard.js";
+import { describeSentence, describeWord } from "./figures.js";
+import { Light } from "./light.js";
+import { Words } from "./words.js";
+
+/** @typedef {import("./server.js").Sentence} Sentence */
+/** @typedef {import("./server.js").Reply} Reply */
+
+const MOMENT = 2500; // milliseconds for which a button tells what it did
+
+let made = 0;
+
+/** One picture, and how far its caption has come. */
+export class Card {
+  #file;
+  #say;
+  #light;
+  #words;
+  #number = ++made;
+  #leaving = new AbortController();
+  #address = "";
+  /** @type {Sentence | undefined} the caption that is shown */
+  #sentence;
+
+  /**
+   * @param {File} file
+   * @param {object} owner
+   * @param {(text: string) => void} owner.say tells people who hear the page
+   * @param {(card: Card) => void} owner.tryAgain
+   * @param {(neighbour: Element | null) => void} owner.removed is called when the card is gone
+   */
+  constructor(file, { say, tryAgain, removed }) {
+    this.#file = file;
+    this.#say = say;
+    const template = /** @type {HTMLTemplateElement} */ (document.getElementById("card"));
+    this.element = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
+    const heading = this.#part("h2");
+    heading.textContent = heading.title = file.name;
+    heading.id = `name-${this.#number}`;
+    this.element.setAttribute("aria-labelledby", heading.id);
+    this.#part(".figures").id = `figures-${this.#number}`;
+    this.#light = new Light(this.#part("canvas"));
+    this.#words = new Words(this.#part(".caption"), (place) => this.#lookAt(place));
+    this.#part(".copy").addEventListener("click", () => this.#copy());
+    this.#part(".again").addEventListener("click", () => tryAgain(this));
+    this.#part(".remove").addEventListener("click", () => removed(this.#remove()));
+  }
+
+  /** The picture's file. */
+  get file() {
+    return this.#file;
+  }
+
+  /** Is aborted when the card is removed. */
+  get signal() {
+    return this.#leaving.signal;
+  }
+
+  /** Show the picture, or where this browser cannot, say so. */
+  showPicture() {
+    if (this.#address) return;
+    const image = this.#part("img");
+    image.addEventListener("load", () => {
+      if (!this.#sentence) this.#shape(image.naturalWidth, image.naturalHeight); // the server knows better
+    });
+    image.addEventListener("error", () => {
+      image.hidden = true;
+      this.#part(".stand-in").hidden = false;
+    });
+    this.#address = image.src = URL.createObjectURL(this.#file);
+    this.#part(".frame").hidden = false;
+  }
+
+  /**
+   * Tell how far the caption has come.
+   * @param {"waiting" | "working"} state
+   * @param {string} text
+   */
+  showProgress(state, text) {
+    this.#enter(state, text);
+  }
+
+  /**
+   * Tell what went wrong.
+   * @param {string} text
+   * @param {boolean} passing whether to offer another try
+   */
+  showProblem(text, passing) {
+    this.#enter("failed", text);
+    this.#part(".again").hidden = !passing;
+    this.#say(`${this.#file.name}: ${text}`);
+  }
+
+  /**
+   * Show the caption, and offer the others.
+   * @param {Reply} reply
+   */
+  showReply(reply) {
+    const sentences = [reply, ...(reply.candidates ?? [])];
+    this.#enter("captioned", "");
+    this.#shape(reply.width, reply.height);
+    this.#part("fieldset").append(...sentences.map((sentence) => this.#toChoice(sentence)));
+    this.#part("fieldset input").checked = true;
+    this.#part(".candidates").hidden = sentences.length < 2;
+    for (const part of [".caption", ".hint", ".copy"]) this.#part(part).hidden = false;
+    this.#showSentence(reply);
+  }
+
+  /**
+   * @param {"waiting" | "working" | "failed" | "captioned"} state
+   * @param {string} text
+   */
+  #enter(state, text) {
+    this.element.dataset.state = state;
+    this.element.ariaBusy = String(state === "waiting" || state === "working");
+    this.#part(".state").textContent = text;
+    this.#part(".again").hidden = true;
+  }
+
+  /**
+   * @param {number} width
+   * @param {number} height
+   */
+  #shape(width, height) {
+    this.element.style.setProperty("--ratio", String(width / height));
+    this.#light.fit(width, height);
+  }
+
+  /** @param {Sentence} sentence */
+  #showSentence(sentence) {
+    this.#sentence = sentence;
+    this.#words.show(sentence.caption, sentence.words, this.#part(".figures").id);
+    this.#part("img").alt = sentence.caption;
+    this.#say(`${this.#file.name}: ${sentence.caption || "no words"}`);
+  }
+
+  /** @param {Sentence} sentence */
+  #toChoice(sentence) {
+    const choice = document.createElement("label");
+    const input = document.createElement("input");
+    const text = document.createElement("span");
+    const figure = document.createElement("span");
+    choice.className = "candidate";
+    input.type = "radio";
+    input.name = `candidates-${this.#number}`;
+    input.addEventListener("change", () => this.#showSentence(sentence));
+    text.className = "text";
+    text.textContent = sentence.caption || "no words";
+    figure.className = "figure";
+    figure.textContent = describeSentence(sentence);
+    choice.append(input, text, figure);
+    return choice;
+  }
+
+  /** @param {number | undefined} place of a word; none: at the picture as it is */
+  #lookAt(place) {
+    const sentence = place === undefined ? undefined : this.#sentence;
+    this.element.classList.toggle("told", sentence !== undefined);
+    if (sentence && place !== undefined) {
+      this.#part(".figures").textContent = describeWord(sentence, place);
+      this.#light.show(sentence.attention[place], sentence.rectangle);
+    } else {
+      this.#light.hide();
+    }
+  }
+
+  async #copy() {
+    const text = this.#sentence?.caption ?? "";
+    const copied = await copyText(text, this.#part(".caption"));
+    const button = this.#part(".copy");
+    button.textContent = copied ? "Copied" : "Selected: press Ctrl-C";
+    this.#say(copied ? `Copied: ${text}` : "The caption is selected: press Ctrl-C");
+    setTimeout(() => (button.textContent = "Copy alt text"), MOMENT);
+  }
+
+  /** Take the card off the page, end what is under way for it, and return the card that stood beside it. */
+  #remove() {
+    const neighbour = this.element.nextElementSibling ?? this.element.previousElementSibling;
+    this.#leaving.abort();
+    this.element.remove();
+    URL.revokeObjectURL(this.#address);
+    return neighbour;
+  }
+
+  /**
+   * @param {string} selector of what the template holds
+   * @returns {any}
+   */
+  #part(selector) {
+    return this.element.querySelector(selector);
+  }
+}

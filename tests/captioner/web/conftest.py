@@ -1,0 +1,161 @@
+import http.client
+import io
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="needs the extra web")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra web")
+
+
+class Client:
+    """Asks a server on this machine."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def ask(self, method, path, body=None, **headers):
+        """Return status, headers and content of the answer, each on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return SimpleNamespace(status=answer.status, headers=answer.headers, content=answer.read())
+        finally:
+            connection.close()
+
+    def caption(self, picture, query="", **headers):
+        return self.ask("POST", f"/api/caption{query}", picture, **headers)
+
+    def health(self):
+        return json.loads(self.ask("GET", "/health").content)
+
+    def wait_for_queue(self, length, at_least=False):
+        wait_until(lambda: self.health()["queue"] == length or (at_least and self.health()["queue"] > length))
+
+    def send(self, text):
+        """Send bytes as they are, and return the connection."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection.sendall(text)
+        return connection
+
+
+def wait_until(is_so, seconds=20):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
+
+
+class Process(Client):
+    """Runs `caption-web` on a free port, and asks it."""
+
+    def __init__(self, *options):
+        command = [sys.executable, "-m", "captioner.web", "--port", "0", *map(str, options)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        told = self.process.stderr.readline()
+        address = re.fullmatch(r"caption-web: open http://127\.0\.0\.1:(\d+) .*\n", told)
+        if not address:
+            told += self.process.stderr.read()
+            self.close()
+            raise AssertionError(told)
+        super().__init__(int(address[1]))
+
+    def stop(self, number):
+        """Send a signal, and return the exit code and what else was told."""
+        self.process.send_signal(number)
+        told = self.process.stderr.read()
+        return self.process.wait(60), told
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def serve_process():
+    """Start `caption-web` with options, and return a client of it."""
+    with ExitStack() as stack:
+        yield lambda *options: stack.enter_context(closing(Process(*options)))
+
+
+@contextmanager
+def running(captioner, settings):
+    from captioner.web.server import WebSettings, create_app
+
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        client = Client(listener.getsockname()[1])
+        app = create_app(captioner, WebSettings(**settings))
+        server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="critical"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        wait_until(lambda: server.started)
+        client.server, client.thread = server, thread
+        yield client
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def serve():
+    """Start a server on a free port, and return a client of it."""
+    with ExitStack() as stack:
+        yield lambda captioner, **settings: stack.enter_context(running(captioner, settings))
+
+
+@pytest.fixture(scope="module")
+def serve_long():
+    """The same, for several tests."""
+    with ExitStack() as stack:
+        yield lambda captioner, **settings: stack.enter_context(running(captioner, settings))
+
+
+@pytest.fixture(scope="module")
+def client(tiny, serve_long):
+    return serve_long(tiny, max_bytes=1 << 20)
+
+
+@pytest.fixture(scope="session")
+def malformed_bodies():
+    """Give bodies with their types: pictures and forms with bytes changed, cut out, doubled and cut off."""
+    picture = Image.effect_noise((60, 50), 90).convert("RGB")
+    kinds = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+    whole = []
+    for kind in kinds:
+        file = io.BytesIO()
+        picture.save(file, kind, **({"progressive": True} if kind == "JPEG" else {}))
+        whole.append(file.getvalue())
+    heading = b'--edge\r\nContent-Disposition: form-data; name="picture"; filename="a.jpg"\r\n\r\n'
+
+    def malformed_bodies(count):
+        draws = random.Random(0)
+        for number in range(count):
+            is_form = number % 2 == 1
+            body = draws.choice(whole)
+            body = bytearray(heading + body + b"\r\n--edge--\r\n" if is_form else body)
+            for _ in range(draws.randint(1, 6)):
+                place = draws.randrange(min(len(body), draws.choice((40, 400, len(body)))))
+                match draws.randrange(4):
+                    case 0:
+                        body[place] = draws.randrange(256)
+                    case 1:
+                        del body[place + 1 : place + draws.randint(2, 50)]
+                    case 2:
+                        body[place:place] = body[place : place + draws.randint(1, 500)]
+                    case 3 if draws.random() < 0.3:
+                        del body[place + 1 :]
+            yield bytes(body), "multipart/form-data; boundary=edge" if is_form else "image/jpeg"
+
+    return malformed_bodies
