@@ -149,7 +149,7 @@ class Limits(_Described):
 class Health(_Described):
     """How the server is."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"]
     version: str
     """Of the captioner."""
     model: str
@@ -220,17 +220,18 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     async def reference() -> HTMLResponse:
         return HTMLResponse(reference_page(app.openapi()))
 
-    @app.get("/health", summary="How the server is")
+    @app.get("/health", summary="How the server is", response_description="It is well.")
     async def health() -> Health:
-        return Health(version=__version__, model=settings.model, queue=batcher.waiting)
+        return Health(status="ok", version=__version__, model=settings.model, queue=batcher.waiting)
 
-    @app.get("/api/limits", summary="What the server permits")
+    @app.get("/api/limits", summary="What the server permits", response_description="The limits.")
     async def limits() -> Limits:
         return Limits(bytes=settings.max_bytes, candidates=most_candidates)
 
     @app.post(
         "/api/caption",
         summary="Caption a picture",
+        response_description="What is known of the picture.",
         response_model=Reply,
         responses=PROBLEMS,
         openapi_extra={"requestBody": BODY},

@@ -14,9 +14,6 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-pytest.importorskip("fastapi", reason="needs the extra web")
-uvicorn = pytest.importorskip("uvicorn", reason="needs the extra web")
-
 
 class Client:
     """Asks a server on this machine."""
@@ -41,21 +38,21 @@ class Client:
     def health(self):
         return json.loads(self.ask("GET", "/health").content)
 
-    def wait_for_queue(self, length, at_least=False):
-        wait_until(lambda: self.health()["queue"] == length or (at_least and self.health()["queue"] > length))
+    @staticmethod
+    def wait_until(is_so):
+        end = time.monotonic() + 30
+        while not is_so():
+            assert time.monotonic() < end, "it never came to be"
+            time.sleep(0.01)
+
+    def wait_for_queue(self, *lengths):
+        self.wait_until(lambda: self.health()["queue"] in lengths)
 
     def send(self, text):
         """Send bytes as they are, and return the connection."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         connection.sendall(text)
         return connection
-
-
-def wait_until(is_so, seconds=20):
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.01)
 
 
 class Process(Client):
@@ -93,6 +90,8 @@ def serve_process():
 
 @contextmanager
 def running(captioner, settings):
+    import uvicorn
+
     from captioner.web.server import WebSettings, create_app
 
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
@@ -101,7 +100,7 @@ def running(captioner, settings):
         server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="critical"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        wait_until(lambda: server.started)
+        client.wait_until(lambda: server.started)
         client.server, client.thread = server, thread
         yield client
         server.should_exit = True

@@ -7,6 +7,8 @@ import pytest
 
 from captioner.web import command
 
+pytest.importorskip("fastapi", reason="needs the extra web")
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_command_serves_until_a_signal_stops_it_with_success(serve_process, tiny_checkpoint, pictures, number):

@@ -201,7 +201,7 @@ def test_pictures_that_come_together_go_through_the_network_together(serve, held
     client = serve(held, batch_size=4)
     with ThreadPoolExecutor(9) as threads:
         first = threads.submit(client.caption, draw())
-        client.wait_for_queue(1)
+        client.wait_until(lambda: held.batches)
         rest = [threads.submit(client.caption, draw(seed=seed)) for seed in range(8)]
         client.wait_for_queue(9)
         held.may_go.set()
@@ -250,7 +250,7 @@ def test_a_client_that_goes_away_costs_the_network_nothing(serve, held):
     client = serve(held)
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(client.caption, draw())
-        client.wait_for_queue(1)
+        client.wait_until(lambda: held.batches)
         body = draw(seed=1)
         leaver = client.send(
             b"POST /api/caption HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
