@@ -88,18 +88,18 @@ class Captioner:
             batch_size: pictures that go through the network together; it changes speed and memory alone.
 
         Raises:
-            ImageError: when a picture cannot be read. `stream` goes on with the others instead.
+            ImageError: when a picture cannot be read. `caption_batches` goes on with the others.
         """
         if not isinstance(pictures, list):
             return self.caption([pictures], settings)[0]
         captions = []
-        for _, result in self.stream(pictures, settings, batch_size):
+        for _, result in self.caption_batches(pictures, settings, batch_size):
             if isinstance(result, ImageError):
                 raise result
             captions.append(result)
         return captions
 
-    def stream(
+    def caption_batches(
         self,
         pictures: Iterable[Source],
         settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
@@ -108,7 +108,8 @@ class Captioner:
         """Caption any number of pictures in their order, in constant memory.
 
         Yields each picture as it was given, with its caption or with what is wrong with it. The pictures of a
-        batch are read side by side.
+        batch are read side by side, and `pictures` is asked for at most two batches that have no captions yet. An
+        exception that it raises passes through, and those pictures get none.
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")

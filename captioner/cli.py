@@ -202,7 +202,7 @@ def _caption(options: argparse.Namespace) -> int:
         if len(todo) < len(jobs):
             _say(f"{len(jobs) - len(todo):,} of {len(jobs):,} pictures have their captions already")
         started = time.perf_counter()
-        results = model.stream([job.source for job, _ in todo], settings, options.batch_size)
+        results = model.caption_batches([job.source for job, _ in todo], settings, options.batch_size)
         for (job, parts), (_, result) in zip(_with_progress(todo, stream), results, strict=True):
             try:
                 if isinstance(result, ImageError):

@@ -1,10 +1,11 @@
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import captioner
 from captioner import CaptionerError, CheckpointError, ImageError, SearchSettings
+from captioner.ahead import one_ahead
 from captioner.captioning import SHIPPED, load
 from captioner.vocabulary import SPECIAL
 
@@ -68,29 +70,58 @@ def test_the_unknown_word_can_be_allowed(tiny, pictures):
     assert any("<unk>" in candidate.words for candidate in first.candidates)
 
 
-def test_a_stream_goes_on_after_an_unreadable_picture(tiny, pictures, tmp_path):
+@pytest.fixture(params=["one batch after another", "one batch ahead"])
+def tiny_of_each_device(request, tiny, monkeypatch):
+    """The tiny model as it is on the CPU, and as it is where reading goes on beside the network."""
+    if request.param == "one batch ahead":
+        monkeypatch.setattr("captioner.captioning.map", one_ahead, raising=False)
+    return tiny
+
+
+def test_pictures_in_batches_go_on_after_an_unreadable_one(tiny, pictures, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_text("no picture")
     sources = [*pictures[:2], broken, *pictures[2:4]]
-    results = list(tiny.stream(sources, batch_size=2))
+    results = list(tiny.caption_batches(sources, batch_size=2))
     assert [source for source, _ in results] == sources
     assert [isinstance(result, ImageError) for _, result in results] == [False, False, True, False, False]
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         tiny.caption(sources)
 
 
-def test_a_stream_reads_no_further_than_the_next_batch(tiny, pictures):
-    taken = []
+def test_pictures_are_taken_at_most_two_batches_ahead(tiny_of_each_device, pictures):
+    taken = captioned = 0
 
     def source():
+        nonlocal taken
         for path in pictures:
-            taken.append(path)
+            taken += 1
             yield path
 
-    stream = tiny.stream(source(), batch_size=2)
-    next(stream)
-    assert len(taken) <= 4
-    stream.close()
+    for _ in tiny_of_each_device.caption_batches(source(), batch_size=2):
+        assert taken - captioned <= 4
+        captioned += 1
+    assert captioned == len(pictures)
+
+
+def test_an_error_of_the_iterable_passes_through(tiny_of_each_device, pictures):
+    def source():
+        yield from pictures[:7]
+        raise LookupError("the database went away")
+
+    before, captioned = threading.active_count(), []
+    with pytest.raises(LookupError, match="the database went away"):
+        captioned.extend(tiny_of_each_device.caption_batches(source(), batch_size=2))
+    assert len(captioned) >= 4
+    assert threading.active_count() == before
+
+
+def test_captions_that_are_not_waited_for_leave_no_thread(tiny_of_each_device, pictures):
+    before = threading.active_count()
+    captions = tiny_of_each_device.caption_batches(itertools.cycle(pictures), batch_size=2)
+    next(captions)
+    captions.close()
+    assert threading.active_count() == before
 
 
 def test_no_pictures_give_no_captions(tiny):
@@ -176,7 +207,7 @@ def test_diverse_candidates_of_the_shipped_model_differ_in_more_words(shipped):
     def differing(settings):
         best = shipped.caption(drawing, settings)
         words = [set(one.words) for one in (best, *best.candidates)]
-        return sum(len(one ^ other) for one, other in combinations(words, 2))
+        return sum(len(one ^ other) for one, other in itertools.combinations(words, 2))
 
     plain = SearchSettings(beam_size=6, candidates=3)
     assert differing(replace(plain, diverse_groups=3)) > differing(plain)
