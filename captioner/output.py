@@ -20,7 +20,7 @@ from captioner.files import cannot_write, exists_already, write_atomically
 from captioner.images import SUFFIXES
 
 FORMATS = ("text", "jsonl", "csv")
-_COLUMNS = ["image", "rank", "caption", "log_prob"]  # of csv
+_COLUMNS = ["image", "rank", "caption", "log_prob", "log_probs"]  # of csv
 EXISTING = ("skip", "overwrite", "append", "refuse")
 """What to do with output that exists."""
 
@@ -135,8 +135,9 @@ class JsonLinesWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """A header, then a row a caption: image, rank (1 is the best), caption, log_prob.
+    """A header, then a row a caption: image, rank (1 is the best), caption, log_prob, log_probs.
 
+    `log_prob` is of the whole caption with its end; `log_probs` are of its words, with spaces between them.
     Control characters in names are escaped as in text, so that a row is a line.
     """
 
@@ -148,7 +149,13 @@ class CsvWriter(Writer):
     def write(self, image: str, caption: Caption) -> None:
         """Write a row a candidate."""
         self._send_rows(
-            [_one_line(image), rank, _one_line(each.text), _number(each.log_prob)]
+            [
+                _one_line(image),
+                rank,
+                _one_line(each.text),
+                _number(each.log_prob),
+                " ".join(str(round(log_prob, DIGITS)) for log_prob in each.log_probs),
+            ]
             for rank, each in enumerate(_ranked(caption), start=1)
         )
 
@@ -157,7 +164,7 @@ class CsvWriter(Writer):
         """Return the first column."""
         (row,) = csv.reader([line])
         if len(row) != len(_COLUMNS):
-            raise ValueError("another number of columns")
+            raise ValueError(f"{len(row)} columns, not {', '.join(_COLUMNS)}")
         return "" if row == _COLUMNS else row[0]
 
     def _send_rows(self, rows: Iterable[Sequence[object]]) -> None:
@@ -247,9 +254,9 @@ def _read_done(path: Path, format: str, lines: int) -> tuple[frozenset[str], int
                 break
             try:
                 name = _WRITERS[format].read_name(line.decode().removesuffix("\n"))
-            except ValueError as error:
+            except (ValueError, csv.Error) as error:
                 raise OutputError(
-                    f"{path}: line {number} is no caption of --format {format}, and nothing was added. "
+                    f"{path}: line {number} is no caption of --format {format} ({error}), and nothing was added. "
                     "Choose another file, or --existing overwrite."
                 ) from error
             if name != last or count == lines:

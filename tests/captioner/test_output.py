@@ -99,8 +99,14 @@ def test_csv_has_a_header_and_a_row_a_candidate():
     caption = make_caption('a "dog", maybe', candidates=(make_caption("a cat", -2.0),))
     rows = list(csv.DictReader(io.StringIO(written("csv", ("a,b.jpg", caption)))))
     assert rows == [
-        {"image": "a,b.jpg", "rank": "1", "caption": 'a "dog", maybe', "log_prob": "-1.23457"},
-        {"image": "a,b.jpg", "rank": "2", "caption": "a cat", "log_prob": "-2.0"},
+        {
+            "image": "a,b.jpg",
+            "rank": "1",
+            "caption": 'a "dog", maybe',
+            "log_prob": "-1.23457",
+            "log_probs": "-0.12346 -0.12346 -0.12346",
+        },
+        {"image": "a,b.jpg", "rank": "2", "caption": "a cat", "log_prob": "-2.0", "log_probs": "-0.12346 -0.12346"},
     ]
 
 
@@ -225,7 +231,14 @@ def test_what_is_added_comes_after_what_is_there(format, tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "content"),
-    [("text", b"notes\n"), ("jsonl", b"[1]\n"), ("csv", b"a,b\n"), ("text", b"\xff\t\n"), ("jsonl", b"dog\n")],
+    [
+        ("text", b"notes\n"),
+        ("text", b"\xff\t\n"),
+        ("jsonl", b"[1]\n"),
+        ("jsonl", b"dog\n"),
+        ("csv", b"a,b\n"),
+        ("csv", b"a" * 200_000 + b"\n"),
+    ],
 )
 def test_a_file_of_something_else_is_never_added_to(format, content, tmp_path):
     path = tmp_path / "out"
@@ -233,3 +246,11 @@ def test_a_file_of_something_else_is_never_added_to(format, content, tmp_path):
     with pytest.raises(OutputError, match=rf"out: line 1 is no caption of --format {format}"):
         open_output(path, format, "skip")
     assert path.read_bytes() == content
+
+
+def test_csv_of_other_columns_is_never_added_to(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("image,rank,caption,log_prob\na.jpg,1,a dog,-1.5\n")
+    message = r"line 1 is no caption of --format csv \(4 columns, not image, rank, caption, log_prob, log_probs\)"
+    with pytest.raises(OutputError, match=message):
+        open_output(path, "csv", "skip")
