@@ -170,27 +170,29 @@ class Captioner:
             rectangle=rectangle,
             visual=None if look.visual is None else tuple(by_word(look.visual).tolist()),
             heads=None if look.heads is None else by_word(look.heads).unflatten(2, grid).numpy(),
-            alternatives=self._alternatives(found.words, seen[len(Look._fields) :], settings.alternatives),
+            alternatives=self._alternatives(found.words, seen[len(Look._fields) :], settings),
         )
 
     def _alternatives(
-        self, written: Sequence[int], likeliest: Sequence[Tensor | None], count: int
+        self, written: Sequence[int], likeliest: Sequence[Tensor | None], settings: SearchSettings
     ) -> tuple[dict[str, float], ...]:
-        """Return for each word `count` of the likeliest in its place that can be read and were not written.
+        """Return for each word the likeliest in its place that can be read, are not banned and were not written.
 
         `likeliest` holds log-probabilities and numbers (T, A), as `_with_likeliest` remembers them, or nothing.
         """
         columns = [each.tolist() for each in likeliest if each is not None]
         if not columns:
             return ()
+        banned = _banned(settings)
         found = []
         for span in self.vocabulary.spans(written):
             others: dict[str, float] = {}
             if span.stop - span.start == 1:
                 for log_prob, other in zip(*(column[span.start] for column in columns), strict=True):
                     barred = other < len(SPECIAL) or other == written[span.start] or other in self.vocabulary.within
-                    if not barred and len(others) < count:
-                        others[self.vocabulary.decode([other])[0]] = log_prob
+                    (word,) = self.vocabulary.decode([other])
+                    if not barred and word not in banned and len(others) < settings.alternatives:
+                        others[word] = log_prob
             found.append(others)
         return tuple(found)
 
@@ -207,9 +209,9 @@ def find_sentences(
     """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`.
 
     Raises:
-        CaptionerError: when `settings` name words that cannot be told from `vocabulary`.
+        CaptionerError: when `settings` name words that cannot be told from `vocabulary`, or leave no sentence.
     """
-    banned = [_single_word("ban", text) for text in settings.ban]
+    banned = _banned(settings)
     required = [_single_word("require", text) for text in settings.require]
     barred = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
     if not vocabulary.merges:
@@ -220,8 +222,8 @@ def find_sentences(
     def barred_after(written: list[int]) -> list[int]:
         return vocabulary.completing(written, banned, last=len(written) == settings.max_words - 1)
 
-    return search(
-        _with_likeliest(decoder.step, settings.alternatives) if settings.alternatives else decoder.step,
+    found = search(
+        _with_likeliest(decoder.step, settings) if settings.alternatives else decoder.step,
         decoder.start(annotations),
         torch.full((len(annotations),), START, device=annotations.device),
         settings,
@@ -231,20 +233,30 @@ def find_sentences(
         required=_numbers_of_required(required, banned, vocabulary),
         repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
     )
+    if not all(found):
+        raise CaptionerError(
+            "no sentence keeps to all of ban, require, min_words, max_words and repeat_size. Loosen one of them."
+        )
+    return found
 
 
-def _with_likeliest(step: Step, count: int) -> Step:
+def _with_likeliest(step: Step, settings: SearchSettings) -> Step:
     """Return a step that also remembers each row's likeliest words: log-probabilities and numbers (N, A).
 
-    There are enough of them to leave `count` without the special words and the one that is chosen.
+    There are enough of them to leave the alternatives without special and banned words and the one that is chosen.
     """
+    count = settings.alternatives + len(settings.ban) + len(SPECIAL) + 1
 
     def longer(words: Tensor, state: Any) -> tuple[Tensor, Any, SearchLook]:
         log_probs, state, look = step(words, state)
-        likeliest = log_probs.topk(min(count + len(SPECIAL) + 1, log_probs.shape[1]), dim=1)
+        likeliest = log_probs.topk(min(count, log_probs.shape[1]), dim=1)
         return log_probs, state, (*look, *likeliest)
 
     return longer
+
+
+def _banned(settings: SearchSettings) -> list[str]:
+    return [_single_word("ban", text) for text in settings.ban]
 
 
 def _single_word(setting: str, text: str) -> str:
