@@ -206,17 +206,31 @@ def spell(image: str, format: str) -> str:
 
 
 class Output(NamedTuple):
-    """A file of captions that is being written."""
+    """A file of captions that is to be begun, or to be gone on with."""
 
-    stream: TextIO
-    is_new: bool
-    """Whether it holds nothing yet."""
+    path: Path
+    kept: int
+    """How many of its bytes stay, all of them whole captions; 0: it is begun anew."""
     done: frozenset[str]
     """The pictures that need not be written again, as `Writer.spell` gives their names."""
 
+    def open(self) -> TextIO:
+        """Open it for a writer. It grows line by line: an interrupted run leaves whole lines of what it did.
 
-def open_output(path: str | Path, format: str = "text", existing: str = "refuse", candidates: int = 1) -> Output:
-    """Open a file for a writer. It grows line by line: an interrupted run leaves whole lines of what it did.
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        try:
+            stream = self.path.open("r+" if self.kept else "w", encoding="utf-8", newline="\n")
+            stream.truncate(self.kept)
+            stream.seek(0, io.SEEK_END)
+            return stream
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def plan_output(path: str | Path, format: str = "text", existing: str = "refuse", candidates: int = 1) -> Output:
+    """Look at what a file of captions holds, and leave it as it is.
 
     Args:
         path: the file.
@@ -226,22 +240,18 @@ def open_output(path: str | Path, format: str = "text", existing: str = "refuse"
         candidates: how many captions a whole picture has.
 
     Raises:
-        OutputError: if the file exists and may not be used, holds anything but captions in this format, or cannot
-            be written.
+        OutputError: if the file exists and may not be used, or holds anything but captions in this format.
     """
     path = Path(path)
+    if existing == "overwrite" or not path.exists():
+        return Output(path, 0, frozenset())
+    if existing == "refuse":
+        raise exists_already(path)
     try:
-        if existing == "overwrite" or not path.exists():
-            return Output(path.open("w", encoding="utf-8", newline="\n"), True, frozenset())
-        if existing == "refuse":
-            raise exists_already(path)
         done, length = _read_done(path, format, 1 if format == "jsonl" else candidates)
-        stream = path.open("r+", encoding="utf-8", newline="\n")
-        stream.truncate(length)
-        stream.seek(0, io.SEEK_END)
-        return Output(stream, not length, done if existing == "skip" else frozenset())
     except OSError as error:
         raise cannot_write(path, error) from error
+    return Output(path, length, done if existing == "skip" else frozenset())
 
 
 def _read_done(path: Path, format: str, lines: int) -> tuple[frozenset[str], int]:

@@ -279,6 +279,26 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, pictures, tmp_path, fo
     assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize("target", ["-o", "--sidecar", "--overlay"])
+def test_nothing_to_do_needs_no_model(run, pictures, tmp_path, target):
+    value = {"-o": tmp_path / "out.txt", "--sidecar": ".txt", "--overlay": tmp_path / "seen"}[target]
+    command = [*pictures[:2], target, value, "--failures", tmp_path / "failed"]
+    assert run(*command)[0] == 0
+    (tmp_path / "failed").write_text("from another run\n")
+    nothing = (0, "", "caption: 2 of 2 pictures have their captions already\n")
+    assert run(*command, "-m", tmp_path / "none.safetensors") == nothing
+    assert (tmp_path / "failed").read_text() == ""
+    assert run(*command, "-m", tmp_path / "none.safetensors", "--overwrite")[0] == 2
+
+
+def test_what_exists_stays_as_it_is_when_the_model_cannot_be_loaded(run, pictures, tmp_path):
+    for name in ("out.txt", "failed"):
+        (tmp_path / name).write_text("precious")
+    command = [*pictures[:2], "-o", tmp_path / "out.txt", "--failures", tmp_path / "failed", "--overwrite"]
+    assert run(*command, "-m", tmp_path / "none.safetensors")[0] == 2
+    assert (tmp_path / "out.txt").read_text() == (tmp_path / "failed").read_text() == "precious"
+
+
 def test_only_what_is_missing_of_a_picture_is_written(run, pictures, tmp_path):
     command = [pictures[0].parent, "-f", "jsonl", "-o", tmp_path / "out.jsonl", "--sidecar", ".txt"]
     command += ["--overlay", tmp_path / "seen"]
