@@ -83,7 +83,8 @@ class Captioner:
         """Caption one picture, or each of a list.
 
         Args:
-            pictures: a path, the bytes of a file, a PIL image, a uint8 array (H, W, 3), or a list of these.
+            pictures: a path, the bytes of a file, a PIL image, a uint8 array (H, W, 3), a function that gets the
+                bytes of a file when they are needed, or a list of these. Addresses of the web are not opened.
             settings: how to choose the words.
             batch_size: pictures that go through the network together; it changes speed and memory alone.
 

@@ -63,7 +63,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="caption", description="Write captions for pictures, and show where the network looked."
     )
     parser.add_argument(
-        "pictures", nargs="*", metavar="PICTURE", help="a file, a folder, a pattern, or - for standard input"
+        "pictures",
+        nargs="*",
+        metavar="PICTURE",
+        help="a file, a folder, a pattern, an http(s) address, or - for standard input",
     )
     parser.add_argument("--from-file", metavar="LIST", help="read more of them from a file, one a line; - is stdin")
     parser.add_argument("--shard", metavar="K/N", help="caption every Nth of them, from the Kth: 1/3, 2/3, 3/3")
@@ -196,6 +199,7 @@ def _caption_all(
     """Write what is missing of each picture, and return the names of those that failed."""
     from captioner.captioning import load
     from captioner.output import make_writer
+    from captioner.sources import Address
 
     started = time.perf_counter()
     model = load(_model_path(options), options.device)
@@ -219,6 +223,8 @@ def _caption_all(
             except CaptionerError as error:
                 failed.append(job.name)
                 _complain(error)
+            if isinstance(job.source, Address):
+                job.source.forget()
     if options.verbose:
         seconds = time.perf_counter() - started
         _say(f"{len(todo)} pictures in {seconds:.1f} s, {len(todo) / seconds:.1f} a second")
@@ -239,13 +245,16 @@ class _Job(NamedTuple):
 def _plan(options: argparse.Namespace) -> tuple[list[_Job], list[ImageError], bool]:
     """Return what is to be done, what could not be found, and whether more than one picture was asked for."""
     from captioner.output import sidecar_path
-    from captioner.sources import find_pictures, keep_apart
+    from captioner.sources import Address, find_pictures, keep_apart
 
     names = [*([str(_example())] if options.example else []), *options.pictures, *_read_list(options.from_file)]
     folder = Path(options.overlay) if options.overlay else None
-    found, missing = find_pictures(names, leave_out=folder)
+    found, missing = find_pictures(names, overlays=folder)
     sidecars: dict[str, Path] = {}
     if options.sidecar:
+        for each in found:
+            if isinstance(each.source, Address):
+                raise CaptionerError(f"--sidecar needs files: nothing can be written beside {each.name}")
         sidecars = {each.name: sidecar_path(each.name, options.sidecar) for each in found}
         times = Counter(sidecars.values())
         for name, path in sidecars.items():

@@ -6,6 +6,7 @@ The frame comes with the rectangle of the picture that it shows, so that attenti
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -28,9 +29,9 @@ from torch import Tensor
 
 from captioner.errors import ImageError
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, or a uint8 array: (H, W) or
-(H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA."""
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Callable[[], bytes]
+"""A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, a uint8 array: (H, W) or
+(H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA; or a function that gets the bytes of a file when they are needed."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Lower-case file suffixes of the formats that `open` reads."""
@@ -170,6 +171,8 @@ def name(source: Source) -> str:
         return "image bytes"
     if isinstance(source, np.ndarray):
         return "image array"
+    if callable(source):
+        return getattr(source, "name", "image bytes")
     return str(getattr(source, "filename", "")) or "PIL image"
 
 
@@ -187,6 +190,8 @@ def _picture(source: Source) -> Image.Image:
         return _from_array(source)
     if isinstance(source, bytes):
         return _from_stream(BytesIO(source), source)
+    if callable(source):
+        return _from_stream(BytesIO(source()), source)
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"expected a path, bytes, a PIL image or a uint8 array, got {type(source).__name__}")
     if source == "-":
@@ -195,6 +200,8 @@ def _picture(source: Source) -> Image.Image:
         with Path(source).open("rb") as stream:
             return _from_stream(stream, source)
     except FileNotFoundError:
+        if "://" in name(source):
+            raise ImageError(f"{name(source)}: no file, and addresses are not opened. Fetch it first.") from None
         raise ImageError(f"{name(source)}: no such file. Check the path.") from None
     except IsADirectoryError:
         raise ImageError(f"{name(source)}: this is a folder. Name the image files in it.") from None

@@ -54,7 +54,7 @@ def test_a_caption_says_what_its_fields_promise(tiny, pictures):
 def test_every_kind_of_source_gives_the_same_caption(tiny, pictures):
     path = pictures[0]
     with Image.open(path) as picture:
-        sources = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+        sources = [path, str(path), path.read_bytes(), path.read_bytes, picture, np.asarray(picture)]
         assert len({caption.text for caption in tiny.caption(sources)}) == 1
 
 
@@ -235,6 +235,13 @@ def test_the_library_runs_offline(tiny_checkpoint, pictures):
         "print(captioner.load(sys.argv[1], device='cpu').caption(sys.argv[2]).text)"
     )
     subprocess.run([sys.executable, "-c", code, tiny_checkpoint, pictures[0]], check=True, env=os.environ)
+
+
+def test_the_library_opens_no_address(tiny, website, pictures):
+    website.pages["/dog.png"] = pictures[0].read_bytes()
+    with pytest.raises(ImageError, match=r"dog\.png: no file, and addresses are not opened\. Fetch it first\."):
+        tiny.caption(f"{website.url}/dog.png")
+    assert not website.asked
 
 
 def test_alternatives_are_the_likeliest_other_words_in_their_place(tiny, pictures):

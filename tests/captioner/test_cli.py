@@ -326,6 +326,39 @@ def test_a_list_of_pictures_is_read_from_a_file_or_from_standard_input(run, pict
     assert "none: cannot read this list of pictures" in err
 
 
+def test_addresses_are_pictures_like_any_other(run, pictures, tmp_path, website):
+    for number in range(4):
+        website.pages[f"/{number}.png"] = pictures[number].read_bytes()
+    website.pages["/page.png"] = b"<html>A dog</html>"
+    website.pages["/broken.png"] = pictures[4].read_bytes()[:-100]
+    names = [f"{website.url}/{name}.png" for name in ("0", "none", "1", "page", "broken", "2")]
+    (tmp_path / "list").write_text(f"{website.url}/3.png\n{pictures[4]}\n")
+    command = [*names, "--from-file", tmp_path / "list", "-o", tmp_path / "out", "--overlay", tmp_path / "seen"]
+    code, _, err = run(*command)
+    assert code == 1
+    assert [line.split(".png: ")[0] for line in err.splitlines()[:3]] == [
+        f"caption: error: {website.url}/{name}" for name in ("none", "page", "broken")
+    ]
+    rows = [line.split("\t") for line in (tmp_path / "out").read_text().splitlines()]
+    assert [name for name, _ in rows] == [names[0], names[2], names[5], f"{website.url}/3.png", str(pictures[4])]
+    assert [text for _, text in rows] == [run(path)[1].strip() for path in pictures[:5]]
+    assert sorted(path.stem for path in (tmp_path / "seen").iterdir()) == ["0", "1", "2", "3", pictures[4].stem]
+    assert len(website.asked) == len(set(website.asked)) == 7  # once each, also those that were drawn on
+
+    website.asked.clear()
+    website.pages["/none.png"] = pictures[5].read_bytes()
+    assert run(*command, "--failures", tmp_path / "failed")[0] == 1
+    assert sorted(website.asked) == ["/broken.png", "/none.png", "/page.png"]
+    assert (tmp_path / "failed").read_text() == f"{names[3]}\n{names[4]}\n"
+
+
+def test_nothing_is_written_beside_an_address(run, pictures, website):
+    code, out, err = run(pictures[0], f"{website.url}/dog.jpg", "--sidecar", ".txt")
+    assert (code, out) == (2, "")
+    assert f"--sidecar needs files: nothing can be written beside {website.url}/dog.jpg" in err
+    assert not website.asked
+
+
 def test_shards_share_the_pictures(run, pictures):
     shards = [run(*pictures, "--shard", f"{number}/4")[1].splitlines() for number in (1, 2, 3, 4)]
     assert [len(shard) for shard in shards] == [3, 2, 2, 2]
