@@ -59,7 +59,11 @@ class Caption:
 
 
 class Captioner:
-    """A trained network with all it needs to caption pictures. `captioner.load` makes one."""
+    """A trained network with all it needs to caption pictures. `captioner.load` makes one.
+
+    Captioning changes nothing in it, so any number of threads may share one, each with calls of its own; they may
+    share pictures, too. What `caption_batches` returns is for one thread, as any generator.
+    """
 
     def __init__(self, network: CaptioningNetwork, header: Header):
         """Hold a network in eval mode and the header of its checkpoint."""

@@ -7,9 +7,11 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -98,6 +100,8 @@ def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_P
     try:
         picture = _picture(source)
         _check_size(picture, max_pixels, source)
+        if picture is source:
+            _load_alone(picture)
         if at_least and picture is not source:
             picture.draft(None, (at_least, at_least))
         return _upright(picture, _to_rgb(picture))
@@ -207,6 +211,17 @@ def _picture(source: Source) -> Image.Image:
         raise ImageError(f"{name(source)}: this is a folder. Name the image files in it.") from None
     except PermissionError:
         raise ImageError(f"{name(source)}: no permission to read this file.") from None
+
+
+_LOCKS = tuple(Lock() for _ in range(64))
+
+
+def _load_alone(picture: Image.Image) -> None:
+    """Let a PIL image read its file to the end: two threads that did so at once would mix its pixels up."""
+    with _LOCKS[id(picture) // 64 % len(_LOCKS)]:
+        picture.load()
+        with suppress(Exception):  # EXIF data are often damaged
+            picture.getexif()
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

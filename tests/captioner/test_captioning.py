@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,34 @@ def test_captions_that_are_not_waited_for_leave_no_thread(tiny_of_each_device, p
     next(captions)
     captions.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("settings", [SearchSettings(max_words=5, alternatives=2), SearchSettings(sample=True)])
+def test_threads_that_share_a_captioner_and_pictures_get_what_each_would_alone(tiny, pictures, settings):
+    with Image.open(pictures[1]) as opened:  # and not read yet
+
+        def work(picture):
+            return tiny.caption([picture, *pictures[2:4], picture], settings)
+
+        sources = [pictures[0], opened]
+        with ThreadPoolExecutor(8) as threads:
+            together = list(threads.map(work, sources * 8))
+        alone = [work(source) for source in sources]
+    for captions, expected in zip(together, alone * 8, strict=True):
+        for caption, other in zip(captions, expected, strict=True):
+            same(caption, other)
+            assert [list(each) for each in caption.alternatives] == [list(each) for each in other.alternatives]
+
+
+def test_threads_draw_what_each_would_alone(tiny, pictures):
+    caption = tiny.caption(pictures[0], SearchSettings(max_words=3))
+
+    def draw(colours):
+        return captioner.draw_attention(pictures[0], caption, colours=colours).tobytes()
+
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(draw, ["white", "viridis", "magma"] * 6))
+    assert together == [draw(colours) for colours in ("white", "viridis", "magma")] * 6
 
 
 def test_no_pictures_give_no_captions(tiny):
