@@ -49,7 +49,7 @@ def fetch(address: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) ->
                 # Headers come as Latin-1, whatever their bytes mean.
                 url = urljoin(url, quote(location, safe=string.punctuation, encoding="latin-1"))
             if urlsplit(url).scheme not in ("http", "https"):
-                raise ImageError(f"{address}: leads to {url}, and only http and https are followed.")
+                raise ImageError(f"{address}: leads to {url[:200]}, and only http and https are followed.")
         raise ImageError(f"{address}: leads from one address to the next, more than {REDIRECTS} times.")
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
@@ -80,7 +80,7 @@ def _open(url: str, deadline: float) -> http.client.HTTPResponse:
 def _read(response: http.client.HTTPResponse, address: str, max_bytes: int) -> bytes:
     if response.status != 200:
         meaning = http.client.responses.get(response.status, "unknown status")
-        raise ImageError(f"{address}: the server says {response.status} {meaning}. Is the address right?")
+        raise ImageError(f"{address}: the server says {response.status} {meaning}. Does a browser show it?")
     too_long = ImageError(f"{address}: longer than {max_bytes / (1 << 20):g} MB. Fetch a smaller version of it.")
     announced = response.length or 0
     if announced > max_bytes:

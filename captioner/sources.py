@@ -14,7 +14,7 @@ class Found(NamedTuple):
     """A picture to caption."""
 
     name: str
-    """What it is called in the output: its path as it was given."""
+    """What it is called in the output: its path or address as it was given."""
     source: images.Source
     place: Path
     """Where a file about it goes below a folder of such files, without suffix: as it stood below its own folder."""

@@ -176,11 +176,11 @@ def test_a_server_that_is_not_there_is_told_in_a_line():
             fetch(address)
 
 
-def test_a_proxy_of_the_environment_is_asked(website, monkeypatch):
+def test_a_proxy_of_the_environment_is_asked_also_for_hosts_of_other_scripts(website, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", website.url)
-    website.pages["http://example.invalid/dog.jpg"] = PICTURE
-    assert fetch("http://example.invalid/dog.jpg") == PICTURE
+    website.pages["http://xn--mnchen-3ya.invalid/dog.jpg"] = PICTURE
+    assert fetch("http://münchen.invalid/dog.jpg") == PICTURE
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
