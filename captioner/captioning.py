@@ -70,7 +70,11 @@ class Prepared(NamedTuple):
 
 
 class Captioner:
-    """A trained network with all it needs to caption pictures. `captioner.load` makes one."""
+    """A trained network with all it needs to caption pictures. `captioner.load` makes one.
+
+    Captioning changes nothing in it, so any number of threads may share one, each with calls of its own; they may
+    share pictures, too. What `caption_batches` returns is for one thread, as any generator.
+    """
 
     def __init__(self, network: CaptioningNetwork, header: Header):
         """Hold a network in eval mode and the header of its checkpoint."""
@@ -94,23 +98,24 @@ class Captioner:
         """Caption one picture, or each of a list.
 
         Args:
-            pictures: a path, the bytes of a file, a PIL image, a uint8 array (H, W, 3), or a list of these.
+            pictures: a path, the bytes of a file, a PIL image, a uint8 array (H, W, 3), a function that gets the
+                bytes of a file when they are needed, or a list of these. Addresses of the web are not opened.
             settings: how to choose the words.
             batch_size: pictures that go through the network together; it changes speed and memory alone.
 
         Raises:
-            ImageError: when a picture cannot be read. `stream` goes on with the others instead.
+            ImageError: when a picture cannot be read. `caption_batches` goes on with the others.
         """
         if not isinstance(pictures, list):
             return self.caption([pictures], settings)[0]
         captions = []
-        for _, result in self.stream(pictures, settings, batch_size):
+        for _, result in self.caption_batches(pictures, settings, batch_size):
             if isinstance(result, ImageError):
                 raise result
             captions.append(result)
         return captions
 
-    def stream(
+    def caption_batches(
         self,
         pictures: Iterable[Source],
         settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
@@ -119,7 +124,8 @@ class Captioner:
         """Caption any number of pictures in their order, in constant memory.
 
         Yields each picture as it was given, with its caption or with what is wrong with it. The pictures of a
-        batch are read side by side.
+        batch are read side by side, and `pictures` is asked for at most two batches that have no captions yet. An
+        exception that it raises passes through, and those pictures get none.
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
@@ -201,27 +207,29 @@ class Captioner:
             rectangle=rectangle,
             visual=None if look.visual is None else tuple(by_word(look.visual).tolist()),
             heads=None if look.heads is None else by_word(look.heads).unflatten(2, grid).numpy(),
-            alternatives=self._alternatives(found.words, seen[len(Look._fields) :], settings.alternatives),
+            alternatives=self._alternatives(found.words, seen[len(Look._fields) :], settings),
         )
 
     def _alternatives(
-        self, written: Sequence[int], likeliest: Sequence[Tensor | None], count: int
+        self, written: Sequence[int], likeliest: Sequence[Tensor | None], settings: SearchSettings
     ) -> tuple[dict[str, float], ...]:
-        """Return for each word `count` of the likeliest in its place that can be read and were not written.
+        """Return for each word the likeliest in its place that can be read, are not banned and were not written.
 
         `likeliest` holds log-probabilities and numbers (T, A), as `_with_likeliest` remembers them, or nothing.
         """
         columns = [each.tolist() for each in likeliest if each is not None]
         if not columns:
             return ()
+        banned = _banned(settings)
         found = []
         for span in self.vocabulary.spans(written):
             others: dict[str, float] = {}
             if span.stop - span.start == 1:
                 for log_prob, other in zip(*(column[span.start] for column in columns), strict=True):
                     barred = other < len(SPECIAL) or other == written[span.start] or other in self.vocabulary.within
-                    if not barred and len(others) < count:
-                        others[self.vocabulary.decode([other])[0]] = log_prob
+                    (word,) = self.vocabulary.decode([other])
+                    if not barred and word not in banned and len(others) < settings.alternatives:
+                        others[word] = log_prob
             found.append(others)
         return tuple(found)
 
@@ -238,9 +246,9 @@ def find_sentences(
     """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`.
 
     Raises:
-        CaptionerError: when `settings` name words that cannot be told from `vocabulary`.
+        CaptionerError: when `settings` name words that cannot be told from `vocabulary`, or leave no sentence.
     """
-    banned = [_single_word("ban", text) for text in settings.ban]
+    banned = _banned(settings)
     required = [_single_word("require", text) for text in settings.require]
     barred = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
     if not vocabulary.merges:
@@ -251,8 +259,8 @@ def find_sentences(
     def barred_after(written: list[int]) -> list[int]:
         return vocabulary.completing(written, banned, last=len(written) == settings.max_words - 1)
 
-    return search(
-        _with_likeliest(decoder.step, settings.alternatives) if settings.alternatives else decoder.step,
+    found = search(
+        _with_likeliest(decoder.step, settings) if settings.alternatives else decoder.step,
         decoder.start(annotations),
         torch.full((len(annotations),), START, device=annotations.device),
         settings,
@@ -262,20 +270,30 @@ def find_sentences(
         required=_numbers_of_required(required, banned, vocabulary),
         repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
     )
+    if not all(found):
+        raise CaptionerError(
+            "no sentence keeps to all of ban, require, min_words, max_words and repeat_size. Loosen one of them."
+        )
+    return found
 
 
-def _with_likeliest(step: Step, count: int) -> Step:
+def _with_likeliest(step: Step, settings: SearchSettings) -> Step:
     """Return a step that also remembers each row's likeliest words: log-probabilities and numbers (N, A).
 
-    There are enough of them to leave `count` without the special words and the one that is chosen.
+    There are enough of them to leave the alternatives without special and banned words and the one that is chosen.
     """
+    count = settings.alternatives + len(settings.ban) + len(SPECIAL) + 1
 
     def longer(words: Tensor, state: Any) -> tuple[Tensor, Any, SearchLook]:
         log_probs, state, look = step(words, state)
-        likeliest = log_probs.topk(min(count + len(SPECIAL) + 1, log_probs.shape[1]), dim=1)
+        likeliest = log_probs.topk(min(count, log_probs.shape[1]), dim=1)
         return log_probs, state, (*look, *likeliest)
 
     return longer
+
+
+def _banned(settings: SearchSettings) -> list[str]:
+    return [_single_word("ban", text) for text in settings.ban]
 
 
 def _single_word(setting: str, text: str) -> str:

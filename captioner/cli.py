@@ -63,7 +63,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="caption", description="Write captions for pictures, and show where the network looked."
     )
     parser.add_argument(
-        "pictures", nargs="*", metavar="PICTURE", help="a file, a folder, a pattern, or - for standard input"
+        "pictures",
+        nargs="*",
+        metavar="PICTURE",
+        help="a file, a folder, a pattern, an http(s) address, or - for standard input",
     )
     parser.add_argument("--from-file", metavar="LIST", help="read more of them from a file, one a line; - is stdin")
     parser.add_argument("--shard", metavar="K/N", help="caption every Nth of them, from the Kth: 1/3, 2/3, 3/3")
@@ -164,9 +167,7 @@ def model_path(options: argparse.Namespace) -> Path | None:
 
 
 def _caption(options: argparse.Namespace) -> int:
-    from captioner.captioning import load
     from captioner.images import is_image_path
-    from captioner.output import make_writer, open_output
 
     settings = search_settings(options)
     if options.overlay and options.overlay_format == "html":
@@ -176,8 +177,30 @@ def _caption(options: argparse.Namespace) -> int:
     jobs, missing, several = _plan(options)
     for error in missing:
         _complain(error)
-    if not jobs:
-        return SOME_FAILED if missing else DONE
+    output = _plan_output(options, settings.candidates, several) if jobs else None
+    planned = [(job, _find_missing(job, options, output)) for job in jobs]
+    todo = [(job, parts) for job, parts in planned if parts]
+    if len(todo) < len(jobs):
+        _say(f"{len(jobs) - len(todo):,} of {len(jobs):,} pictures have their captions already")
+    if todo:
+        failed = _caption_all(todo, settings, output, several, options)
+        return SOME_FAILED if failed or missing else DONE
+    if options.failures:
+        _list_failures(Path(options.failures), [])
+    return SOME_FAILED if missing else DONE
+
+
+def _caption_all(
+    todo: "Sequence[tuple[_Job, tuple[str, ...]]]",
+    settings: "SearchSettings",
+    output: "Output | None",
+    names: bool,
+    options: argparse.Namespace,
+) -> list[str]:
+    """Write what is missing of each picture, and return the names of those that failed."""
+    from captioner.captioning import load
+    from captioner.output import make_writer
+    from captioner.sources import Address
 
     started = time.perf_counter()
     model = load(model_path(options), options.device)
@@ -186,24 +209,13 @@ def _caption(options: argparse.Namespace) -> int:
         _say(f"{model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
     failed: list[str] = []
     with ExitStack() as stack:
-        output = None
-        if options.output:
-            nameless = options.format == "text" and not several  # lines that do not tell whose they are
-            existing = "refuse" if nameless and options.existing != "overwrite" else options.existing
-            output = open_output(options.output, options.format, existing, settings.candidates)
-            stack.enter_context(output.stream)
+        stream = stack.enter_context(output.open()) if output else sys.stdout
         if options.failures:
             stack.callback(_list_failures, Path(options.failures), failed)
-        stream = output.stream if output else sys.stdout
-        heading = output is None or output.is_new
-        writer = make_writer(options.format, stream, names=several, attention=options.attention, heading=heading)
-
-        planned = [(job, _find_missing(job, options, output)) for job in jobs]
-        todo = [(job, parts) for job, parts in planned if parts]
-        if len(todo) < len(jobs):
-            _say(f"{len(jobs) - len(todo):,} of {len(jobs):,} pictures have their captions already")
+        heading = output is None or not output.kept
+        writer = make_writer(options.format, stream, names=names, attention=options.attention, heading=heading)
         started = time.perf_counter()
-        results = model.stream([job.source for job, _ in todo], settings, options.batch_size)
+        results = model.caption_batches([job.source for job, _ in todo], settings, options.batch_size)
         for (job, parts), (_, result) in zip(_with_progress(todo, stream), results, strict=True):
             try:
                 if isinstance(result, ImageError):
@@ -212,12 +224,14 @@ def _caption(options: argparse.Namespace) -> int:
             except CaptionerError as error:
                 failed.append(job.name)
                 _complain(error)
+            if isinstance(job.source, Address):
+                job.source.forget()
     if options.verbose:
         seconds = time.perf_counter() - started
         _say(f"{len(todo)} pictures in {seconds:.1f} s, {len(todo) / seconds:.1f} a second")
     if failed and len(todo) > 1:
         _say(f"{len(failed):,} of {len(todo):,} pictures failed")
-    return SOME_FAILED if failed or missing else DONE
+    return failed
 
 
 class _Job(NamedTuple):
@@ -232,13 +246,16 @@ class _Job(NamedTuple):
 def _plan(options: argparse.Namespace) -> tuple[list[_Job], list[ImageError], bool]:
     """Return what is to be done, what could not be found, and whether more than one picture was asked for."""
     from captioner.output import sidecar_path
-    from captioner.sources import find_pictures, keep_apart
+    from captioner.sources import Address, find_pictures, keep_apart
 
     names = [*([str(_example())] if options.example else []), *options.pictures, *_read_list(options.from_file)]
     folder = Path(options.overlay) if options.overlay else None
-    found, missing = find_pictures(names, leave_out=folder)
+    found, missing = find_pictures(names, overlays=folder)
     sidecars: dict[str, Path] = {}
     if options.sidecar:
+        for each in found:
+            if isinstance(each.source, Address):
+                raise CaptionerError(f"--sidecar needs files: nothing can be written beside {each.name}")
         sidecars = {each.name: sidecar_path(each.name, options.sidecar) for each in found}
         times = Counter(sidecars.values())
         for name, path in sidecars.items():
@@ -257,6 +274,17 @@ def _plan(options: argparse.Namespace) -> tuple[list[_Job], list[ImageError], bo
     shard, shards = options.shard
     several = bool(options.from_file) or len(names) > 1 or [each.name for each in found] != names
     return jobs[shard - 1 :: shards], missing, several
+
+
+def _plan_output(options: argparse.Namespace, candidates: int, names: bool) -> "Output | None":
+    """Return what becomes of the file that `--output` names, if it does."""
+    from captioner.output import plan_output
+
+    if not options.output:
+        return None
+    nameless = options.format == "text" and not names  # lines that do not tell whose they are
+    existing = "refuse" if nameless and options.existing != "overwrite" else options.existing
+    return plan_output(options.output, options.format, existing, candidates)
 
 
 def _read_list(file: str | None) -> list[str]:

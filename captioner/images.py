@@ -7,9 +7,12 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,9 +32,9 @@ from torch import Tensor
 
 from captioner.errors import ImageError, ImageTooLargeError
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, or a uint8 array: (H, W) or
-(H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA."""
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Callable[[], bytes]
+"""A path, "-" for the bytes of standard input, the bytes of a file, a PIL image, a uint8 array: (H, W) or
+(H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA; or a function that gets the bytes of a file when they are needed."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Lower-case file suffixes of the formats that `open` reads."""
@@ -116,6 +119,8 @@ def open_with_size(
         picture = _picture(source)
         _check_size(picture, max_pixels, source)
         width, height = picture.size
+        if picture is source:
+            _load_alone(picture)
         if at_least and picture is not source:
             picture.draft(None, (at_least, at_least))
         upright = _to_rgb(picture)
@@ -194,6 +199,8 @@ def name(source: Source) -> str:
         return "image bytes"
     if isinstance(source, np.ndarray):
         return "image array"
+    if callable(source):
+        return getattr(source, "name", "image bytes")
     return str(getattr(source, "filename", "")) or "PIL image"
 
 
@@ -211,6 +218,8 @@ def _picture(source: Source) -> Image.Image:
         return _from_array(source)
     if isinstance(source, bytes):
         return _from_stream(BytesIO(source), source)
+    if callable(source):
+        return _from_stream(BytesIO(source()), source)
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"expected a path, bytes, a PIL image or a uint8 array, got {type(source).__name__}")
     if source == "-":
@@ -219,11 +228,24 @@ def _picture(source: Source) -> Image.Image:
         with Path(source).open("rb") as stream:
             return _from_stream(stream, source)
     except FileNotFoundError:
+        if "://" in name(source):
+            raise ImageError(f"{name(source)}: no file, and addresses are not opened. Fetch it first.") from None
         raise ImageError(f"{name(source)}: no such file. Check the path.") from None
     except IsADirectoryError:
         raise ImageError(f"{name(source)}: this is a folder. Name the image files in it.") from None
     except PermissionError:
         raise ImageError(f"{name(source)}: no permission to read this file.") from None
+
+
+_LOCKS = tuple(Lock() for _ in range(64))
+
+
+def _load_alone(picture: Image.Image) -> None:
+    """Let a PIL image read its file to the end: two threads that did so at once would mix its pixels up."""
+    with _LOCKS[id(picture) // 64 % len(_LOCKS)]:
+        picture.load()
+        with suppress(Exception):  # EXIF data are often damaged
+            picture.getexif()
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

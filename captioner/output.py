@@ -20,7 +20,7 @@ from captioner.files import cannot_write, exists_already, write_atomically
 from captioner.images import SUFFIXES
 
 FORMATS = ("text", "jsonl", "csv")
-_COLUMNS = ["image", "rank", "caption", "log_prob"]  # of csv
+_COLUMNS = ["image", "rank", "caption", "log_prob", "log_probs"]  # of csv
 EXISTING = ("skip", "overwrite", "append", "refuse")
 """What to do with output that exists."""
 
@@ -142,8 +142,9 @@ def to_record(caption: Caption, *, attention: bool = False) -> dict[str, Any]:
 
 
 class CsvWriter(Writer):
-    """A header, then a row a caption: image, rank (1 is the best), caption, log_prob.
+    """A header, then a row a caption: image, rank (1 is the best), caption, log_prob, log_probs.
 
+    `log_prob` is of the whole caption with its end; `log_probs` are of its words, with spaces between them.
     Control characters in names are escaped as in text, so that a row is a line.
     """
 
@@ -155,7 +156,13 @@ class CsvWriter(Writer):
     def write(self, image: str, caption: Caption) -> None:
         """Write a row a candidate."""
         self._send_rows(
-            [_one_line(image), rank, _one_line(each.text), _number(each.log_prob)]
+            [
+                _one_line(image),
+                rank,
+                _one_line(each.text),
+                _number(each.log_prob),
+                " ".join(str(round(log_prob, DIGITS)) for log_prob in each.log_probs),
+            ]
             for rank, each in enumerate(_ranked(caption), start=1)
         )
 
@@ -164,7 +171,7 @@ class CsvWriter(Writer):
         """Return the first column."""
         (row,) = csv.reader([line])
         if len(row) != len(_COLUMNS):
-            raise ValueError("another number of columns")
+            raise ValueError(f"{len(row)} columns, not {', '.join(_COLUMNS)}")
         return "" if row == _COLUMNS else row[0]
 
     def _send_rows(self, rows: Iterable[Sequence[object]]) -> None:
@@ -206,17 +213,31 @@ def spell(image: str, format: str) -> str:
 
 
 class Output(NamedTuple):
-    """A file of captions that is being written."""
+    """A file of captions that is to be begun, or to be gone on with."""
 
-    stream: TextIO
-    is_new: bool
-    """Whether it holds nothing yet."""
+    path: Path
+    kept: int
+    """How many of its bytes stay, all of them whole captions; 0: it is begun anew."""
     done: frozenset[str]
     """The pictures that need not be written again, as `Writer.spell` gives their names."""
 
+    def open(self) -> TextIO:
+        """Open it for a writer. It grows line by line: an interrupted run leaves whole lines of what it did.
 
-def open_output(path: str | Path, format: str = "text", existing: str = "refuse", candidates: int = 1) -> Output:
-    """Open a file for a writer. It grows line by line: an interrupted run leaves whole lines of what it did.
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        try:
+            stream = self.path.open("r+" if self.kept else "w", encoding="utf-8", newline="\n")
+            stream.truncate(self.kept)
+            stream.seek(0, io.SEEK_END)
+            return stream
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def plan_output(path: str | Path, format: str = "text", existing: str = "refuse", candidates: int = 1) -> Output:
+    """Look at what a file of captions holds, and leave it as it is.
 
     Args:
         path: the file.
@@ -226,22 +247,18 @@ def open_output(path: str | Path, format: str = "text", existing: str = "refuse"
         candidates: how many captions a whole picture has.
 
     Raises:
-        OutputError: if the file exists and may not be used, holds anything but captions in this format, or cannot
-            be written.
+        OutputError: if the file exists and may not be used, or holds anything but captions in this format.
     """
     path = Path(path)
+    if existing == "overwrite" or not path.exists():
+        return Output(path, 0, frozenset())
+    if existing == "refuse":
+        raise exists_already(path)
     try:
-        if existing == "overwrite" or not path.exists():
-            return Output(path.open("w", encoding="utf-8", newline="\n"), True, frozenset())
-        if existing == "refuse":
-            raise exists_already(path)
         done, length = _read_done(path, format, 1 if format == "jsonl" else candidates)
-        stream = path.open("r+", encoding="utf-8", newline="\n")
-        stream.truncate(length)
-        stream.seek(0, io.SEEK_END)
-        return Output(stream, not length, done if existing == "skip" else frozenset())
     except OSError as error:
         raise cannot_write(path, error) from error
+    return Output(path, length, done if existing == "skip" else frozenset())
 
 
 def _read_done(path: Path, format: str, lines: int) -> tuple[frozenset[str], int]:
@@ -254,9 +271,9 @@ def _read_done(path: Path, format: str, lines: int) -> tuple[frozenset[str], int
                 break
             try:
                 name = _WRITERS[format].read_name(line.decode().removesuffix("\n"))
-            except ValueError as error:
+            except (ValueError, csv.Error) as error:
                 raise OutputError(
-                    f"{path}: line {number} is no caption of --format {format}, and nothing was added. "
+                    f"{path}: line {number} is no caption of --format {format} ({error}), and nothing was added. "
                     "Choose another file, or --existing overwrite."
                 ) from error
             if name != last or count == lines:

@@ -146,8 +146,8 @@ def search(
         required: different words, none of them barred, that every sentence has; not for sampling.
 
     Returns:
-        For each image `settings.candidates` sentences, best first (fewer only where fewer exist). Always ends: a
-        sentence of `max_words` is made to end.
+        For each image `settings.candidates` sentences, best first; fewer, or none, only where the limits leave no
+        more. Always ends: a sentence of `max_words` is made to end.
     """
 
     def numbers(words: Sequence[int]) -> Tensor:
@@ -385,9 +385,10 @@ def _sample(step: Step, state: Any, words: Tensor, limits: _Limits) -> list[list
             totals = log_probs.new_zeros(lines, count)
             written = _Written.nothing(lines, count, look)
         log_probs = limits.apply(log_probs, written.words.flatten(0, 1)).unflatten(0, (lines, count))
+        unended &= log_probs.isfinite().any(dim=2)  # a sentence that nothing may follow is given up
         cumulative = _truncated(log_probs, settings).double().cumsum(dim=2)
         target = draw.to(cumulative.device)[:, None] * cumulative[:, :, -1:]  # (B, K, 1)
-        words = torch.searchsorted(cumulative, target, right=True).squeeze(2)
+        words = torch.searchsorted(cumulative, target, right=True).squeeze(2).clamp(max=log_probs.shape[2] - 1)
         totals = totals + log_probs.gather(2, words.unsqueeze(2)).squeeze(2)
 
         ends = words == limits.end

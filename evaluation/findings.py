@@ -94,7 +94,7 @@ def caption_pictures(
     Raises:
         ImageError: when a picture cannot be read: scores without it would be of another set.
     """
-    results = model.stream([record.image for record in records], settings, batch_size)
+    results = model.caption_batches([record.image for record in records], settings, batch_size)
     bar = tqdm(records, desc=title, unit="picture", disable=None)
     for record, (_, result) in zip(bar, results, strict=True):
         if isinstance(result, ImageError):

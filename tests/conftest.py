@@ -1,5 +1,9 @@
 import os
 import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +64,54 @@ def pictures(tmp_path) -> list[Path]:
         paths.append(tmp_path / f"picture-{number}.png")
         Image.fromarray((noise + random.integers(0, 190, 3)).astype(np.uint8)).save(paths[-1])
     return paths
+
+
+@dataclass
+class Website:
+    """A server on the loopback."""
+
+    url: str = ""
+    pages: dict[str, bytes | Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
+    """What comes by path: bytes, or what a function of the request's handler does."""
+    asked: list[str] = field(default_factory=list)
+    """The path of each request."""
+
+
+@pytest.fixture
+def website(monkeypatch):
+    served = Website()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            served.asked.append(self.path)
+            page = served.pages.get(self.path)
+            if page is None:
+                self.send_error(404)
+            elif callable(page):
+                page(self)
+                self.close_connection = True
+            else:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+        def log_message(self, *values):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    http.handle_error = lambda *values: None  # a client that gave up is no error of the server
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    served.url = f"http://127.0.0.1:{http.server_port}"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield served
+    http.shutdown()
+    http.server_close()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # Inside `captioner`, a module imports only from the lines above its own.
 LAYERS = [
     {"version", "errors", "ahead"},
-    {"files", "config"},
+    {"files", "config", "fetch"},
     {"vocabulary", "images", "attention", "search"},
     {"encoder", "decoder"},
     {"model"},

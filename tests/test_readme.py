@@ -42,7 +42,9 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", caption_commands())
-def test_each_caption_command_runs(command, somewhere, monkeypatch, capsys):
+def test_each_caption_command_runs(command, somewhere, website, monkeypatch, capsys):
+    website.pages["/dog.jpg"] = Path("dog.jpg").read_bytes()
+    command = command.replace("https://example.org", website.url)
     if command.startswith("cat dog.jpg | "):
         command = command.removeprefix("cat dog.jpg | ")
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("dog.jpg").read_bytes())))
@@ -51,9 +53,12 @@ def test_each_caption_command_runs(command, somewhere, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_python_example_runs(somewhere):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+def test_the_python_examples_run_one_after_another(somewhere):
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+    assert examples
     assert (somewhere / "dog-attention.png").exists()
 
 

@@ -1,10 +1,12 @@
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 import captioner
 from captioner import CaptionerError, CheckpointError, ImageError, SearchSettings
+from captioner.ahead import one_ahead
 from captioner.captioning import SHIPPED, load
 from captioner.vocabulary import SPECIAL
 
@@ -52,7 +55,7 @@ def test_a_caption_says_what_its_fields_promise(tiny, pictures):
 def test_every_kind_of_source_gives_the_same_caption(tiny, pictures):
     path = pictures[0]
     with Image.open(path) as picture:
-        sources = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+        sources = [path, str(path), path.read_bytes(), path.read_bytes, picture, np.asarray(picture)]
         assert len({caption.text for caption in tiny.caption(sources)}) == 1
 
 
@@ -68,29 +71,86 @@ def test_the_unknown_word_can_be_allowed(tiny, pictures):
     assert any("<unk>" in candidate.words for candidate in first.candidates)
 
 
-def test_a_stream_goes_on_after_an_unreadable_picture(tiny, pictures, tmp_path):
+@pytest.fixture(params=["one batch after another", "one batch ahead"])
+def tiny_of_each_device(request, tiny, monkeypatch):
+    """The tiny model as it is on the CPU, and as it is where reading goes on beside the network."""
+    if request.param == "one batch ahead":
+        monkeypatch.setattr("captioner.captioning.map", one_ahead, raising=False)
+    return tiny
+
+
+def test_pictures_in_batches_go_on_after_an_unreadable_one(tiny, pictures, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_text("no picture")
     sources = [*pictures[:2], broken, *pictures[2:4]]
-    results = list(tiny.stream(sources, batch_size=2))
+    results = list(tiny.caption_batches(sources, batch_size=2))
     assert [source for source, _ in results] == sources
     assert [isinstance(result, ImageError) for _, result in results] == [False, False, True, False, False]
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         tiny.caption(sources)
 
 
-def test_a_stream_reads_no_further_than_the_next_batch(tiny, pictures):
-    taken = []
+def test_pictures_are_taken_at_most_two_batches_ahead(tiny_of_each_device, pictures):
+    taken = captioned = 0
 
     def source():
+        nonlocal taken
         for path in pictures:
-            taken.append(path)
+            taken += 1
             yield path
 
-    stream = tiny.stream(source(), batch_size=2)
-    next(stream)
-    assert len(taken) <= 4
-    stream.close()
+    for _ in tiny_of_each_device.caption_batches(source(), batch_size=2):
+        assert taken - captioned <= 4
+        captioned += 1
+    assert captioned == len(pictures)
+
+
+def test_an_error_of_the_iterable_passes_through(tiny_of_each_device, pictures):
+    def source():
+        yield from pictures[:7]
+        raise LookupError("the database went away")
+
+    before, captioned = threading.active_count(), []
+    with pytest.raises(LookupError, match="the database went away"):
+        captioned.extend(tiny_of_each_device.caption_batches(source(), batch_size=2))
+    assert len(captioned) >= 4
+    assert threading.active_count() == before
+
+
+def test_captions_that_are_not_waited_for_leave_no_thread(tiny_of_each_device, pictures):
+    before = threading.active_count()
+    captions = tiny_of_each_device.caption_batches(itertools.cycle(pictures), batch_size=2)
+    next(captions)
+    captions.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("settings", [SearchSettings(max_words=5, alternatives=2), SearchSettings(sample=True)])
+def test_threads_that_share_a_captioner_and_pictures_get_what_each_would_alone(tiny, pictures, settings):
+    with Image.open(pictures[1]) as opened:  # and not read yet
+
+        def work(picture):
+            return tiny.caption([picture, *pictures[2:4], picture], settings)
+
+        sources = [pictures[0], opened]
+        with ThreadPoolExecutor(8) as threads:
+            together = list(threads.map(work, sources * 8))
+        alone = [work(source) for source in sources]
+    for captions, expected in zip(together, alone * 8, strict=True):
+        for caption, other in zip(captions, expected, strict=True):
+            same(caption, other)
+            assert [list(each) for each in caption.alternatives] == [list(each) for each in other.alternatives]
+
+
+def test_threads_draw_what_each_would_alone(tiny, pictures):
+    caption = tiny.caption(pictures[0], SearchSettings(max_words=3))
+
+    def draw(colours):
+        return captioner.draw_attention(pictures[0], caption, colours=colours).tobytes()
+
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(draw, ["white", "viridis", "magma"] * 6))
+    assert together == [draw(colours) for colours in ("white", "viridis", "magma")] * 6
 
 
 def test_no_pictures_give_no_captions(tiny):
@@ -177,7 +237,7 @@ def test_diverse_candidates_of_the_shipped_model_differ_in_more_words(shipped):
     def differing(settings):
         best = shipped.caption(drawing, settings)
         words = [set(one.words) for one in (best, *best.candidates)]
-        return sum(len(one ^ other) for one, other in combinations(words, 2))
+        return sum(len(one ^ other) for one, other in itertools.combinations(words, 2))
 
     plain = SearchSettings(beam_size=6, candidates=3)
     assert differing(replace(plain, diverse_groups=3)) > differing(plain)
@@ -205,6 +265,13 @@ def test_the_library_runs_offline(tiny_checkpoint, pictures):
         "print(captioner.load(sys.argv[1], device='cpu').caption(sys.argv[2]).text)"
     )
     subprocess.run([sys.executable, "-c", code, tiny_checkpoint, pictures[0]], check=True, env=os.environ)
+
+
+def test_the_library_opens_no_address(tiny, website, pictures):
+    website.pages["/dog.png"] = pictures[0].read_bytes()
+    with pytest.raises(ImageError, match=r"dog\.png: no file, and addresses are not opened\. Fetch it first\."):
+        tiny.caption(f"{website.url}/dog.png")
+    assert not website.asked
 
 
 def test_alternatives_are_the_likeliest_other_words_in_their_place(tiny, pictures):

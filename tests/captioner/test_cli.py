@@ -279,6 +279,26 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, pictures, tmp_path, fo
     assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize("target", ["-o", "--sidecar", "--overlay"])
+def test_nothing_to_do_needs_no_model(run, pictures, tmp_path, target):
+    value = {"-o": tmp_path / "out.txt", "--sidecar": ".txt", "--overlay": tmp_path / "seen"}[target]
+    command = [*pictures[:2], target, value, "--failures", tmp_path / "failed"]
+    assert run(*command)[0] == 0
+    (tmp_path / "failed").write_text("from another run\n")
+    nothing = (0, "", "caption: 2 of 2 pictures have their captions already\n")
+    assert run(*command, "-m", tmp_path / "none.safetensors") == nothing
+    assert (tmp_path / "failed").read_text() == ""
+    assert run(*command, "-m", tmp_path / "none.safetensors", "--overwrite")[0] == 2
+
+
+def test_what_exists_stays_as_it_is_when_the_model_cannot_be_loaded(run, pictures, tmp_path):
+    for name in ("out.txt", "failed"):
+        (tmp_path / name).write_text("precious")
+    command = [*pictures[:2], "-o", tmp_path / "out.txt", "--failures", tmp_path / "failed", "--overwrite"]
+    assert run(*command, "-m", tmp_path / "none.safetensors")[0] == 2
+    assert (tmp_path / "out.txt").read_text() == (tmp_path / "failed").read_text() == "precious"
+
+
 def test_only_what_is_missing_of_a_picture_is_written(run, pictures, tmp_path):
     command = [pictures[0].parent, "-f", "jsonl", "-o", tmp_path / "out.jsonl", "--sidecar", ".txt"]
     command += ["--overlay", tmp_path / "seen"]
@@ -304,6 +324,39 @@ def test_a_list_of_pictures_is_read_from_a_file_or_from_standard_input(run, pict
     code, _, err = run("--from-file", tmp_path / "none")
     assert code == 2
     assert "none: cannot read this list of pictures" in err
+
+
+def test_addresses_are_pictures_like_any_other(run, pictures, tmp_path, website):
+    for number in range(4):
+        website.pages[f"/{number}.png"] = pictures[number].read_bytes()
+    website.pages["/page.png"] = b"<html>A dog</html>"
+    website.pages["/broken.png"] = pictures[4].read_bytes()[:-100]
+    names = [f"{website.url}/{name}.png" for name in ("0", "none", "1", "page", "broken", "2")]
+    (tmp_path / "list").write_text(f"{website.url}/3.png\n{pictures[4]}\n")
+    command = [*names, "--from-file", tmp_path / "list", "-o", tmp_path / "out", "--overlay", tmp_path / "seen"]
+    code, _, err = run(*command)
+    assert code == 1
+    assert [line.split(".png: ")[0] for line in err.splitlines()[:3]] == [
+        f"caption: error: {website.url}/{name}" for name in ("none", "page", "broken")
+    ]
+    rows = [line.split("\t") for line in (tmp_path / "out").read_text().splitlines()]
+    assert [name for name, _ in rows] == [names[0], names[2], names[5], f"{website.url}/3.png", str(pictures[4])]
+    assert [text for _, text in rows] == [run(path)[1].strip() for path in pictures[:5]]
+    assert sorted(path.stem for path in (tmp_path / "seen").iterdir()) == ["0", "1", "2", "3", pictures[4].stem]
+    assert len(website.asked) == len(set(website.asked)) == 7  # once each, also those that were drawn on
+
+    website.asked.clear()
+    website.pages["/none.png"] = pictures[5].read_bytes()
+    assert run(*command, "--failures", tmp_path / "failed")[0] == 1
+    assert sorted(website.asked) == ["/broken.png", "/none.png", "/page.png"]
+    assert (tmp_path / "failed").read_text() == f"{names[3]}\n{names[4]}\n"
+
+
+def test_nothing_is_written_beside_an_address(run, pictures, website):
+    code, out, err = run(pictures[0], f"{website.url}/dog.jpg", "--sidecar", ".txt")
+    assert (code, out) == (2, "")
+    assert f"--sidecar needs files: nothing can be written beside {website.url}/dog.jpg" in err
+    assert not website.asked
 
 
 def test_shards_share_the_pictures(run, pictures):

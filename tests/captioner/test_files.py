@@ -1,10 +1,16 @@
+import errno
 import os
 import stat
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from captioner.errors import OutputError
 from captioner.files import write_atomically
+
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions, locks and signals of POSIX")
 
 
 def test_a_file_appears_whole_when_the_block_ends(tmp_path):
@@ -51,10 +57,80 @@ def test_an_impossible_place_is_an_output_error(tmp_path, place):
         pass
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@posix
 def test_a_result_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     with write_atomically(tmp_path / "result"):
         pass
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "result")}
     assert len(modes) == 1
+
+
+def kill_while_writing(path, times):
+    code = (
+        "import os, signal, sys\nfrom captioner.files import write_atomically\n"
+        "with write_atomically(sys.argv[1], overwrite=True) as file:\n"
+        "    file.write(b'half of it' * 1000)\n    file.flush()\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for _ in range(times):
+        assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == -9
+
+
+@posix
+@pytest.mark.parametrize("name", ["result", "x" * 255])
+def test_what_killed_processes_leave_does_not_pile_up(tmp_path, name):
+    path = tmp_path / name
+    kill_while_writing(path, times=3)
+    (left,) = tmp_path.iterdir()
+    assert left.match(".*.partial")
+    with write_atomically(path) as file:
+        file.write(b"all")
+    assert path.read_bytes() == b"all"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whoever_writes_a_file_at_the_same_time_writes_it_whole(tmp_path):
+    path = tmp_path / "result"
+    contents = [bytes([number]) * 50_000 for number in range(8)]
+
+    def write(content):
+        for _ in range(20):
+            with write_atomically(path, overwrite=True) as file:
+                file.write(content[:20_000])
+                file.flush()
+                file.write(content[20_000:])
+
+    writers = [threading.Thread(target=write, args=[content]) for content in contents]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert not path.exists() or path.read_bytes() in contents
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@posix
+def test_a_disk_without_locks_is_written_to_as_well(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    path = tmp_path / "result"
+    with write_atomically(path) as file:
+        file.write(b"all")
+    assert path.read_bytes() == b"all"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@posix
+def test_a_link_in_the_way_is_not_written_through(tmp_path):
+    kill_while_writing(tmp_path / "result", times=1)
+    (left,) = tmp_path.iterdir()
+    left.unlink()
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"old")
+    left.symlink_to(precious)
+    with write_atomically(tmp_path / "result") as file:
+        file.write(b"new")
+    assert precious.read_bytes() == b"old"
+    assert (tmp_path / "result").read_bytes() == b"new"

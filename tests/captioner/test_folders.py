@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COUNT = 150
+from captioner import images
+
+COUNT = 60
 
 
 @pytest.mark.slow
@@ -25,6 +28,7 @@ def test_a_run_that_is_killed_goes_on_and_loses_nothing(tiny_checkpoint, tmp_pat
     def start(output):
         command = [sys.executable, "-m", "captioner", str(tmp_path / "photos"), "-m", str(tiny_checkpoint)]
         command += ["-f", "jsonl", "-o", str(output), "--sidecar", ".txt", "--batch-size", "4", "--candidates", "2"]
+        command += ["--overlay", str(tmp_path / "seen"), "--max-words", "2"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -32,6 +36,7 @@ def test_a_run_that_is_killed_goes_on_and_loses_nothing(tiny_checkpoint, tmp_pat
     assert undisturbed.communicate()[1] == ""
     for path in (tmp_path / "photos").rglob("*.txt"):
         path.unlink()
+    shutil.rmtree(tmp_path / "seen")
 
     output = tmp_path / "captions"
     for share in (0.2, 0.5, 0.8):
@@ -53,3 +58,7 @@ def test_a_run_that_is_killed_goes_on_and_loses_nothing(tiny_checkpoint, tmp_pat
     digits = re.compile(r"-\d+\.\d+")
     assert digits.sub("", output.read_text()) == digits.sub("", (tmp_path / "whole").read_text())
     assert len(list((tmp_path / "photos").rglob("*.txt"))) == COUNT
+    overlays = [path for path in (tmp_path / "seen").rglob("*") if path.is_file()]
+    assert len(overlays) == COUNT  # and nothing of what was being written when a run was killed
+    for path in overlays:
+        images.open(path)

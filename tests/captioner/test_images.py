@@ -4,6 +4,7 @@ import itertools
 import struct
 import types
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -638,3 +639,14 @@ def test_settings_that_cannot_be_used_are_refused(values, field):
 def test_settings_survive_a_round_trip():
     settings = ImageSettings(size=256, frame="pad", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     assert from_dict(ImageSettings, to_dict(settings)) == settings
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_threads_may_open_the_same_pil_image(tmp_path, suffix):
+    path = tmp_path / f"noise{suffix}"
+    Image.effect_noise((900, 700), 80).save(path)
+    expected = images.open(path).tobytes()
+    for _ in range(5):
+        with Image.open(path) as picture, ThreadPoolExecutor(8) as threads:
+            opened = list(threads.map(images.open, [picture] * 8))
+        assert {each.tobytes() for each in opened} == {expected}

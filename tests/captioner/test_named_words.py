@@ -114,6 +114,25 @@ def test_a_ban_of_every_word_is_refused(tiny, pictures):
         tiny.caption(pictures[0], SearchSettings(ban=tiny.vocabulary.words[len(SPECIAL) :]))
 
 
+@pytest.mark.parametrize("search", [{}, {"sample": True}])
+def test_limits_that_leave_no_sentence_are_refused(tiny, pictures, search):
+    *others, last = tiny.vocabulary.words[len(SPECIAL) :]
+    settings = SearchSettings(ban=tuple(others), **search)
+    assert tiny.caption(pictures[0], settings).text == last
+    with pytest.raises(CaptionerError, match="no sentence keeps to all of ban, "):  # a word never follows itself
+        tiny.caption(pictures[0], replace(settings, min_words=2))
+
+
+def test_banned_words_are_no_alternatives(tiny, pictures):
+    settings = SearchSettings(alternatives=3)
+    told = {word for others in tiny.caption(pictures[0], settings).alternatives for word in others}
+    banned = sorted(told)[:3]
+    caption = tiny.caption(pictures[0], replace(settings, ban=tuple(map(str.upper, banned))))
+    for others in caption.alternatives:
+        assert len(others) == 3
+        assert others.keys().isdisjoint(banned)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

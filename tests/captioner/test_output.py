@@ -10,7 +10,7 @@ import pytest
 from captioner.captioning import Caption
 from captioner.errors import OutputError
 from captioner.images import Rectangle
-from captioner.output import FORMATS, make_writer, open_output, sidecar_path, spell, write_sidecar
+from captioner.output import FORMATS, make_writer, plan_output, sidecar_path, spell, write_sidecar
 
 
 def make_caption(text="a dog", log_prob=-1.23456789, candidates=()):
@@ -106,15 +106,21 @@ def test_csv_has_a_header_and_a_row_a_candidate():
     caption = make_caption('a "dog", maybe', candidates=(make_caption("a cat", -2.0),))
     rows = list(csv.DictReader(io.StringIO(written("csv", ("a,b.jpg", caption)))))
     assert rows == [
-        {"image": "a,b.jpg", "rank": "1", "caption": 'a "dog", maybe', "log_prob": "-1.23457"},
-        {"image": "a,b.jpg", "rank": "2", "caption": "a cat", "log_prob": "-2.0"},
+        {
+            "image": "a,b.jpg",
+            "rank": "1",
+            "caption": 'a "dog", maybe',
+            "log_prob": "-1.23457",
+            "log_probs": "-0.12346 -0.12346 -0.12346",
+        },
+        {"image": "a,b.jpg", "rank": "2", "caption": "a cat", "log_prob": "-2.0", "log_probs": "-0.12346 -0.12346"},
     ]
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_name_that_is_not_utf8_is_escaped(format, tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
-    with open_output(tmp_path / "out").stream as stream:
+    with plan_output(tmp_path / "out").open() as stream:
         make_writer(format, stream).write(name, make_caption())
     assert "caf\\udce9.jpg" in (tmp_path / "out").read_text("utf-8")
 
@@ -127,7 +133,7 @@ def test_json_gives_a_name_that_is_not_utf8_back():
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_picture_is_in_the_file_as_soon_as_it_is_written(format, tmp_path):
     path = tmp_path / "out"
-    with open_output(path).stream as stream:
+    with plan_output(path).open() as stream:
         writer = make_writer(format, stream)
         for count in (1, 2):
             writer.write("a.jpg", make_caption())
@@ -145,9 +151,9 @@ def test_an_existing_output_is_overwritten_only_on_demand(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("old")
     with pytest.raises(OutputError, match=r"out\.csv: exists already"):
-        open_output(path)
+        plan_output(path)
     assert path.read_text() == "old"
-    with open_output(path, existing="overwrite").stream:
+    with plan_output(path, existing="overwrite").open():
         pass
     assert path.read_text() == ""
 
@@ -155,7 +161,7 @@ def test_an_existing_output_is_overwritten_only_on_demand(tmp_path):
 @pytest.mark.parametrize("place", ["missing/out.csv", "."])
 def test_an_output_that_cannot_be_opened_is_an_output_error(tmp_path, place):
     with pytest.raises(OutputError, match="cannot write this file"):
-        open_output(tmp_path / place, existing="overwrite")
+        plan_output(tmp_path / place, existing="overwrite").open()
 
 
 def test_a_sidecar_stands_beside_its_picture(tmp_path):
@@ -196,8 +202,8 @@ NAMES = ["a b.jpg", "tab\there.jpg", 'quote",.jpg', os.fsdecode(b"caf\xe9.jpg")]
 
 
 def write_all(output, format, names):
-    with output.stream as stream:
-        writer = make_writer(format, stream, heading=output.is_new)
+    with output.open() as stream:
+        writer = make_writer(format, stream, heading=not output.kept)
         for name in names:
             writer.write(name, replace(make_caption(), candidates=(make_caption("a cat"),)))
 
@@ -206,11 +212,11 @@ def write_all(output, format, names):
 def test_a_file_is_gone_on_with_after_the_last_picture_that_it_has_whole(format, tmp_path):
     """Wherever a run was cut off, the next one makes the file what an undisturbed one would have."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    write_all(open_output(whole), format, NAMES)
+    write_all(plan_output(whole), format, NAMES)
     content = whole.read_bytes()
     for length in range(len(content) + 1):
         cut.write_bytes(content[:length])
-        output = open_output(cut, format, "skip", candidates=2)
+        output = plan_output(cut, format, "skip", candidates=2)
         todo = [name for name in NAMES if spell(name, format) not in output.done]
         assert todo == NAMES[len(NAMES) - len(todo) :]
         assert todo or length == len(content)
@@ -221,9 +227,9 @@ def test_a_file_is_gone_on_with_after_the_last_picture_that_it_has_whole(format,
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_added_comes_after_what_is_there(format, tmp_path):
     path = tmp_path / "out"
-    write_all(open_output(path), format, NAMES)
+    write_all(plan_output(path), format, NAMES)
     before = path.read_bytes()
-    output = open_output(path, format, "append", candidates=2)
+    output = plan_output(path, format, "append", candidates=2)
     assert not output.done
     write_all(output, format, NAMES[:1])
     assert path.read_bytes().startswith(before)
@@ -232,11 +238,26 @@ def test_what_is_added_comes_after_what_is_there(format, tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "content"),
-    [("text", b"notes\n"), ("jsonl", b"[1]\n"), ("csv", b"a,b\n"), ("text", b"\xff\t\n"), ("jsonl", b"dog\n")],
+    [
+        ("text", b"notes\n"),
+        ("text", b"\xff\t\n"),
+        ("jsonl", b"[1]\n"),
+        ("jsonl", b"dog\n"),
+        ("csv", b"a,b\n"),
+        ("csv", b"a" * 200_000 + b"\n"),
+    ],
 )
 def test_a_file_of_something_else_is_never_added_to(format, content, tmp_path):
     path = tmp_path / "out"
     path.write_bytes(content)
     with pytest.raises(OutputError, match=rf"out: line 1 is no caption of --format {format}"):
-        open_output(path, format, "skip")
+        plan_output(path, format, "skip")
     assert path.read_bytes() == content
+
+
+def test_csv_of_other_columns_is_never_added_to(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("image,rank,caption,log_prob\na.jpg,1,a dog,-1.5\n")
+    message = r"line 1 is no caption of --format csv \(4 columns, not image, rank, caption, log_prob, log_probs\)"
+    with pytest.raises(OutputError, match=message):
+        plan_output(path, "csv", "skip")

@@ -356,6 +356,29 @@ def test_words_can_be_barred_after_others(settings):
     assert (2, 3) not in pairs
 
 
+@pytest.mark.parametrize("settings", [{"beam_size": 4}, {"sample": True, "candidates": 40}])
+def test_a_sentence_that_nothing_may_follow_is_given_up(settings):
+    toy = Toy(5, seed=1)
+    (some, none) = (
+        search(
+            toy.step,
+            toy.start(range(4)),
+            torch.full((4,), START),
+            SearchSettings(max_words=4, **settings),
+            end=END,
+            barred=[START],
+            barred_after=lambda written, dead=dead: range(5) if written[-1:] in dead else [],
+        )
+        for dead in ([[2]], [[2], [3], [4]])
+    )
+    assert {word for each in some for one in each for word in one.words[:3]} == {
+        3,
+        4,
+    }  # after a fourth comes the end
+    assert all(some)
+    assert none == [[]] * 4
+
+
 @pytest.mark.parametrize("settings", [{"beam_size": 1}, {"beam_size": 4}, {"sample": True, "candidates": 4}])
 def test_no_phrase_follows_itself(settings):
     toy = Toy(4, seed=8, end_bias=-9.0)  # two words: without the bar every sentence repeats

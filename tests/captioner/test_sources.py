@@ -66,6 +66,40 @@ def test_places_are_kept_apart(places, kept):
     assert keep_apart([Path(place) for place in places]) == [Path(place) for place in kept]
 
 
-def test_pictures_of_the_folder_that_is_left_out_are_no_sources(folder):
-    found, _ = find_pictures(["photos", "photos/trip/[x].jpg"], leave_out=folder / "trip")
+def test_pictures_of_the_folder_of_overlays_are_no_sources(folder):
+    found, _ = find_pictures(["photos", "photos/trip/[x].jpg"], overlays=folder / "trip")
     assert [each.name for each in found] == ["photos/a.png", "photos/b.jpg", "photos/trip/[x].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("https://example.org/trip/dog.jpg", "dog"),
+        ("HTTP://example.org/my.dog.jpg?width=9/9#top", "my.dog"),
+        ("https://example.org/H%C3%BCndchen%201.jpg", "Hündchen-1"),
+        ("https://example.org/a%2F..%2F..%2Fb%00.jpg", "b"),
+        ("https://example.org/" + "x" * 300 + ".jpg", "x" * 60),
+        ("https://example.org/trip/", "example.org"),
+        ("https://example.org", "example.org"),
+        ("https://example.org/..", "picture"),
+        ("https://", "picture"),
+    ],
+)
+def test_an_address_is_a_picture_that_is_named_by_the_end_of_its_path(address, place):
+    (found,), missing = find_pictures([address])
+    assert (found.name, str(found.place)) == (address, place)
+    assert not missing
+
+
+def test_a_picture_on_the_web_is_fetched_when_it_is_read_and_kept_for_its_overlay(website):
+    website.pages["/dog.jpg"] = b"a picture"
+    for overlays, times in ((None, 2), (Path("seen"), 1)):
+        (found,), _ = find_pictures([f"{website.url}/dog.jpg"], overlays)
+        assert website.asked == []
+        assert found.source() == found.source() == b"a picture"
+        assert len(website.asked) == times
+        website.asked.clear()
+        found.source.forget()
+        found.source()
+        assert len(website.asked) == 1
+        website.asked.clear()

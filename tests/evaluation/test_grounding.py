@@ -190,7 +190,9 @@ def captions(monkeypatch):
     dog = np.zeros((2, 2, 2))
     dog[:, 0, 0] = 1
     written = [caption_of("a dog", dog), caption_of("a dog", dog), caption_of("a man", dog)]
-    monkeypatch.setattr(Captioner, "stream", lambda self, pictures, *_: zip(pictures, written, strict=True))
+    monkeypatch.setattr(
+        Captioner, "caption_batches", lambda self, pictures, *_: zip(pictures, written, strict=True)
+    )
 
 
 OBJECT_SHARES = {
@@ -259,7 +261,7 @@ def test_instances_of_other_pictures_are_refused_before_any_is_captioned(
     tiny_checkpoint, coco, monkeypatch, capsys
 ):
     shapes.generate(coco / "shapes", train=1, dev=1)
-    monkeypatch.setattr(Captioner, "stream", pytest.fail)
+    monkeypatch.setattr(Captioner, "caption_batches", pytest.fail)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{coco / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--instances", str(coco / "annotations" / "instances_val2017.json")]) == 2
     assert "instances_val2017.json: nothing of image dev/000000.png" in capsys.readouterr().err

@@ -110,7 +110,9 @@ def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch
             maps[place, y, x] = share
             mass.append(share)
         captions.append(caption_of(words, maps))
-    monkeypatch.setattr(Captioner, "stream", lambda self, pictures, *_: zip(pictures, captions, strict=True))
+    monkeypatch.setattr(
+        Captioner, "caption_batches", lambda self, pictures, *_: zip(pictures, captions, strict=True)
+    )
 
     row = measure(finished, "cpu")
     assert truth_of_three
@@ -127,7 +129,9 @@ def test_even_attention_has_a_mass_but_no_peak(run, monkeypatch):
     for record in finished.records:
         words = record.captions[0].split()
         captions.append(caption_of(words, np.full((len(words), 8, 8), 1 / 64)))
-    monkeypatch.setattr(Captioner, "stream", lambda self, pictures, *_: zip(pictures, captions, strict=True))
+    monkeypatch.setattr(
+        Captioner, "caption_batches", lambda self, pictures, *_: zip(pictures, captions, strict=True)
+    )
     row = measure(finished, "cpu")
     assert row.true == 1
     assert 0 < row.mass < 0.3
