@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from captioner import images
 from captioner.ahead import one_ahead
 from captioner.attention import Look
-from captioner.checkpoint import Header, load_checkpoint
+from captioner.checkpoint import Header, find_checkpoint, load_checkpoint
 from captioner.decoder import Decoder
 from captioner.errors import CaptionerError, ImageError
 from captioner.images import Rectangle, Source
@@ -24,9 +23,6 @@ from captioner.model import CaptioningNetwork
 from captioner.search import Hypothesis, SearchSettings, Step, search
 from captioner.search import Look as SearchLook
 from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join, split
-
-SHIPPED = Path(__file__).parent / "weights" / "default.safetensors"
-"""The checkpoint that comes with the package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,18 +314,18 @@ def _numbers_of_required(required: list[str], banned: list[str], vocabulary: Voc
     return vocabulary.completing([], dict.fromkeys(required))
 
 
-def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Captioner:
-    """Return a captioner, from the checkpoint that comes with the package or from one of your own.
+def load(checkpoint: str | os.PathLike[str] = "default", device: str = "auto") -> Captioner:
+    """Return a captioner, from a checkpoint that comes with the package or from one of your own.
 
     Args:
-        path: a `.safetensors` checkpoint; none: the one that comes with the package.
+        checkpoint: a name of `captioner.checkpoint.SHIPPED`, or the path of a `.safetensors` file.
         device: `cpu`, `cuda`, `cuda:1`, `mps` ...; `auto` takes an accelerator if there is one.
 
     Raises:
         CheckpointError: when the file cannot be used.
         CaptionerError: when there is no such device.
     """
-    return Captioner(*load_checkpoint(Path(path) if path is not None else SHIPPED, choose_device(device)))
+    return Captioner(*load_checkpoint(find_checkpoint(checkpoint), choose_device(device)))
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ executes nothing in it, and checks its size and header before any weight is read
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 KEY = "captioner"
 """The metadata key that holds the header."""
+
+SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
+"""The checkpoints that come with the package, by name."""
 
 MAX_BYTES = 4 << 30
 """Longest file that is read: far above any checkpoint of ours."""
@@ -77,6 +81,11 @@ def save_checkpoint(
     text = json.dumps(config.to_dict(header), ensure_ascii=False)
     with write_atomically(path, overwrite=True) as file:
         file.write(save(tensors, metadata={KEY: text}))
+
+
+def find_checkpoint(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a checkpoint: of `SHIPPED` by its name, or any other by its path."""
+    return SHIPPED.get(os.fspath(name)) or Path(name)
 
 
 def read_header(path: Path) -> Header:
@@ -141,7 +150,9 @@ def _difference(expected: dict[str, str], found: dict[str, str]) -> str:
 def _open(path: Path) -> Iterator[Any]:
     """Open a `.safetensors` file, and give every way in which reading it fails one kind of error."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        raise CheckpointError(
+            f"{path}: no such checkpoint file. With the package come: {', '.join(SHIPPED) or 'none'}"
+        )
     if path.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_BYTES >> 30} GiB, so not a checkpoint of ours")
     try:

@@ -32,6 +32,8 @@ Task = TypeVar("Task")
 
 DONE, SOME_FAILED, USAGE = 0, 1, 2
 
+MODEL_HELP = "default or flickr8k, or a .safetensors file (default: $CAPTIONER_MODEL, or default)"
+
 ALTERNATIVES = 3  # other words that a page of an overlay tells for each
 
 
@@ -75,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is used and how long it takes")
 
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="FILE", help="a checkpoint (default: $CAPTIONER_MODEL, or our own)")
+    model.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
     model.add_argument("--device", default="auto", help="cpu, cuda, mps ... (default: %(default)s)")
     model.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (%(default)s)")
     model.add_argument("--describe-model", action="store_true", help="print what the checkpoint says of itself")
@@ -151,19 +153,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _describe(options: argparse.Namespace) -> int:
     from captioner import config
-    from captioner.captioning import SHIPPED
-    from captioner.checkpoint import read_header
+    from captioner.checkpoint import find_checkpoint, read_header
 
-    values = config.to_dict(read_header(model_path(options) or SHIPPED))
+    values = config.to_dict(read_header(find_checkpoint(model_name(options))))
     values["words"] = len(values["words"])
     print(json.dumps(values, indent=2, ensure_ascii=False))
     return DONE
 
 
-def model_path(options: argparse.Namespace) -> Path | None:
-    """Return the checkpoint that `--model` or the environment names."""
-    name = options.model or os.environ.get("CAPTIONER_MODEL")
-    return Path(name) if name else None
+def model_name(options: argparse.Namespace) -> str:
+    """Return the checkpoint that `--model` or the environment names, or the usual one."""
+    return options.model or os.environ.get("CAPTIONER_MODEL") or "default"
 
 
 def _caption(options: argparse.Namespace) -> int:
@@ -203,10 +203,10 @@ def _caption_all(
     from captioner.sources import Address
 
     started = time.perf_counter()
-    model = load(model_path(options), options.device)
+    model = load(model_name(options), options.device)
     if options.verbose:
         seconds = time.perf_counter() - started
-        _say(f"{model_path(options) or 'our own model'} on {model.device}, loaded in {seconds:.1f} s")
+        _say(f"{model_name(options)} on {model.device}, loaded in {seconds:.1f} s")
     failed: list[str] = []
     with ExitStack() as stack:
         stream = stack.enter_context(output.open()) if output else sys.stdout

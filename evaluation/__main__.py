@@ -62,7 +62,7 @@ def _build_parser() -> argparse.ArgumentParser:
     report.set_defaults(do=_report)
 
     for command in (run, report):
-        command.add_argument("checkpoint", help="a .safetensors file, or `default` for the one that is shipped")
+        command.add_argument("checkpoint", help="default or flickr8k, which are shipped, or a .safetensors file")
         command.add_argument("--data", required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}")
         command.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
         command.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
@@ -192,7 +192,7 @@ def _open(options: argparse.Namespace) -> tuple["Captioner", list[Record], "Sear
         settings = SearchSettings(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise CaptionerError(str(error)) from error
-    model = load(None if options.checkpoint == "default" else options.checkpoint, options.device)
+    model = load(options.checkpoint, options.device)
     return model, records, settings, read_truth(*_parse(options.data), records, options.instances)
 
 
@@ -260,10 +260,9 @@ def _table(options: argparse.Namespace) -> None:
 def _speed(options: argparse.Namespace) -> None:
     from evaluation.speed import describe_machine, measure_speed, to_text
 
-    checkpoint = None if options.checkpoint == "default" else Path(options.checkpoint)
     machine = describe_machine(options.device, options.threads)
     figures = measure_speed(
-        options.only, checkpoint, rounds=options.rounds, device=options.device, threads=options.threads
+        options.only, options.checkpoint, rounds=options.rounds, device=options.device, threads=options.threads
     )
     numbers = {"machine": machine, "figures": {name: asdict(found) for name, found in figures.items()}}
     _write(numbers, to_text(machine, figures, options.rounds), options)

@@ -63,7 +63,7 @@ class Figures:
 
 def measure_speed(
     groups: Sequence[str] = GROUPS,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] = "default",
     *,
     rounds: int = 5,
     device: str = "auto",
@@ -74,7 +74,7 @@ def measure_speed(
 
     Args:
         groups: some of `GROUPS`.
-        checkpoint: whose network writes captions; none: the one that is shipped.
+        checkpoint: whose network writes captions, as of `captioner.load`.
         rounds: how often each workload is timed, after it was done once to warm up.
         device: of networks and of the matrix product.
         threads: of the processor; none: as many as torch takes.
@@ -89,13 +89,15 @@ def measure_speed(
     for name, value in {"rounds": rounds, "threads": threads}.items():
         if value is not None and value < 1:
             raise CaptionerError(f"{name}: must be at least 1, got {value}")
+    from captioner.checkpoint import find_checkpoint
+
     chosen = {name: workload for name, workload in WORKLOADS.items() if workload.group in groups}
     figures: dict[str, Figures] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         tqdm(total=len(chosen) * (rounds + 1), unit="round", disable=None, leave=False) as bar,
     ):
-        settings = Settings(folder, str(checkpoint.resolve()) if checkpoint else None, device, sizes)
+        settings = Settings(folder, str(find_checkpoint(checkpoint).resolve()), device, sizes)
         for group in dict.fromkeys(workload.group for workload in chosen.values()):
             bar.set_description(group)
             members = {name: workload for name, workload in chosen.items() if workload.group == group}

@@ -55,7 +55,7 @@ class Settings:
     """What a workload is told."""
 
     folder: str  # for files it needs
-    checkpoint: str | None = None  # none: the one that is shipped
+    checkpoint: str = "default"  # as of `captioner.load`
     device: str = "auto"
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -90,8 +90,7 @@ def import_torch(settings: Settings) -> Work:
 def caption_picture(settings: Settings) -> Work:
     """The command `caption` for one picture, from its start to its end."""
     (picture,) = draw_pictures(Path(settings.folder), 1)
-    model = ["--model", settings.checkpoint] if settings.checkpoint else []
-    return lambda: _run("-m", "captioner", str(picture), "--device", settings.device, *model)
+    return lambda: _run("-m", "captioner", str(picture), "-m", settings.checkpoint, "--device", settings.device)
 
 
 def encode(settings: Settings) -> Work:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.captioning import SHIPPED
+from captioner.checkpoint import SHIPPED
 from captioner.cli import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
-pytestmark = pytest.mark.skipif(not SHIPPED.exists(), reason="the package was built without its checkpoint")
+pytestmark = pytest.mark.skipif("default" not in SHIPPED, reason="the package was built without its checkpoint")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def somewhere(tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         Image.effect_noise((80, 60), 60).convert("RGB").save(path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
-    shutil.copy(SHIPPED, tmp_path / "runs" / "mine" / "best.safetensors")
+    shutil.copy(SHIPPED["default"], tmp_path / "runs" / "mine" / "best.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -12,8 +12,9 @@ import socket
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from captioner.cli import DONE, USAGE, model_path, search_settings
+from captioner.cli import DONE, MODEL_HELP, USAGE, model_name, search_settings
 from captioner.errors import CaptionerError, MissingExtraError
 from captioner.version import __version__
 
@@ -61,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
 
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="FILE", help="a checkpoint (default: $CAPTIONER_MODEL, or our own)")
+    model.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
     model.add_argument("--device", default="auto", help="cpu, cuda, mps ... (default: %(default)s)")
 
     limits = parser.add_argument_group("limits")
@@ -113,13 +114,13 @@ def _serve(options: argparse.Namespace) -> None:
         if is_ours:
             allowed += ["localhost", "127.0.0.1", "[::1]", options.host.lower()]
         search = search_settings(options)
-        path = model_path(options)
-        captioner = load(path, options.device)
+        checkpoint = model_name(options)
+        captioner = load(checkpoint, options.device)
         # The first caption takes longest, and tells what is wrong with the choice of words.
         captioner.caption(np.zeros((8, 8, 3), np.uint8), search)
         settings = WebSettings(
             search=search,
-            model=path.stem if path else "default",
+            model=Path(checkpoint).stem,
             max_bytes=options.max_bytes,
             max_pixels=options.max_pixels,
             queue=options.queue,

@@ -16,7 +16,8 @@ from PIL import Image
 import captioner
 from captioner import CaptionerError, CheckpointError, ImageError, SearchSettings
 from captioner.ahead import one_ahead
-from captioner.captioning import SHIPPED, load
+from captioner.captioning import load
+from captioner.checkpoint import SHIPPED
 from captioner.vocabulary import SPECIAL
 
 SEARCHES = [SearchSettings(beam_size=1), SearchSettings(beam_size=5), SearchSettings(sample=True, candidates=2)]
@@ -193,11 +194,17 @@ def test_captioning_imports_nothing_it_does_not_use(tiny_checkpoint, pictures):
     assert (modules | {name.partition(".")[0] for name in modules}) & unused == set()
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    if not SHIPPED.exists():
-        pytest.skip("the package was built without its checkpoint")
-    return load(device="cpu")
+@pytest.fixture(scope="module", params=list(SHIPPED))
+def shipped(request):
+    return load(request.param, device="cpu")
+
+
+@pytest.mark.skipif("default" not in SHIPPED, reason="the package was built without its checkpoint")
+def test_a_shipped_checkpoint_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(device="cpu").header == load("default", "cpu").header == load(SHIPPED["default"], "cpu").header
+    with pytest.raises(CheckpointError, match=r"defualt: no such checkpoint.*come: .*default"):
+        load("defualt")
 
 
 def test_a_real_batch_equals_its_images_one_by_one(shipped, real_data):
@@ -218,8 +225,8 @@ def test_the_shipped_header_is_a_model_card(shipped):
     assert "/" not in json.dumps(card["data"])
 
 
-def test_the_shipped_checkpoint_is_small(shipped):
-    assert SHIPPED.stat().st_size <= 40_000_000
+def test_shipped_checkpoints_are_small():
+    assert all(file.stat().st_size <= 40_000_000 for file in SHIPPED.values())
 
 
 def test_the_shipped_checkpoint_captions_a_drawing_in_words(shipped):
