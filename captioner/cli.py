@@ -32,7 +32,7 @@ Task = TypeVar("Task")
 
 DONE, SOME_FAILED, USAGE = 0, 1, 2
 
-MODEL_HELP = "a checkpoint that is shipped, by its name, or a .safetensors file (default: $CAPTIONER_MODEL, or default)"
+MODEL_HELP = "a shipped checkpoint by its name, or a .safetensors file (default: $CAPTIONER_MODEL, or default)"
 
 ALTERNATIVES = 3  # other words that a page of an overlay tells for each
 
