@@ -207,6 +207,7 @@ def test_a_shipped_checkpoint_goes_by_its_name(tmp_path, monkeypatch):
         load("defualt")
 
 
+@pytest.mark.slow
 def test_a_real_batch_equals_its_images_one_by_one(shipped, real_data):
     folder = real_data / "flickr8k"
     names = (folder / "Flickr8k_text" / "Flickr_8k.devImages.txt").read_text().split()[:10]

@@ -56,6 +56,7 @@ def test_scores_are_those_that_the_program_gave():
     assert meteor(rows.sum(axis=0, keepdims=True)) == pytest.approx(0.30965421015393396, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_what_is_counted_has_not_changed(program):
     references = [["a", "dog", "runs", "on", "the", "green", "grass"], ["a", "brown", "dog"]]
     assert list(program.count(["a", "dog", "is", "running", "on", "grass"], references)) == COUNTED[0]
@@ -69,6 +70,7 @@ def scores(program):
     return add_meteor(scorer.score(CANDIDATES), scorer.tokenize(CANDIDATES))
 
 
+@pytest.mark.slow
 def test_captions_and_corpus_score_what_the_program_says(program, scores):
     counts = [
         program.count(tokenize(CANDIDATES[image]), [tokenize(text) for text in texts])
@@ -80,6 +82,7 @@ def test_captions_and_corpus_score_what_the_program_says(program, scores):
     assert scores.per_image["METEOR"]["2.jpg"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_it_has_intervals_and_is_compared_where_both_have_it(scores):
     found = intervals(scores)["METEOR"]
     assert found.low < scores.corpus["METEOR"] < found.high
@@ -96,6 +99,7 @@ def test_the_program_ends_with_its_block(program):
     assert process.poll() is not None
 
 
+@pytest.mark.slow
 def test_a_java_that_ends_is_told(program):
     broken = Meteor()
     broken._java = shutil.which("false")

@@ -65,6 +65,7 @@ def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
     assert read_log(run.folder)[-1]["scores"]["colours"]["BLEU-4"] > 0.99
 
 
+@pytest.mark.slow
 def test_four_images_are_learned_by_heart_from_random_weights(learning, dataset, tmp_path):
     colours = ("red", "green", "blue", "yellow")
     rows = []

@@ -229,6 +229,7 @@ def test_a_tap_lights_a_word(visit):
         assert_lit(look_at(tab), place)
 
 
+@pytest.mark.slow
 def test_the_keyboard_alone_goes_from_the_start_to_the_copied_text_and_on(visit):
     tab = visit()
     press = tab.keyboard.press
@@ -300,6 +301,7 @@ def test_pasting_text_says_that_it_is_no_picture(visit):
     assert tab.locator(".card").count() == 0
 
 
+@pytest.mark.slow
 def test_pictures_can_be_dropped_anywhere(visit, tmp_path):
     tab = visit()
     paths = [tmp_path / name for name in ("one.png", "two.png")]
@@ -317,6 +319,7 @@ def test_pictures_can_be_dropped_anywhere(visit, tmp_path):
     assert captions_of(tab) == ["a dog's ball"] * 2
 
 
+@pytest.mark.slow
 def test_pictures_are_captioned_one_after_another_and_the_newest_stand_first(visit):
     tab = visit()
     under_way, most = set(), []
@@ -333,6 +336,7 @@ def test_pictures_are_captioned_one_after_another_and_the_newest_stand_first(vis
     assert_as_it_is(look_at(tab, 0))
 
 
+@pytest.mark.slow
 def test_another_candidate_becomes_the_caption_with_its_own_words_and_maps(visit):
     tab = visit()
     choose(tab, to_file())
@@ -377,6 +381,7 @@ def test_an_unreadable_file_costs_one_line_and_the_others_go_on(visit):
     assert captions_of(tab) == ["", "a dog's ball"]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_is_refused_before_it_is_sent(visit, tmp_path):
     tab = visit()
     path = tmp_path / "large.jpg"
@@ -499,6 +504,7 @@ def test_a_narrow_window_never_scrolls_sideways(visit, size):
             assert box is None or (box["x"] >= 0 and box["x"] + box["width"] <= 360)
 
 
+@pytest.mark.slow
 def test_the_page_is_dark_where_the_system_is(visit):
     tab = visit(color_scheme="dark")
     choose(tab, to_file())
