@@ -78,7 +78,30 @@ class Website:
 
 
 @pytest.fixture
-def website(monkeypatch):
+def serve_http(monkeypatch):
+    """Serve with a handler of requests, on the loopback until the test ends, and tell the address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = []
+
+    def serve(handler):
+        handler.log_message = lambda *values: None
+        http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        http.daemon_threads = True
+        http.handle_error = lambda *values: None  # a client that gave up is no error of the server
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((http, thread))
+        return f"http://127.0.0.1:{http.server_port}"
+
+    yield serve
+    for http, thread in running:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def website(serve_http):
     served = Website()
 
     class Handler(BaseHTTPRequestHandler):
@@ -98,20 +121,8 @@ def website(monkeypatch):
                 self.end_headers()
                 self.wfile.write(page)
 
-        def log_message(self, *values):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    http.handle_error = lambda *values: None  # a client that gave up is no error of the server
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    served.url = f"http://127.0.0.1:{http.server_port}"
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield served
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    served.url = serve_http(Handler)
+    return served
 
 
 @pytest.fixture(scope="session")

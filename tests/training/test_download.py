@@ -8,7 +8,7 @@ import tomllib
 import zipfile
 from collections import namedtuple
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ class Server:
 
 
 @pytest.fixture
-def server():
+def server(serve_http):
     served = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -66,21 +66,10 @@ def server():
             self.end_headers()
             self.wfile.write(content[start:][: served.stop])
 
-        def log_message(self, *values):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    http.handle_error = lambda *values: None  # a client that gave up is no error of the server
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    served.url = f"http://127.0.0.1:{http.server_port}"
+    served.url = serve_http(Handler)
     yield served
     if served.hang:
         served.hang.set()
-    http.shutdown()
-    http.server_close()
-    thread.join()
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
