@@ -39,6 +39,7 @@ class DecoderSettings:
     hidden_size: int = 512  # H
     embedding_size: int = 512  # E
     dropout: float = 0.5  # of embedded words and of the output layer's input, while training
+    annotation_dropout: float = 0.0  # of the numbers of every annotation vector, while training
     tied_output: bool = False  # the output layer is the embedding, transposed
     normalize: bool = True  # bring every annotation vector to mean 0 and variance 1; see `Decoder.start`
     layers: int = 2  # of `transformer`
@@ -51,8 +52,9 @@ class DecoderSettings:
         for name in ("hidden_size", "embedding_size", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: must be at least 0 and below 1, got {self.dropout}")
+        for name in ("dropout", "annotation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
         if self.attend == "after" and self.kind in ("top_down", "transformer"):
             raise ValueError(f"attend: {self.kind!r} has its own place to look; leave this at 'before'")
         if self.forget_bias and self.kind not in ("lstm", "top_down"):
@@ -115,7 +117,7 @@ class Decoder(nn.Module):
         """
         if self.settings.normalize:
             annotations = F.layer_norm(annotations, annotations.shape[-1:])
-        return self.begin(annotations)
+        return self.begin(F.dropout(annotations, self.settings.annotation_dropout, self.training))
 
     def begin(self, annotations: Tensor) -> State:
         """Return the state before the first word, from normalised annotations (B, L, D)."""

@@ -81,7 +81,12 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
     network, header = load_checkpoint(expand_path(settings.start_from))
     # What is no weight may differ.
     theirs = header.model.decoder
-    here = replace(settings.model.decoder, dropout=theirs.dropout, forget_bias=theirs.forget_bias)
+    here = replace(
+        settings.model.decoder,
+        dropout=theirs.dropout,
+        annotation_dropout=theirs.annotation_dropout,
+        forget_bias=theirs.forget_bias,
+    )
     pairs = {
         "model.encoder": (header.model.encoder, settings.model.encoder),
         "model.attention": (header.model.attention, settings.model.attention),

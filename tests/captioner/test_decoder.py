@@ -404,6 +404,18 @@ def test_biased_forget_gates_keep_what_the_memory_holds(kind):
         torch.testing.assert_close(kept, torch.full_like(kept, 3.0).sigmoid(), rtol=0, atol=0.02)
 
 
+def test_numbers_of_annotations_are_dropped_in_training_alone():
+    settings = DecoderSettings(hidden_size=H, embedding_size=E, annotation_dropout=0.3)
+    decoder = build_decoder(settings, AttentionSettings(size=4), 500, GRID, V)
+    annotations = torch.randn(3, L, 500)
+    seen = decoder.eval().start(annotations).picture.annotations
+    torch.testing.assert_close(seen, F.layer_norm(annotations, (500,)))
+    dropped = decoder.train().start(annotations).picture.annotations
+    kept = dropped != 0
+    assert kept.double().mean().item() == pytest.approx(0.7, abs=0.03)
+    torch.testing.assert_close(dropped, torch.where(kept, seen / 0.7, 0))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -411,6 +423,7 @@ def test_biased_forget_gates_keep_what_the_memory_holds(kind):
         ({"hidden_size": 0}, "hidden_size: must be at least 1"),
         ({"layers": 0}, "layers: must be at least 1"),
         ({"dropout": 1.0}, "dropout: must be at least 0 and below 1"),
+        ({"annotation_dropout": -0.1}, "annotation_dropout: must be at least 0 and below 1"),
         ({"kind": "top_down", "attend": "after"}, "attend: 'top_down' has its own place to look"),
         ({"kind": "transformer", "attend": "after"}, "attend: 'transformer' has its own place to look"),
         ({"kind": "gru", "forget_bias": 1.0}, "forget_bias: 'gru' has no forget gate"),

@@ -231,7 +231,8 @@ def first(settings, tmp_path):
 
 def test_a_run_starts_from_the_weights_of_another_and_is_scored_before_its_first_step(first, tmp_path):
     before, settings = first
-    model = replace(settings.model, decoder=replace(settings.model.decoder, dropout=0.3))  # has no weights
+    decoder = replace(settings.model.decoder, dropout=0.3, annotation_dropout=0.1)  # neither has weights
+    model = replace(settings.model, decoder=decoder)
     run = start_run(replace(settings, model=model), tmp_path / "runs")
     stored, _ = load_checkpoint(before.folder / "best.safetensors")
     for name, weight in stored.decoder.state_dict().items():
