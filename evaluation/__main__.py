@@ -62,7 +62,7 @@ def _build_parser() -> argparse.ArgumentParser:
     report.set_defaults(do=_report)
 
     for command in (run, report):
-        command.add_argument("checkpoint", help="a .safetensors file, or `default` for the one that is shipped")
+        command.add_argument("checkpoint", help="a shipped checkpoint by its name, or a .safetensors file")
         command.add_argument("--data", required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}")
         command.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
         command.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
