@@ -76,7 +76,7 @@ class Captioner:
         """Hold a network in eval mode and the header of its checkpoint."""
         self.network = network
         self.header = header
-        self.vocabulary = Vocabulary(header.words, header.merges)
+        self.vocabulary = Vocabulary(header.words, header.merges, header.repeated)
         self.device = next(network.parameters()).device
 
     @overload
@@ -265,10 +265,12 @@ def find_sentences(
         barred_after=barred_after if banned and vocabulary.merges else None,
         required=_numbers_of_required(required, banned, vocabulary),
         repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
+        once=vocabulary.once,
     )
     if not all(found):
         raise CaptionerError(
-            "no sentence keeps to all of ban, require, min_words, max_words and repeat_size. Loosen one of them."
+            "no sentence keeps to all of ban, require, min_words, max_words, repeat_size and bar_repeats. "
+            "Loosen one of them."
         )
     return found
 

@@ -52,11 +52,12 @@ class Header:
     words: tuple[str, ...]  # the vocabulary: words or pieces
     tokenizer: str  # how captions become those; `Vocabulary.rule`
     merges: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)  # of pieces; see `Vocabulary`
+    repeated: tuple[str, ...] | None = field(default=None, kw_only=True)  # words that may come twice; none: all
     card: dict[str, Any] = field(default_factory=dict)  # for people: training, data, scores, sources, licences
 
     def __post_init__(self) -> None:
         try:
-            rule = Vocabulary(self.words, self.merges).rule
+            rule = Vocabulary(self.words, self.merges, self.repeated).rule
         except ValueError as error:
             raise ValueError(f"words: {error}") from error
         if self.tokenizer != rule:

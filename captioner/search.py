@@ -56,7 +56,7 @@ class SearchSettings:
     candidates: int = 1  # how many sentences to return for an image, best first
     max_words: int = 20  # of these limits, where words are cut into pieces, a piece is a word
     min_words: int = 1
-    length_penalty: float = 1.0  # a sentence of T words, end included, scores log-probability / T ** length_penalty
+    length_penalty: float = 0.8  # a sentence of T words, end included, scores log-probability / T ** length_penalty
     diverse_groups: int = 1  # parts of the beam, each of which avoids the words that those before it choose
     diversity: float = 0.5  # the log-probability that a word loses each time an earlier group has it at its place
     coverage_penalty: float = 0.0
@@ -64,6 +64,7 @@ class SearchSettings:
     log(min(attention summed over the words, 1)) is added to the score, so that sentences win that look at all of
     the picture."""
     repeat_size: int = 4  # bars a phrase of up to this many words from following itself ("a man a man"); 0: free
+    bar_repeats: bool = True  # write a word once, unless people's captions repeat it; see `Vocabulary.build`
     bar_unknown: bool = True  # never write <unk>
     alternatives: int = 0  # how many other words to tell for each, the likeliest in its place
     ban: tuple[str, ...] = ()  # words never to write, each in the very form that is listed
@@ -130,6 +131,7 @@ def search(
     barred: Sequence[int] = (),
     barred_after: Callable[[list[int]], Sequence[int]] | None = None,
     repeatable: Sequence[int] = (),
+    once: Sequence[int] = (),
     required: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """Return the best sentences of each image.
@@ -143,6 +145,7 @@ def search(
         barred: words that are never written, such as padding and `<unk>`.
         barred_after: gives the words that must not come next, after those written so far.
         repeatable: words that `repeat_size` leaves alone, such as pieces within a word.
+        once: words that no sentence has twice, while `bar_repeats` is set.
         required: different words, none of them barred, that every sentence has; not for sampling.
 
     Returns:
@@ -153,7 +156,15 @@ def search(
     def numbers(words: Sequence[int]) -> Tensor:
         return torch.tensor(list(words), dtype=torch.long, device=start.device)
 
-    limits = _Limits(settings, end, numbers(barred), barred_after, numbers(repeatable), numbers(required))
+    limits = _Limits(
+        settings=settings,
+        end=end,
+        barred=numbers(barred),
+        barred_after=barred_after,
+        repeatable=numbers(repeatable),
+        once=numbers(once if settings.bar_repeats else ()),
+        required=numbers(required),
+    )
     find = _sample if settings.sample else _beam
     with torch.no_grad():
         found = find(step, state, start.unsqueeze(1), limits)
@@ -168,6 +179,7 @@ class _Limits(NamedTuple):
     barred: Tensor
     barred_after: Callable[[list[int]], Sequence[int]] | None
     repeatable: Tensor
+    once: Tensor
     required: Tensor
 
     def apply(self, log_probs: Tensor, history: Tensor) -> Tensor:
@@ -185,6 +197,8 @@ class _Limits(NamedTuple):
                 log_probs[row, list(self.barred_after(written))] = -torch.inf
         if length < self.settings.min_words:
             log_probs[:, self.end] = -torch.inf
+        rows, places = torch.isin(history, self.once).nonzero(as_tuple=True)
+        log_probs[rows, history[rows, places]] = -torch.inf
         for size in range(1, min(self.settings.repeat_size, (length + 1) // 2) + 1):
             # The phrase of `size` words that ends with the next word must not equal the phrase before it.
             begun = history[:, length - size + 1 :] == history[:, length - 2 * size + 1 : length - size]

@@ -26,6 +26,8 @@ RULE = "words-1"
 PIECES_RULE = "pieces-1"
 # Closes the last piece of a word. No word holds "<" or "/".
 END_OF_WORD = "</w>"
+# The least share, of the captions that have a word, that have it twice, for it to be one that may come twice.
+REPEATED = 0.05
 _WORD = re.compile(r"'s\b|[^\W_]+(?:['.-](?!s\b)[^\W_]+)*")
 
 
@@ -54,18 +56,26 @@ class Vocabulary:
     Learning pieces and `encode` with them use the `tokenizers` library; `spans` and `decode` need nothing.
     """
 
-    def __init__(self, words: Sequence[str], merges: Sequence[tuple[str, str]] = ()):
+    def __init__(
+        self,
+        words: Sequence[str],
+        merges: Sequence[tuple[str, str]] = (),
+        repeated: Sequence[str] | None = None,
+    ):
         """Hold `words`, the four special words first, each word once.
 
         Args:
             words: or pieces, if there are merges.
             merges: which two pieces join into a longer one, the first to be tried first; none for whole words.
+            repeated: those of the words that a caption may have more than once; none: all of them.
 
         Raises:
-            ValueError: when `words` is not such a list, or `merges` use or make pieces that are not in it.
+            ValueError: when `words` is not such a list, `merges` use or make pieces that are not in it, or
+                `repeated` names others.
         """
         self.words = tuple(words)
         self.merges = tuple(merges)
+        self.repeated = None if repeated is None else tuple(repeated)
         self._ids = {word: number for number, word in enumerate(self.words)}
         if self.words[: len(SPECIAL)] != SPECIAL:
             raise ValueError(f"a vocabulary must open with {', '.join(SPECIAL)}")
@@ -74,13 +84,29 @@ class Vocabulary:
         for left, right in self.merges:
             if not {left, right, left + right} <= self._ids.keys():
                 raise ValueError(f"a vocabulary must hold {left!r} and {right!r}, and what they merge into")
+        unheld = set(self.repeated or ()) - self._ids.keys()
+        if unheld:
+            raise ValueError(f"a vocabulary must hold {min(unheld)!r}, which is said to be repeated")
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int) -> "Vocabulary":
-        """Collect the words that occur at least `min_count` times, the most frequent first."""
-        counts = Counter(word for caption in captions for word in split(caption))
+        """Collect the words that occur at least `min_count` times, the most frequent first.
+
+        A word may come twice if it does so in at least the share `REPEATED` of the captions that have it: such as
+        "a" and "in", but not "bed".
+        """
+        counts: Counter[str] = Counter()
+        once: Counter[str] = Counter()
+        twice: Counter[str] = Counter()
+        for caption in captions:
+            here = Counter(split(caption))
+            counts.update(here)
+            once.update(here.keys())
+            twice.update(word for word, count in here.items() if count > 1)
         frequent = [word for word, count in counts.items() if count >= min_count]
-        return cls([*SPECIAL, *sorted(frequent, key=lambda word: (-counts[word], word))])
+        words = sorted(frequent, key=lambda word: (-counts[word], word))
+        repeated = [word for word in words if twice[word] >= REPEATED * once[word]]
+        return cls([*SPECIAL, *words], repeated=repeated)
 
     @classmethod
     def build_pieces(cls, captions: Iterable[str], size: int) -> "Vocabulary":
@@ -151,6 +177,14 @@ class Vocabulary:
     def within(self) -> tuple[int, ...]:
         """The pieces after which a word goes on."""
         return tuple(number for number in range(len(self)) if not self._ends_word(number))
+
+    @cached_property
+    def once(self) -> tuple[int, ...]:
+        """The words that a caption has no more than once."""
+        if self.repeated is None:
+            return ()
+        repeated = set(self.repeated)
+        return tuple(number for number, word in enumerate(self.words) if number > UNKNOWN and word not in repeated)
 
     def completing(self, ids: Sequence[int], words: Iterable[str], last: bool = False) -> list[int]:
         """Return the numbers that, written after `ids`, would complete one of `words`, however it is cut.

@@ -293,6 +293,7 @@ class Run:
             self.vocabulary.rule,
             card,
             merges=self.vocabulary.merges,
+            repeated=self.vocabulary.repeated,
         )
 
     def save_state(self) -> None:

@@ -47,7 +47,7 @@ def test_a_caption_says_what_its_fields_promise(tiny, pictures):
     assert caption.attention.dtype == np.float32
     np.testing.assert_allclose(caption.attention.sum((1, 2)), 1, rtol=1e-5)
     assert caption.log_prob < sum(caption.log_probs) < 0  # the end has a probability too
-    assert caption.score == pytest.approx(caption.log_prob / (len(caption.words) + 1))
+    assert caption.score == pytest.approx(caption.log_prob / (len(caption.words) + 1) ** 0.8)
     scores = [caption.score, *(candidate.score for candidate in caption.candidates)]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)

@@ -53,8 +53,8 @@ class Toy:
         return torch.stack(log_probs), ToyState(history, state.image), look
 
 
-def run(toy, images, repeatable=(), required=(), **settings):
-    settings.setdefault("repeat_size", 0)
+def run(toy, images, repeatable=(), required=(), once=(), **settings):
+    settings = {"repeat_size": 0, "length_penalty": 1.0, **settings}
     return search(
         toy.step,
         toy.start(images),
@@ -63,6 +63,7 @@ def run(toy, images, repeatable=(), required=(), **settings):
         end=END,
         barred=[START],
         repeatable=repeatable,
+        once=once,
         required=required,
     )
 
@@ -112,6 +113,28 @@ def test_the_coverage_penalty_rewards_sentences_that_look_everywhere():
         assert [one.score for one in hypotheses] == pytest.approx([score for score, _ in best])
     plain = run(toy, images, **settings)
     assert [one.words for each in plain for one in each] != [one.words for each in found for one in each]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_sentences_are_found_that_have_some_words_only_once(seed):
+    toy, images, once = Toy(5, seed), range(3), [2, 4]
+    settings = {"beam_size": 60, "candidates": 7, "max_words": 3, "length_penalty": 0.7}
+    found = run(toy, images, once=once, **settings)
+    for image, hypotheses in enumerate(found):
+        scored = [
+            (total / (len(words) + 1) ** 0.7, words)
+            for words, total in every_sentence(toy, image, 3)
+            if all(words.count(word) < 2 for word in once)
+        ]
+        assert [one.words for one in hypotheses] == [words for _, words in sorted(scored, reverse=True)[:7]]
+    assert run(toy, images, once=once, bar_repeats=False, **settings) != found
+
+
+def test_drawn_sentences_have_some_words_only_once():
+    toy = Toy(5, seed=0)
+    drawn = run(toy, [0], once=[2], sample=True, candidates=50, max_words=6)[0]
+    assert all(one.words.count(2) < 2 for one in drawn)
+    assert any(one.words.count(word) > 1 for one in drawn for word in (3, 4))
 
 
 @pytest.mark.parametrize("required", [[2], [4, 3], [2, 4, 5]])
@@ -467,7 +490,7 @@ def test_impossible_settings_are_refused(settings, message):
 def test_words_that_may_repeat_do_so_whatever_the_size_of_repeats():
     toy, images = Toy(6), list(range(8))
     free = run(toy, images, beam_size=4, max_words=6, min_words=4)
-    settings = SearchSettings(beam_size=4, max_words=6, min_words=4, repeat_size=3)
+    settings = SearchSettings(beam_size=4, max_words=6, min_words=4, repeat_size=3, length_penalty=1.0)
     start = torch.full((len(images),), START)
 
     def words(repeatable):

@@ -51,6 +51,27 @@ def test_words_are_held_by_how_often_they_occur():
     assert vocabulary.encode("a bird") == [4, UNKNOWN]
 
 
+def test_words_come_once_unless_captions_repeat_them():
+    captions = ["a dog on a bed", "a bed in a room", "the bed", *["a red ball and a red bat"] * 2, *["red"] * 18]
+    vocabulary = Vocabulary.build(captions, min_count=1)
+    assert vocabulary.repeated == ("red", "a")  # "red" in 2 of 20 captions
+    assert [vocabulary.words[number] for number in vocabulary.once] == sorted(
+        {"dog", "on", "bed", "in", "room", "the", "ball", "and", "bat"}, key=vocabulary.words.index
+    )
+    more = Vocabulary.build([*captions, *["red"] * 21], min_count=1)
+    assert more.repeated == ("a",)  # "red" in 2 of 41
+
+
+def test_all_words_may_come_twice_where_it_is_not_known_which_do(pieces):
+    assert Vocabulary([*SPECIAL, "a", "dog"]).once == ()
+    assert pieces.once == ()
+
+
+def test_a_repeated_word_must_be_in_the_vocabulary():
+    with pytest.raises(ValueError, match="must hold 'cat', which is said to be repeated"):
+        Vocabulary([*SPECIAL, "a", "dog"], repeated=["a", "cat"])
+
+
 @pytest.mark.parametrize("kind", ["words", "pieces"])
 def test_every_caption_comes_back_from_its_numbers(kind, request):
     vocabulary = request.getfixturevalue(kind)
