@@ -45,6 +45,12 @@ def test_round_trip_is_exact(tiny_checkpoint, tmp_path):
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def test_weights_lie_where_those_of_a_new_network_do(tiny_checkpoint):
+    # Products with a matrix that begins at another address may round otherwise.
+    network, _ = load_checkpoint(tiny_checkpoint)
+    assert {tensor.data_ptr() % 64 for tensor in network.state_dict().values()} == {0}
+
+
 @pytest.fixture(scope="module")
 def checkpoint_of_pieces(tiny_checkpoint, tmp_path_factory):
     """The tiny checkpoint with pieces of words for words."""
