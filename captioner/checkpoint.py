@@ -119,8 +119,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
         if problem := _difference(expected, found):
             raise CheckpointError(f"{path}: the weights are not those its header describes: {problem}. {DAMAGED}")
         tensors = {name: file.get_tensor(name) for name in expected}
-    # Copied to where torch's allocator puts them: in the file's own memory a weight may begin at any byte, and products
-    # with it may round otherwise.
+    # Copied to where torch's allocator puts them: in the file's own memory a weight may begin at any byte, and
+    # products with it may round otherwise.
     weights = {
         name: tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in tensors.items()

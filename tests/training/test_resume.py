@@ -20,13 +20,13 @@ KILLS = 20
 
 @pytest.fixture
 def run_settings(learning, tmp_path):
-    """Eight epochs on shapes, saved at most ten times a second; their end is killed as well as their steps."""
+    """Eight epochs on shapes, saved after every step; their end is killed as well as their steps."""
     shapes.generate(tmp_path / "shapes", train=60, dev=6)
     return replace(
         learning,
         datasets=(DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),),
         optimizer=replace(learning.optimizer, epochs=8, batch_size=4),
-        save_minutes=0.1 / 60,
+        save_minutes=0,
     )
 
 
@@ -63,6 +63,22 @@ def stamp(file):
     return file.stat().st_mtime_ns if file.exists() else None
 
 
+def wait_for_change(process, look):
+    """Wait until what `look` gives is another, or the process has ended."""
+    before = look()
+    while look() == before and process.is_alive():
+        time.sleep(0.002)
+
+
+def pace(process, look, parts):
+    """Wait for the end; return seconds to the first change of what `look` gives, and those of each later part."""
+    started = time.monotonic()
+    wait_for_change(process, look)
+    first = time.monotonic()
+    process.join()
+    return first - started, (time.monotonic() - first) / (parts - 1)
+
+
 def results(folder):
     """Everything that a finished run leaves, but for times."""
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -94,19 +110,18 @@ def assert_equal(value, other, path="state"):
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings, tmp_path):
     config = write_toml(run_settings, tmp_path / "small.toml")
-    start("run", config, "--runs", tmp_path / "whole").join()
+    whole = start("run", config, "--runs", tmp_path / "whole")
+    setup, step = pace(whole, lambda: stamp(tmp_path / "whole" / "small" / "state.pt"), 8 * 15)
     runs, moments = tmp_path / "killed", random.Random(0)
+    state = runs / "small" / "state.pt"
     steps = []
     for _ in range(KILLS):
         process = start(*command(config, runs))
-        state = runs / "small" / "state.pt"
         if moments.random() < 0.2:  # while it sets itself up, or little later
-            time.sleep(moments.uniform(0, 2))
+            time.sleep(moments.uniform(0, setup + 5 * step))
         else:  # once it has saved its state
-            before = stamp(state)
-            while stamp(state) == before and process.is_alive():
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 0.5))
+            wait_for_change(process, lambda: stamp(state))
+            time.sleep(moments.uniform(0, 5 * step))
         process.kill()
         process.join()
         if state.exists():
@@ -128,18 +143,20 @@ def test_grids_whose_maker_is_killed_at_twenty_moments_are_the_same(settings, tm
     def grids(cache):
         return sorted((tmp_path / cache).glob("shapes-*/grids-*.bin"))
 
-    start("prepare", config, "--set", f"encoder.cache={tmp_path / 'whole'}").join()
+    def sizes_of(cache):
+        return [file.stat().st_size for file in grids(cache)]
+
+    maker = start("prepare", config, "--set", f"encoder.cache={tmp_path / 'whole'}")
+    _, seconds = pace(maker, lambda: sizes_of("whole"), 1920 / 32)
     (whole,) = grids("whole")
     moments, sizes = random.Random(0), []
     for _ in range(KILLS):
         process = start("prepare", config, "--set", f"encoder.cache={tmp_path / 'killed'}")
-        before = [file.stat().st_size for file in grids("killed")]
-        while [file.stat().st_size for file in grids("killed")] == before and process.is_alive():
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.2))
+        wait_for_change(process, lambda: sizes_of("killed"))
+        time.sleep(moments.uniform(0, 2 * seconds))
         process.kill()
         process.join()
-        sizes += [file.stat().st_size for file in grids("killed")]
+        sizes += sizes_of("killed")
     batch = whole.stat().st_size / 1920 * 32
     assert all(later > earlier - batch for earlier, later in itertools.pairwise(sizes)), (
         "more than a batch was lost"

@@ -448,8 +448,8 @@ def test_a_picture_that_is_removed_keeps_none_waiting(visit):
     tab = visit()
     held = []
     tab.route("**/api/caption**", lambda route: held.append(route) if not held else route.continue_())
-    tab.set_input_files("#choose", [to_file("1.png"), to_file("2.png")])
-    tab.locator("[data-state=working]").wait_for()
+    with tab.expect_request("**/api/caption**"):  # the first is on its way, or the second would be held
+        tab.set_input_files("#choose", [to_file("1.png"), to_file("2.png")])
     tab.locator(".card", has_text="1.png").get_by_role("button", name="Remove").click()
     assert tab.locator(":focus").text_content() == "Remove"
     wait_for(tab, 1)
