@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw
 from captioner.checkpoint import SHIPPED
 
 CLIENTS = 64
-SECONDS = float(os.environ.get("CAPTIONER_LOAD_SECONDS", "40"))  # with all clients
+SECONDS = float(os.environ.get("CAPTIONER_LOAD_SECONDS", "24"))  # with all clients
 PICTURES = 60
-MALFORMED = 1000
+MALFORMED = 400
 
 pytest.importorskip("fastapi", reason="needs the extra web")
 
