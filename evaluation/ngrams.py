@@ -197,7 +197,9 @@ def _distinct(numbers: np.ndarray) -> np.ndarray:
 
 def _find(known: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return the place of each number among those known; numbers not among them get places after them."""
-    places = np.searchsorted(known, numbers)
+    places = np.empty_like(numbers)
+    order = np.argsort(numbers)  # so that each search begins near where the last one ended, in memory
+    places[order] = np.searchsorted(known, numbers[order])
     unknown = np.flatnonzero(known[places] != numbers)
     places[unknown] = len(known) - 1 + np.unique(numbers[unknown], return_inverse=True)[1]
     return places
