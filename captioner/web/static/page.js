@@ -52,16 +52,18 @@ async function process(card) {
   const { signal } = card;
   try {
     card.showProgress("waiting", "Waiting …");
-    await check(card.file);
-    card.showPicture();
-    const reply = await inTurn(() => {
+    const checked = check(card.file);
+    const replied = inTurn(async () => {
+      await checked;
       signal.throwIfAborted();
       card.showProgress("working", "Looking …");
       return caption(card.file, signal, (seconds) =>
         card.showProgress("waiting", `The server is busy. Trying again in ${seconds} s …`),
       );
     });
-    card.showReply(reply);
+    await checked;
+    card.showPicture();
+    card.showReply(await replied);
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Problem)) throw error;

@@ -444,12 +444,28 @@ def test_without_its_server_the_page_says_so_and_can_try_again(visit):
 
 
 @pytest.mark.slow
+def test_pictures_are_captioned_in_their_order_though_a_later_one_is_ready_first(visit):
+    tab = visit()
+    held = []
+    tab.route("**/api/limits", lambda route: held.append(route) if not held else route.continue_())
+    tab.set_input_files("#choose", [to_file("1.png"), to_file("2.png")])
+    first, second = (tab.locator(".card", has_text=name) for name in ["1.png", "2.png"])
+    second.locator(".frame").wait_for()
+    assert [card.get_attribute("data-state") for card in (first, second)] == ["waiting", "waiting"]
+    held[0].continue_()
+    wait_for(tab, 2)
+    assert captions_of(tab) == 2 * ["a dog's ball"]
+
+
+@pytest.mark.slow
 def test_a_picture_that_is_removed_keeps_none_waiting(visit):
     tab = visit()
     held = []
     tab.route("**/api/caption**", lambda route: held.append(route) if not held else route.continue_())
-    with tab.expect_request("**/api/caption**"):  # the first is on its way, or the second would be held
+    with tab.expect_request("**/api/caption**"):
         tab.set_input_files("#choose", [to_file("1.png"), to_file("2.png")])
+    while not held:
+        tab.wait_for_timeout(10)
     tab.locator(".card", has_text="1.png").get_by_role("button", name="Remove").click()
     assert tab.locator(":focus").text_content() == "Remove"
     wait_for(tab, 1)
