@@ -35,7 +35,7 @@ export class Problem extends Error {
   }
 }
 
-/** @type {{bytes: number, candidates: number} | undefined} what the server permits, once it was asked */
+/** @type {Promise<{bytes: number, candidates: number}> | undefined} what the server permits, once it is asked */
 let limits;
 
 /**
@@ -85,8 +85,13 @@ export async function caption(file, signal, tellWait) {
 }
 
 async function getLimits() {
-  limits ??= await toJson(await reach("api/limits"));
-  return /** @type {{bytes: number, candidates: number}} */ (limits);
+  limits ??= reach("api/limits").then(toJson);
+  try {
+    return await limits;
+  } catch (error) {
+    limits = undefined; // so that the next try asks again
+    throw error;
+  }
 }
 
 /**
