@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from captioner.attention import AttentionSettings
-from captioner.decoder import DecoderSettings, build_decoder
+from captioner.network.decoder import build_decoder
+from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import START
 
 LENGTHS = (50, 100, 200, 400, 800)
@@ -41,11 +41,11 @@ def measure(kind: str, length: int) -> tuple[float, int]:
     for _ in range(ROUNDS):
         kept.clear()
         started = time.perf_counter()
-        state, word, total = decoder.start(annotations), torch.tensor([START]), torch.zeros(())
+        state, word, total = decoder.start(annotations), torch.tensor([[START]]), torch.zeros(())
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             for _ in range(length):
                 log_probs, state, _ = decoder.step(word, state)
-                total = total + log_probs[0, 0]
+                total = total + log_probs[0, 0, 0]
         total.backward()
         best = min(best, time.perf_counter() - started)
     weights = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}

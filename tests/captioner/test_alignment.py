@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captioner.attention import AttentionSettings
-from captioner.decoder import DecoderSettings, build_decoder
+from captioner.network.decoder import build_decoder
+from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import SPECIAL, START
 
 SYMBOLS = 20

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner import attention
-from captioner.attention import KINDS, AttentionSettings, Query, ScoredAttention, Sizes, build_attention
 from captioner.config import from_dict
 from captioner.errors import ConfigError
+from captioner.network import additive_score
+from captioner.network.additive_score import AdditiveScore
+from captioner.network.attention import KINDS, Query, ScoredAttention, Sizes, build_attention
+from captioner.settings import AttentionSettings
 
 B, K, T = 3, 2, 3  # images, rows of each, words
 ROWS, COLUMNS = GRID = (2, 3)
@@ -45,7 +47,7 @@ class Case(NamedTuple):
     p: dict[str, Tensor]  # parameters by name
     query: Query  # (H,), (H,), (E,)
     a: Tensor  # (L, D)
-    past: list  # L
+    coverage: list  # L, sums of earlier weights
     word: int  # how many were written before
 
 
@@ -57,9 +59,9 @@ class Seen(NamedTuple):
 
 
 def scores_by_hand(case, score=None):
-    coverage = case.p.get("from_coverage", torch.zeros(1, dtype=torch.double))
+    weight = case.p.get("from_coverage", torch.zeros(1, dtype=torch.double))
     score = SCORES[score or case.score]
-    return [score(case.p, case.query.hidden, a, i, coverage * case.past[i]).sum() for i, a in enumerate(case.a)]
+    return [score(case.p, case.query.hidden, a, i, weight * case.coverage[i]).sum() for i, a in enumerate(case.a)]
 
 
 def softmax(scores):
@@ -98,7 +100,7 @@ def multi_head_by_hand(case):
         query = case.p["from_state.weight"][part] @ case.query.hidden
         scores = [query @ (key_weight[part] @ a) / (A / HEADS) ** 0.5 for a in case.a]
         if "from_coverage" in case.p:
-            scores = [e + case.p["from_coverage"][head] * past for e, past in zip(scores, case.past, strict=True)]
+            scores = [e + case.p["from_coverage"][head] * c for e, c in zip(scores, case.coverage, strict=True)]
         maps.append(softmax(scores))
         contexts.append(weigh(maps[-1], [value_weight[part] @ a for a in case.a]))
     weights = [sum(each) / HEADS for each in zip(*maps, strict=True)]
@@ -130,7 +132,7 @@ def adaptive_by_hand(case):
         p["gate_from_word.weight"] @ x + p["gate_from_word.bias"] + p["gate_from_state.weight"] @ h
     )
     s = p["to_annotation.weight"] @ (gate * m.tanh()) + p["to_annotation.bias"]
-    extended = inner(case)._replace(a=[*case.a, s], past=[*case.past, 0.0])
+    extended = inner(case)._replace(a=[*case.a, s], coverage=[*case.coverage, 0.0])
     *_, beta = softmax(scores_by_hand(extended))
     weights = softmax(scores_by_hand(inner(case)))
     return Seen(beta * s + (1 - beta) * weigh(weights, case.a), weights, visual=1 - beta)
@@ -175,25 +177,29 @@ every_mechanism = pytest.mark.parametrize("settings", CASES, ids=describe)
 
 
 def make(settings):
-    """A mechanism in eval mode, with parameters that all matter, and T queries (T, N, ...) and annotations."""
+    """A mechanism in eval mode, with parameters that all matter, T queries (T, B, K, ...) and annotations."""
     torch.manual_seed(0)
     hidden = D if "dot" in (settings.kind, settings.score) else H
     mechanism = build_attention(settings, Sizes(D, hidden, E, GRID)).double().eval()
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
-    query = Query(*(torch.randn(T, B * K, size, dtype=torch.double) for size in (hidden, hidden, E)))
+    query = Query(*(torch.randn(T, B, K, size, dtype=torch.double) for size in (hidden, hidden, E)))
     return mechanism, query, torch.randn(B, L, D, dtype=torch.double)
 
 
 def look(mechanism, query, annotations):
-    """Look T times; return all that comes back, by name, (T, N, ...) each."""
+    """Attend T times; return all that comes back, by name, (T, B, K, ...)."""
     keys = mechanism.prepare(annotations)
-    past = mechanism.begin(annotations).repeat_interleave(query.hidden.shape[1] // len(annotations), dim=0)
-    seen = []
-    for each in zip(*query, strict=True):
-        context, looked, past = mechanism(Query(*each), keys, annotations, past)
-        seen.append({"context": context, **{k: v for k, v in looked._asdict().items() if v is not None}})
-    return {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
+    coverage = mechanism.begin(annotations).expand(-1, query.hidden.shape[2], -1)
+    results = []
+    for parts in zip(*query, strict=True):
+        context, seen, coverage = mechanism(Query(*parts), keys, annotations, coverage)
+        results.append({"context": context, **{k: v for k, v in seen._asdict().items() if v is not None}})
+    return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+
+def every_row():
+    return itertools.product(range(B), range(K))
 
 
 def test_every_mechanism_has_its_formula_here():
@@ -212,19 +218,20 @@ def test_what_is_seen_equals_the_published_formula(settings):
     seen = look(mechanism, query, annotations)
     assert ("overlap" in seen) == settings.coverage
     parameters = dict(mechanism.named_parameters())
-    for row in range(B * K):
-        past = [0.0] * L
+    for image, row in every_row():
+        coverage = [0.0] * L
         for word in range(T):
-            asking = Query(*(part[word, row] for part in query))
-            case = Case(settings.score, parameters, asking, annotations[row // K], past, word)
+            asking = Query(*(part[word, image, row] for part in query))
+            case = Case(settings.score, parameters, asking, annotations[image], coverage, word)
             expected = FORMULAS[settings.kind](case)
-            overlap = sum(min(alpha, before) for alpha, before in zip(expected.weights, past, strict=True))
-            past = [alpha + before for alpha, before in zip(expected.weights, past, strict=True)]
+            overlap = sum(min(alpha, before) for alpha, before in zip(expected.weights, coverage, strict=True))
+            coverage = [alpha + before for alpha, before in zip(expected.weights, coverage, strict=True)]
             by_name = {**expected._asdict(), "overlap": overlap if settings.coverage else None}
             for name, value in by_name.items():
                 assert (name in seen) == (value is not None), name
                 if value is not None:
-                    torch.testing.assert_close(seen[name][word, row], torch.as_tensor(value, dtype=torch.double))
+                    found = seen[name][word, image, row]
+                    torch.testing.assert_close(found, torch.as_tensor(value, dtype=torch.double))
 
 
 @every_mechanism
@@ -236,7 +243,7 @@ def test_weights_are_shares_of_the_locations(settings):
         for name in seen.keys() & {"weights", "heads"}:
             assert (seen[name] >= 0).all()
             torch.testing.assert_close(seen[name].sum(dim=-1), torch.ones(seen[name].shape[:-1]).double())
-        assert seen["weights"].shape == (T, B * K, L)
+        assert seen["weights"].shape == (T, B, K, L)
         if "visual" in seen:
             assert ((seen["visual"] >= 0) & (seen["visual"] <= 1)).all()
 
@@ -278,16 +285,47 @@ def test_every_parameter_learns(settings):
 def test_a_row_sees_the_same_in_any_batch(settings):
     mechanism, query, annotations = make(settings)
     together = look(mechanism, query, annotations)
-    for row in range(B * K):
-        alone = look(mechanism, Query(*(part[:, [row]] for part in query)), annotations[[row // K]])
+    for image, row in every_row():
+        alone = look(mechanism, Query(*(part[:, [image]][:, :, [row]] for part in query)), annotations[[image]])
         for name, value in alone.items():
-            torch.testing.assert_close(together[name][:, [row]], value)
+            torch.testing.assert_close(together[name][:, [image]][:, :, [row]], value)
 
 
-@pytest.mark.parametrize("cached", [1, L * K * A * 2, 1 << 18], ids=["one image", "two images", "all images"])
-def test_additive_gradients_do_not_depend_on_the_size_of_the_cache(monkeypatch, cached):
-    monkeypatch.setattr(attention, "_CACHED", cached)
-    test_gradients_agree_with_finite_differences(AttentionSettings(size=A))
+@pytest.mark.parametrize("block", [1, 2 * K * L * A, 1 << 18], ids=["one image", "two images", "all images"])
+@pytest.mark.parametrize("rows", [0, 1, K])
+def test_the_additive_score_of_training_equals_the_plain_formula(monkeypatch, block, rows):
+    """Values and gradients, whatever the size of the blocks."""
+    monkeypatch.setattr(additive_score, "_BLOCK", block)
+    torch.manual_seed(0)
+    shapes = (B, L, A), (B, rows, A), (A,)
+    inputs = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
+    keys, query, score = inputs
+    plain = (keys[:, None] + query[:, :, None]).tanh() @ score
+    found = AdditiveScore.apply(*inputs)
+    torch.testing.assert_close(found, plain)
+    direction = torch.randn_like(plain)
+    gradients = (torch.autograd.grad((scores * direction).sum(), inputs) for scores in (found, plain))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", ["additive", "concat"])
+def test_additive_attention_scores_alike_with_and_without_gradients(kind):
+    mechanism, query, annotations = make(AttentionSettings(kind, A))
+    with_gradients = look(mechanism, query, annotations)
+    assert with_gradients["weights"].requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(look(mechanism, query, annotations), with_gradients)
+
+
+def test_additive_attention_in_training_stores_nothing_of_every_row_and_location():
+    mechanism, query, annotations = make(AttentionSettings(size=A))
+    stored = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: stored.append(tensor.shape) or tensor, lambda x: x
+    ):
+        mechanism.scores(query.hidden[0], mechanism.prepare(annotations), mechanism.begin(annotations))
+    assert (B, L, A) in stored
+    assert (B, K, L, A) not in stored
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -298,18 +336,18 @@ def test_hard_attention_learns_from_one_location_or_from_the_expected_context(sc
     with torch.no_grad():
         seen = seeded_look(mechanism.train(), *query, annotations)
     torch.manual_seed(2)
-    expects = mechanism.begin(annotations)[:, -1] > 0  # (B,)
+    expects = mechanism.begin(annotations)[:, 0, -1] > 0  # (B,)
     assert 0 < expects.sum() < B
     parameters = dict(mechanism.named_parameters())
-    for row in range(B * K):
-        past = [0.0] * L
-        a = annotations[row // K]
+    for image, row in every_row():
+        coverage = [0.0] * L
+        a = annotations[image]
         for word in range(T):
-            asking = Query(*(part[word, row] for part in query))
-            weights = softmax(scores_by_hand(inner(Case(score, parameters, asking, a, past, word))))
-            torch.testing.assert_close(seen["weights"][word, row], torch.stack(weights))
-            context, choice = seen["context"][word, row], seen["choice"][word, row]
-            if expects[row // K]:
+            asking = Query(*(part[word, image, row] for part in query))
+            weights = softmax(scores_by_hand(inner(Case(score, parameters, asking, a, coverage, word))))
+            torch.testing.assert_close(seen["weights"][word, image, row], torch.stack(weights))
+            context, choice = seen["context"][word, image, row], seen["choice"][word, image, row]
+            if expects[image]:
                 torch.testing.assert_close(context, weigh(weights, a))
                 assert choice == 0
                 looked = weights
@@ -317,24 +355,24 @@ def test_hard_attention_learns_from_one_location_or_from_the_expected_context(sc
                 (drawn,) = (a == context).all(dim=1).nonzero().flatten().tolist()
                 torch.testing.assert_close(choice, weights[drawn].log())
                 looked = [float(i == drawn) for i in range(L)]
-            past = [alpha + before for alpha, before in zip(looked, past, strict=True)]
+            coverage = [alpha + before for alpha, before in zip(looked, coverage, strict=True)]
 
 
 def hard_with_known_weights(count, **settings):
-    """`hard` scoring by location, a query of `count` rows, their annotations, naming themselves, and weights."""
+    """`hard` with scores by location, a query of one row for `count` images, one-hot annotations, the weights."""
     mechanism = build_attention(AttentionSettings("hard", score="location", **settings), Sizes(L, 1, 1, GRID))
     weights = torch.tensor([0.4, 0.05, 0.2, 0.0, 0.25, 0.1])
     mechanism.inner.from_state.weight.data = weights.log().clamp(min=-1e9)[:, None]
-    ones = torch.ones(count, 1)
+    ones = torch.ones(count, 1, 1)
     return mechanism, Query(ones, ones, ones), torch.eye(L).expand(count, L, L), weights
 
 
 def test_hard_attention_draws_locations_as_often_as_their_weights_say_for_half_of_the_images():
     torch.manual_seed(0)
     mechanism, query, annotations, weights = hard_with_known_weights(count=8000)
-    past = mechanism.begin(annotations)
-    context, _, _ = mechanism(query, mechanism.prepare(annotations), annotations, past)
-    drew = past[:, -1] == 0
+    coverage = mechanism.begin(annotations)
+    context, _, _ = mechanism(query, mechanism.prepare(annotations), annotations, coverage)
+    context, drew = context[:, 0], coverage[:, 0, -1] == 0
     assert drew.float().mean().item() == pytest.approx(0.5, abs=0.02)
     torch.testing.assert_close(context[drew].mean(dim=0), weights, atol=0.03, rtol=0)
     torch.testing.assert_close(context[~drew], weights.expand(int((~drew).sum()), -1))
@@ -342,11 +380,11 @@ def test_hard_attention_draws_locations_as_often_as_their_weights_say_for_half_o
 
 def test_hard_attention_can_draw_locations_when_captioning_too():
     mechanism, query, annotations, weights = hard_with_known_weights(count=2, choice="sample")
-    keys, past = mechanism.prepare(annotations), mechanism.eval().begin(annotations)
+    keys, coverage = mechanism.prepare(annotations), mechanism.eval().begin(annotations)
     looks = []
     for _ in range(1000):
-        _, seen, past = mechanism(query, keys, annotations, past)
-        looks.append(seen.weights)
+        _, seen, coverage = mechanism(query, keys, annotations, coverage)
+        looks.append(seen.weights[:, 0])
     drawn = torch.stack(looks)  # (words, 2, L)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(drawn[:, 0], drawn[:, 1])  # pictures share the random numbers
@@ -360,11 +398,12 @@ def test_the_window_of_local_m_moves_in_raster_order_and_passes_once_in_the_word
         settings = AttentionSettings("local_m", score="location", pass_words=pass_words)
         mechanism = build_attention(settings, Sizes(D, H, E, grid))
         words = torch.arange(2 * pass_words)
-        past = torch.rand(len(words), rows * columns)
-        past *= (words / past.sum(dim=1))[:, None]  # weights of so many words
+        coverage = torch.rand(1, len(words), rows * columns)
+        coverage *= (words / coverage.sum(dim=-1))[..., None]  # sums of the weights of so many words
         cells = [word * rows * columns // pass_words % (rows * columns) for word in words.tolist()]
         expected = torch.tensor([(cell // columns + 0.5, cell % columns + 0.5) for cell in cells])
-        assert torch.equal(mechanism.centre(torch.zeros(len(words), H), past), expected), pass_words
+        centre = mechanism.centre(torch.zeros(1, len(words), H), coverage)
+        assert torch.equal(centre[0], expected), pass_words
 
 
 def test_the_centre_of_local_p_stays_inside_the_grid():

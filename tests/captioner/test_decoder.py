@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captioner.attention import KINDS as ATTENTIONS
-from captioner.attention import AttentionSettings
 from captioner.config import from_dict
-from captioner.decoder import CELLS, KINDS, DecoderSettings, build_decoder
 from captioner.errors import ConfigError
-from captioner.model import ModelSettings
+from captioner.network.attention import KINDS as ATTENTIONS
+from captioner.network.decoder import CELLS, KINDS, build_decoder
+from captioner.settings import AttentionSettings, DecoderSettings, ModelSettings
 from captioner.vocabulary import PAD, START
 
 D, H, E, V, LAYERS, HEADS = 6, 6, 5, 11, 2, 2  # D is H, for the attention `dot`
@@ -228,8 +227,8 @@ def write(decoder, annotations, words, state=None):
     state = state or decoder.start(annotations)
     written, looks = [], []
     for word in words:
-        log_probs, state, look = decoder.step(torch.tensor([word]), state)
-        written.append(log_probs)
+        log_probs, state, look = decoder.step(torch.tensor([[word]]), state)
+        written.append(log_probs[0])
         looks.append(look)
     return torch.cat(written), looks, state
 
@@ -258,7 +257,7 @@ def test_steps_equal_the_published_equations(kind, attend, normalize):
     expected = EQUATIONS[kind, attend](Hand(decoder), a, WORDS)
     for word, (logits, alpha) in enumerate(expected):
         torch.testing.assert_close(log_probs[word], logits - logits.exp().sum().log(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(looks[word].weights[0], alpha, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(looks[word].weights[0, 0], alpha, rtol=1e-5, atol=1e-6)
     assert word == len(WORDS) - 1
 
 
@@ -293,7 +292,7 @@ def test_reading_whole_captions_equals_writing_them_step_by_step(settings):
                 expected, looks, _ = write(decoder, annotations[[image]], words)
                 torch.testing.assert_close(log_probs[place : place + len(words)], expected)
                 for number, one in enumerate(looks):
-                    assert_same_looks(look, place + number, one, 0)
+                    assert_same_looks(look, place + number, one, (0, 0))
                 place += len(words)
     assert place == len(logits) == len(look.weights)
 
@@ -301,25 +300,63 @@ def test_reading_whole_captions_equals_writing_them_step_by_step(settings):
 @every_combination
 @torch.no_grad()
 def test_a_state_can_be_selected_row_by_row(settings):
-    """Hypotheses branch, are dropped and change places, and their images leave: each row goes on as if alone."""
+    """Hypotheses branch, are dropped and change their order, and images leave: each row continues as if alone."""
     decoder, annotations = make(settings)
-    histories = [[START], [START], [START]]
-    images = [0, 1, 2]
-    state = decoder.start(annotations)
-    _, state, _ = decoder.step(torch.tensor([START] * 3), state)
-    for rows, words in (
-        ([[0, 0], [1, 1], [2, 2]], [4, 5, 6, 7, 8, 9]),
-        ([[1, 1, 0], [5, 4, 5]], [9, 4, 8, 7, 6, 5]),
+    kept, histories = [0, 1, 2], [[[START]]] * 3
+    _, state, _ = decoder.step(torch.full((3, 1), START), decoder.start(annotations))
+    for images, rows, words in (
+        ([0, 1, 2], [[0, 0], [0, 0], [0, 0]], [[4, 5], [6, 7], [8, 9]]),
+        ([0, 2], [[1, 1, 0], [1, 0, 1]], [[9, 4, 8], [7, 6, 5]]),
+        ([1], [[2, 0]], [[10, 3]]),
     ):
-        chosen = torch.tensor(rows)
-        state = state.select(chosen)
-        images = [images[row] for row in chosen.flatten()]
-        histories = [[*histories[row], word] for row, word in zip(chosen.flatten(), words, strict=True)]
+        state = state.select(torch.tensor(images), torch.tensor(rows))
+        kept = [kept[image] for image in images]
+        histories = [
+            [[*histories[image][row], word] for row, word in zip(*pair, strict=True)]
+            for image, *pair in zip(images, rows, words, strict=True)
+        ]
         log_probs, state, look = decoder.step(torch.tensor(words), state)
-        for row, (image, history) in enumerate(zip(images, histories, strict=True)):
-            expected, looks, _ = write(decoder, annotations[[image]], history)
-            torch.testing.assert_close(log_probs[row], expected[-1])
-            assert_same_looks(look, row, looks[-1], 0)
+        assert log_probs.shape == (*torch.tensor(rows).shape, V)
+        for image, its_histories in enumerate(histories):
+            for row, history in enumerate(its_histories):
+                expected, looks, _ = write(decoder, annotations[[kept[image]]], history)
+                torch.testing.assert_close(log_probs[image, row], expected[-1])
+                assert_same_looks(look, (image, row), looks[-1], (0, 0))
+
+
+@every_decoder
+@torch.no_grad()
+def test_the_part_of_a_state_that_rows_share_is_copied_only_when_images_leave(kind, attend):
+    decoder, annotations = make(settings_for(kind, attend))
+    state = decoder.start(annotations)
+    assert state.select(torch.arange(3), torch.zeros(3, 5, dtype=torch.long)).images is state.images
+    fewer = state.select(torch.tensor([0, 2]), torch.zeros(2, 5, dtype=torch.long)).images
+    torch.testing.assert_close(tuple(fewer), tuple(tensor[[0, 2]] for tensor in state.images))
+
+
+@every_decoder
+@torch.no_grad()
+def test_an_expanded_state_is_the_state_with_its_row_selected_several_times(kind, attend):
+    decoder, annotations = make(settings_for(kind, attend))
+    state = decoder.start(annotations)
+    expanded, selected = state.expand(4), state.select(torch.arange(3), torch.zeros(3, 4, dtype=torch.long))
+    torch.testing.assert_close(tuple(expanded.rows), tuple(selected.rows))
+    assert expanded.images is state.images
+
+
+@every_combination
+def test_captions_of_padding_alone_have_no_logits_and_no_gradient(settings):
+    decoder, annotations = make(settings)
+    captions = make_captions()
+    padded = F.pad(captions, (0, 2, 0, 1), value=PAD)  # a row and two steps more, without words
+    for mode in (True, False):
+        decoder.train(mode)
+        logits, look = decoder(annotations, torch.full_like(captions, PAD))
+        assert logits.shape == (0, V)
+        assert look.weights.shape == (0, L)
+        gradients = torch.autograd.grad(logits.sum(), decoder.parameters(), allow_unused=True)
+        assert not any(gradient.any() for gradient in gradients if gradient is not None)
+    torch.testing.assert_close(decoder(annotations, padded), decoder(annotations, captions))
 
 
 @every_decoder
@@ -396,9 +433,9 @@ def test_biased_forget_gates_keep_what_the_memory_holds(kind):
     rows = decoder.start(torch.zeros(1, L, D)).rows
     names = [name for name in rows._fields if "memory" in name]
     state = decoder.start(torch.zeros(1, L, D))._replace(
-        rows=rows._replace(**dict.fromkeys(names, torch.full((1, H), 100.0)))
+        rows=rows._replace(**dict.fromkeys(names, torch.full((1, 1, H), 100.0)))
     )
-    _, state, _ = decoder.step(torch.tensor([START]), state)
+    _, state, _ = decoder.step(torch.tensor([[START]]), state)
     for name in names:
         kept = getattr(state.rows, name) / 100
         torch.testing.assert_close(kept, torch.full_like(kept, 3.0).sigmoid(), rtol=0, atol=0.02)
@@ -408,9 +445,9 @@ def test_numbers_of_annotations_are_dropped_in_training_alone():
     settings = DecoderSettings(hidden_size=H, embedding_size=E, annotation_dropout=0.3)
     decoder = build_decoder(settings, AttentionSettings(size=4), 500, GRID, V)
     annotations = torch.randn(3, L, 500)
-    seen = decoder.eval().start(annotations).picture.annotations
+    seen = decoder.eval().start(annotations).images.annotations
     torch.testing.assert_close(seen, F.layer_norm(annotations, (500,)))
-    dropped = decoder.train().start(annotations).picture.annotations
+    dropped = decoder.train().start(annotations).images.annotations
     kept = dropped != 0
     assert kept.double().mean().item() == pytest.approx(0.7, abs=0.03)
     torch.testing.assert_close(dropped, torch.where(kept, seen / 0.7, 0))
@@ -427,7 +464,7 @@ def test_numbers_of_annotations_are_dropped_in_training_alone():
         ({"kind": "top_down", "attend": "after"}, "attend: 'top_down' has its own place to look"),
         ({"kind": "transformer", "attend": "after"}, "attend: 'transformer' has its own place to look"),
         ({"kind": "gru", "forget_bias": 1.0}, "forget_bias: 'gru' has no forget gate"),
-        ({"forget_bias": float("nan")}, "forget_bias: must be a number"),
+        ({"forget_bias": float("nan")}, "forget_bias: must be at least -1000"),
     ],
 )
 def test_impossible_settings_are_refused_with_the_reason(values, message):

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from captioner import config
-from captioner.encoder import TORCHVISION_NETWORKS, Encoder, EncoderSettings, load_encoder_weights
 from captioner.errors import CheckpointError, ConfigError, ImageError
+from captioner.network.encoder import Encoder, load_encoder_weights
+from captioner.settings import TORCHVISION_NETWORKS, EncoderSettings
 
 # channels at stride 32 and at stride 16
 SIZES = {
@@ -302,7 +303,7 @@ def test_no_part_leaves_eval_mode():
         ({"stride": 4}, "stride: expected (one of )?(8|16)"),
         ({"stride": 8}, "stride: expected 16 or 32 for efficientnet_v2_b0, got 8"),
         ({"name": "small_cnn"}, "stride: expected 8 for small_cnn, got 32"),
-        ({"grid": [0, 7]}, r"grid: expected rows and columns of 1 or more, got \(0, 7\)"),
+        ({"grid": [0, 7]}, r"grid: expected rows and columns, 1 to 1000, got \(0, 7\)"),
     ],
 )
 def test_settings_that_no_encoder_has_are_refused(values, message):
@@ -407,7 +408,8 @@ def test_missing_and_unreadable_files_are_refused(encoder, tmp_path):
 def test_the_default_network_needs_neither_torchvision_nor_the_compiler():
     program = """if True:
         import sys, torch
-        from captioner.encoder import Encoder, EncoderSettings
+        from captioner.network.encoder import Encoder
+        from captioner.settings import EncoderSettings
         EncoderSettings("resnet50")
         with torch.device("meta"):
             Encoder(EncoderSettings())

@@ -4,14 +4,11 @@ Show, Attend and Tell (arXiv 1502.03044), section 3.1.1: not one vector for the 
 taken before the network averages the places away, so that the decoder can choose where to look.
 """
 
-import difflib
 import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,60 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from captioner.errors import CheckpointError, ConfigError, ImageError
-
-OWN_NETWORK = "efficientnet_v2_b0"
-SMALL_NETWORK = "small_cnn"
-TORCHVISION_NETWORKS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "vgg16",
-    "vgg19",
-    "densenet121",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "convnext_tiny",
-)
-"""The networks of torchvision that work here, listed so that checking a name does not import torchvision."""
+from captioner.settings import OWN_NETWORK, SMALL_NETWORK, TORCHVISION_NETWORKS, EncoderSettings
 
 _ROUNDED_UP = {"vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
 """The part of the stride by which a network divides rounding up, by its padding; the rest it rounds down. Networks
 that are not named here round up throughout."""
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Which network sees the picture, and how fine its grid is; checkpoints store these.
-
-    Raises:
-        ValueError: for a value that no encoder has.
-    """
-
-    name: str = OWN_NETWORK
-    """`efficientnet_v2_b0`; `small_cnn`, for small generated pictures; or a network of torchvision by its name
-    there, such as `resnet50`."""
-    stride: Literal[8, 16, 32] = 32
-    """Pixels of the frame that a cell of the grid covers, down and across: 8 for `small_cnn`, 16 or 32 for the
-    others."""
-    grid: tuple[int, int] | None = None
-    """Average the cells into this many rows and columns; none: as the network gives them."""
-
-    def __post_init__(self) -> None:
-        names = [OWN_NETWORK, SMALL_NETWORK, *TORCHVISION_NETWORKS]
-        if self.name not in names:
-            near = difflib.get_close_matches(self.name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-            raise ValueError(f"name: unknown encoder {self.name!r}; {hint}")
-        strides = (8,) if self.name == SMALL_NETWORK else (16, 32)
-        if self.stride not in strides:
-            expected = " or ".join(map(str, strides))
-            raise ValueError(f"stride: expected {expected} for {self.name}, got {self.stride!r}")
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise ValueError(f"grid: expected rows and columns of 1 or more, got {self.grid!r}")
 
 
 class Encoder(nn.Module):
@@ -109,8 +57,9 @@ class Encoder(nn.Module):
             raise ImageError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         # On a CPU, channels last is a quarter faster, and more pictures at once would not stay in its cache.
         images = images.contiguous(memory_format=torch.channels_last)
-        at_once = 16 if images.is_cpu and not torch.is_grad_enabled() else len(images)
-        grid = torch.cat([self.features(part) for part in images.split(at_once)])  # (B, D, rows, columns)
+        in_parts = images.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        parts = images.split(16) if in_parts else (images,)
+        grid = torch.cat([self.features(part) for part in parts])  # (B, D, rows, columns)
         if self.settings.grid is not None:
             grid = F.adaptive_avg_pool2d(grid, self.settings.grid)
         rows, columns = grid.shape[-2:]

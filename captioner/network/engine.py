@@ -1,0 +1,117 @@
+"""The PyTorch engine: the reference, what training uses, and what runs on GPUs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.cores import count_cores
+from captioner.engine import Look, Step
+from captioner.errors import CaptionerError
+from captioner.model_file import Header
+from captioner.network.checkpoint import load_checkpoint
+from captioner.network.decoder import State
+from captioner.network.fold import fold_batch_norms
+from captioner.network.model import CaptioningNetwork
+
+if hasattr(os, "register_at_fork"):
+    # A forked process does not inherit the threads of OpenMP, and would wait for them forever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+@dataclass(frozen=True)
+class TorchState:
+    """The state of `TorchEngine`, on its device."""
+
+    state: State
+
+    def select(self, images: np.ndarray, rows: np.ndarray) -> "TorchState":
+        """Return the state of some images and rows; see `captioner.engine.State`."""
+        device = self.state.images.annotations.device
+        with torch.inference_mode():
+            chosen = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (images, rows))
+            return TorchState(self.state.select(*chosen))
+
+
+class TorchEngine:
+    """A captioning network in PyTorch. Any number of threads may share it."""
+
+    def __init__(self, network: CaptioningNetwork):
+        """Hold a network in eval mode."""
+        self.network = network
+        self.grid = network.grid
+        self.device = next(network.parameters()).device
+
+    @property
+    def name(self) -> str:
+        """What computes, and where."""
+        where = f"{self.device}, {torch.get_num_threads()} threads" if self.device.type == "cpu" else self.device
+        return f"PyTorch {torch.__version__} on {where}"
+
+    def start(self, pixels: np.ndarray) -> TorchState:
+        """Encode images (B, 3, S, S); see `captioner.engine.Engine`."""
+        with torch.inference_mode():
+            annotations, _ = self.network.encoder(torch.from_numpy(pixels).to(self.device))
+        return self.start_from(annotations)
+
+    def start_from(self, annotations: Tensor) -> TorchState:
+        """Return the state before the first word, of images that are encoded already: (B, L, D)."""
+        with torch.inference_mode():
+            return TorchState(self.network.decoder.start(annotations))
+
+    def step(self, words: np.ndarray, state: TorchState) -> Step:
+        """Read the previous words (B, K) and predict the next; see `captioner.engine.Engine`."""
+        with torch.inference_mode():
+            log_probs, after, look = self.network.decoder.step(torch.from_numpy(words).to(self.device), state.state)
+
+        def to_numpy(tensor: Tensor) -> np.ndarray:
+            return tensor.float().cpu().numpy()
+
+        visual, heads = (None if tensor is None else to_numpy(tensor) for tensor in (look.visual, look.heads))
+        return Step(to_numpy(log_probs), TorchState(after), Look(to_numpy(look.weights), visual, heads))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of this name. `auto` is an accelerator if there is one, and the CPU otherwise.
+
+    Raises:
+        CaptionerError: when the name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise CaptionerError(f"device {name!r} cannot be used ({reason}). Try 'cpu' or 'auto'.") from error
+    if device.type == "meta":
+        raise CaptionerError("device 'meta' holds no numbers. Try 'cpu' or 'auto'.")
+    return device
+
+
+def limit_threads() -> None:
+    """Let PyTorch compute in no more threads than there are cores to use, unless `OMP_NUM_THREADS` is set.
+
+    PyTorch counts the cores of the machine. In a container with a CPU quota, further threads wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
+
+
+def load_torch_engine(path: Path, device: str = "auto") -> tuple[TorchEngine, Header]:
+    """Return the engine of a model file, and its header.
+
+    Raises:
+        CheckpointError: when the file cannot be used.
+        CaptionerError: when there is no such device.
+    """
+    limit_threads()
+    network, header = load_checkpoint(path, choose_device(device))
+    fold_batch_norms(network.encoder)
+    return TorchEngine(network), header

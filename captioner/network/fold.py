@@ -1,0 +1,69 @@
+"""Batch norms folded into the convolutions before them: the same outputs, up to rounding, from fewer operations.
+
+A batch norm in eval mode scales and shifts each channel by numbers that do not depend on the image, and so does a
+convolution. Model files hold both as training needs them; engines fold them when they load a file.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, fx, nn
+
+from captioner.model_file import Fold
+from captioner.network.encoder import Encoder
+
+
+class _Tracer(fx.Tracer):
+    """Follow a network down to its convolutions, those of our own classes included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Pair(NamedTuple):
+    convolution: str
+    norm: str
+
+
+def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
+    """Fold the batch norms of an encoder in place, and return which was folded into which.
+
+    Names are those of the state of a `CaptioningNetwork`. A batch norm that no convolution precedes stays as it is.
+    """
+    folds = []
+    for pair in _find_pairs(encoder.features):
+        convolution = encoder.features.get_submodule(pair.convolution)
+        norm = encoder.features.get_submodule(pair.norm)
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        bias: Tensor = norm.running_mean.new_zeros(()) if convolution.bias is None else convolution.bias
+        weight = convolution.weight * scale[:, None, None, None]
+        shift = norm.bias + (bias - norm.running_mean) * scale
+        convolution.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        convolution.bias = nn.Parameter(shift.detach(), requires_grad=False)
+        encoder.features.set_submodule(pair.norm, nn.Identity())
+        prefix = "encoder.features."
+        folds.append(Fold(prefix + pair.convolution, prefix + pair.norm, norm.eps))
+    return tuple(folds)
+
+
+def _find_pairs(features: nn.Module) -> list[_Pair]:
+    """Return each convolution whose output goes to a batch norm and nowhere else, with that batch norm."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in features.modules()):
+        return []
+    modules = dict(features.named_modules())
+    pairs = []
+    for node in _Tracer().trace(features).nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        if (
+            isinstance(before, fx.Node)
+            and before.op == "call_module"
+            and isinstance(modules[str(before.target)], nn.Conv2d)
+            and len(before.users) == 1
+        ):
+            pairs.append(_Pair(str(before.target), str(node.target)))
+    return pairs
