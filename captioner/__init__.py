@@ -23,7 +23,8 @@ from captioner.errors import (
 from captioner.version import __version__
 
 if TYPE_CHECKING:
-    from captioner.captioning import Caption, Captioner, load
+    from captioner.caption import Caption
+    from captioner.captioning import Captioner, load
     from captioner.overlay import draw_attention
     from captioner.search import SearchSettings
 
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Caption": "captioner.captioning",
+    "Caption": "captioner.caption",
     "Captioner": "captioner.captioning",
     "SearchSettings": "captioner.search",
     "draw_attention": "captioner.overlay",
@@ -53,7 +54,11 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is asked for: torch takes seconds, which `caption --help` should not."""
+    """Import a name when it is asked for, so that `caption --help` is quick."""
     if name not in _LAZY:
         raise AttributeError(f"module 'captioner' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

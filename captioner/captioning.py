@@ -1,63 +1,46 @@
-"""Pictures in, captions out: the network together with its pictures and words."""
+"""Pictures in, captions out: an engine together with its pictures and words."""
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
-from typing import Any, NamedTuple, overload
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from captioner import images
-from captioner.ahead import one_ahead
-from captioner.attention import Look
-from captioner.checkpoint import Header, find_checkpoint, load_checkpoint
-from captioner.decoder import Decoder
-from captioner.errors import CaptionerError, ImageError
-from captioner.images import Rectangle, Source
-from captioner.model import CaptioningNetwork
-from captioner.search import Hypothesis, SearchSettings, Step, search
-from captioner.search import Look as SearchLook
+from captioner.caption import Caption, Rectangle
+from captioner.cores import count_cores
+from captioner.engine import Engine, State
+from captioner.errors import CaptionerError, CheckpointError, ImageError, MissingExtraError
+from captioner.images import Source
+from captioner.installation import install_hint
+from captioner.model_file import Header, find_checkpoint, read_header
+from captioner.onnx import load_onnx_engine
+from captioner.search import (
+    BanWords,
+    BanWordsAfter,
+    Constraint,
+    Hypothesis,
+    NoRepeatedPhrase,
+    NoRepeatedWord,
+    SearchSettings,
+    search,
+)
 from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join, split
 
-
-@dataclass(frozen=True, eq=False)
-class Caption:
-    """A sentence about a picture, and where the network looked while it wrote each word."""
-
-    text: str
-    """The words as a sentence."""
-    words: tuple[str, ...]
-    """T words."""
-    log_probs: tuple[float, ...]
-    """Natural log-probability of each word, given those before it."""
-    log_prob: float
-    """Natural log-probability of the whole sentence, its end included."""
-    score: float
-    """What the search ranked sentences by: `log_prob`, normalised by length."""
-    attention: np.ndarray
-    """float32 (T, rows, columns); each word's map sums to 1."""
-    rectangle: Rectangle
-    """The part of the picture that the maps cover."""
-    visual: tuple[float, ...] | None = None
-    """The share of each word's context that came from the picture, 0 to 1; none: the mechanism cannot tell."""
-    heads: np.ndarray | None = None
-    """float32 (T, heads, rows, columns): the map of each head, of which `attention` is the mean; none: one head."""
-    alternatives: tuple[dict[str, float], ...] = ()
-    """For each word, others that could have stood in its place, the likeliest first, with their log-probabilities
-    there; empty unless they were asked for. A word that is cut into pieces has none."""
-    candidates: tuple["Caption", ...] = ()
-    """Further sentences, best first, when more than one was asked for."""
+SourceT = TypeVar("SourceT", bound=Source)
 
 
 class Prepared(NamedTuple):
     """A picture as the network takes it."""
 
-    pixels: Tensor
+    pixels: np.ndarray
     """float32 (3, size, size), normalised."""
     rectangle: Rectangle
     """The part of the picture that they show."""
@@ -72,40 +55,46 @@ class Captioner:
     share pictures, too. What `caption_batches` returns is for one thread, as any generator.
     """
 
-    def __init__(self, network: CaptioningNetwork, header: Header):
-        """Hold a network in eval mode and the header of its checkpoint."""
-        self.network = network
+    def __init__(self, engine: Engine, header: Header, path: Path | None = None):
+        """Hold an engine, the header of its model file, and the file's path, if it has one, for messages."""
+        self.engine = engine
         self.header = header
+        self.path = path
         self.vocabulary = Vocabulary(header.words, header.merges, header.repeated)
-        self.device = next(network.parameters()).device
+        self.search_settings = header.search or SearchSettings()
+        """How words are chosen unless a call says otherwise: the settings that the model was chosen with."""
 
     @overload
-    def caption(self, pictures: Source, settings: SearchSettings = ..., batch_size: int = ...) -> Caption: ...
+    def caption(  # type: ignore[overload-overlap]  # a str is a Sequence, too
+        self, pictures: Source, settings: SearchSettings | None = ..., batch_size: int = ...
+    ) -> Caption: ...
     @overload
     def caption(
-        self, pictures: list[Source], settings: SearchSettings = ..., batch_size: int = ...
+        self, pictures: Sequence[Source], settings: SearchSettings | None = ..., batch_size: int = ...
     ) -> list[Caption]: ...
     def caption(
         self,
-        pictures: Source | list[Source],
-        settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
-        batch_size: int = 64,
+        pictures: Source | Sequence[Source],
+        settings: SearchSettings | None = None,
+        batch_size: int = 32,
     ) -> Caption | list[Caption]:
-        """Caption one picture, or each of a list.
+        """Caption one picture, or each of a list or another sequence.
 
         Args:
-            pictures: a path, the bytes of a file, a PIL image, a uint8 array (H, W, 3), a function that gets the
-                bytes of a file when they are needed, or a list of these. Addresses of the web are not opened.
-            settings: how to choose the words.
+            pictures: a path, the contents of a file as bytes, an open file of bytes, a PIL image, a uint8 array
+                (H, W, 3), a function that gets the contents of a file when they are needed, or a sequence of
+                these; see `captioner.images.Source`. Addresses of the web are not opened.
+            settings: how to choose the words. None: as the model was chosen with.
             batch_size: pictures that go through the network together; it changes speed and memory alone.
 
         Raises:
-            ImageError: when a picture cannot be read. `caption_batches` goes on with the others.
+            ImageError: when a picture cannot be read. `caption_batches` continues with the others.
         """
-        if not isinstance(pictures, list):
+        if isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
             return self.caption([pictures], settings)[0]
+        several = cast(Sequence[Source], pictures)
         captions = []
-        for _, result in self.caption_batches(pictures, settings, batch_size):
+        for _, result in self.caption_batches(several, settings, batch_size):
             if isinstance(result, ImageError):
                 raise result
             captions.append(result)
@@ -113,27 +102,35 @@ class Captioner:
 
     def caption_batches(
         self,
-        pictures: Iterable[Source],
-        settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
-        batch_size: int = 64,
-    ) -> Iterator[tuple[Source, Caption | ImageError]]:
+        pictures: Iterable[SourceT],
+        settings: SearchSettings | None = None,
+        batch_size: int = 32,
+    ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
         """Caption any number of pictures in their order, in constant memory.
 
         Yields each picture as it was given, with its caption or with what is wrong with it. The pictures of a
         batch are read side by side, and `pictures` is asked for at most two batches that have no captions yet. An
         exception that it raises passes through, and those pictures get none.
+
+        Raises:
+            CaptionerError: when `pictures` is a single picture, or `batch_size` is below 1.
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        if images.is_source(pictures) and not (isinstance(pictures, np.ndarray) and pictures.ndim == 4):
+            raise CaptionerError(
+                f"pictures: expected an iterable of pictures, got a single {type(pictures).__name__}. "
+                "Put it in a list, or call caption."
+            )
+        return self._caption_batches(pictures, settings, batch_size)
 
-            def read(batch: list[Source]) -> list[tuple[Source, Prepared | ImageError]]:
-                return list(zip(batch, readers.map(self._read, batch), strict=True))
-
-            # A network on the CPU needs all of it: reading the next batch meanwhile would cost more than it saves.
-            ahead = map if self.device.type == "cpu" else one_ahead
-            for batch in ahead(read, _batches(pictures, batch_size)):
-                yield from self._caption_batch(batch, settings)
+    def _caption_batches(
+        self, pictures: Iterable[SourceT], settings: SearchSettings | None, batch_size: int
+    ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
+        with ThreadPoolExecutor(count_cores()) as readers:
+            for batch in _batches(pictures, batch_size):
+                read = list(zip(batch, readers.map(self._read, batch), strict=True))
+                yield from self._caption_batch(read, settings)
 
     def prepare(self, picture: Source, max_pixels: int = images.MAX_PIXELS) -> Prepared:
         """Read a picture, for `caption_prepared`.
@@ -145,21 +142,30 @@ class Captioner:
         Raises:
             ImageError: when the picture cannot be read.
         """
-        opened, size = images.open_with_size(picture, at_least=2 * self.header.images.size, max_pixels=max_pixels)
-        return Prepared(*images.prepare(opened, self.header.images), size)
+        return Prepared(*images.open_frame(picture, self.header.images, max_pixels=max_pixels))
 
     def caption_prepared(
         self,
         pictures: Sequence[Prepared],
-        settings: SearchSettings = SearchSettings(),  # noqa: B008 (frozen)
+        settings: SearchSettings | None = None,
     ) -> list[Caption]:
-        """Caption pictures that go through the network together; those who read pictures themselves need it."""
+        """Caption pictures that go through the network together; those who read pictures themselves need it.
+
+        Raises:
+            CheckpointError: when the network's predictions are not numbers (NaN).
+        """
+        if not pictures:
+            return []
+        settings = settings or self.search_settings
+        state = self.engine.start(np.stack([prepared.pixels for prepared in pictures]))
+        try:
+            found = find_sentences(self.engine, state, len(pictures), settings, self.vocabulary)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}" if self.path else str(error)) from error
         captions = []
-        if pictures:
-            found = self._find(torch.stack([prepared.pixels for prepared in pictures]), settings)
-            for (hypotheses, grid), prepared in zip(found, pictures, strict=True):
-                best, *others = (self._to_caption(one, grid, prepared.rectangle, settings) for one in hypotheses)
-                captions.append(replace(best, candidates=tuple(others)))
+        for hypotheses, prepared in zip(found, pictures, strict=True):
+            best, *others = (self._to_caption(found, prepared.rectangle, settings) for found in hypotheses)
+            captions.append(replace(best, candidates=tuple(others)))
         return captions
 
     def _read(self, source: Source) -> Prepared | ImageError:
@@ -169,29 +175,22 @@ class Captioner:
             return error
 
     def _caption_batch(
-        self, batch: list[tuple[Source, Prepared | ImageError]], settings: SearchSettings
-    ) -> Iterator[tuple[Source, Caption | ImageError]]:
+        self, batch: list[tuple[SourceT, Prepared | ImageError]], settings: SearchSettings | None
+    ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
         readable = [prepared for _, prepared in batch if not isinstance(prepared, ImageError)]
         captions = iter(self.caption_prepared(readable, settings))
         for source, prepared in batch:
             yield source, prepared if isinstance(prepared, ImageError) else next(captions)
 
-    def _find(self, pixels: Tensor, settings: SearchSettings) -> list[tuple[list[Hypothesis], tuple[int, int]]]:
-        with torch.inference_mode():
-            annotations, grid = self.network.encoder(pixels.to(self.device))
-            found = find_sentences(self.network.decoder, annotations, settings, self.vocabulary)
-            return [(each, grid) for each in found]
-
-    def _to_caption(
-        self, found: Hypothesis, grid: tuple[int, int], rectangle: Rectangle, settings: SearchSettings
-    ) -> Caption:
+    def _to_caption(self, found: Hypothesis, rectangle: Rectangle, settings: SearchSettings) -> Caption:
         words = self.vocabulary.decode(found.words)
         spans = self.vocabulary.spans(found.words)
-        seen = [None if each is None else each.cpu() for each in found.look]
-        look = Look._make(seen[: len(Look._fields)])
 
-        def by_word(seen: Tensor) -> Tensor:  # the mean of a word's pieces
-            return torch.stack([seen[span].mean(dim=0) for span in spans]) if spans else seen
+        def by_word(values: np.ndarray) -> np.ndarray:  # the mean over the pieces of a word
+            return np.stack([values[span].mean(axis=0) for span in spans]) if spans else values
+
+        def on_grid(maps: np.ndarray) -> np.ndarray:
+            return by_word(maps).reshape(len(words), *maps.shape[1:-1], *self.engine.grid)
 
         return Caption(
             text=join(words),
@@ -199,73 +198,70 @@ class Captioner:
             log_probs=tuple(sum(found.log_probs[span]) for span in spans),
             log_prob=found.log_prob,
             score=found.score,
-            attention=by_word(look.weights).unflatten(1, grid).numpy(),
+            attention=on_grid(found.attention),
             rectangle=rectangle,
-            visual=None if look.visual is None else tuple(by_word(look.visual).tolist()),
-            heads=None if look.heads is None else by_word(look.heads).unflatten(2, grid).numpy(),
-            alternatives=self._alternatives(found.words, seen[len(Look._fields) :], settings),
+            visual=None if found.visual is None else tuple(by_word(found.visual).tolist()),
+            heads=None if found.heads is None else on_grid(found.heads),
+            alternatives=self._alternatives(found, settings),
         )
 
-    def _alternatives(
-        self, written: Sequence[int], likeliest: Sequence[Tensor | None], settings: SearchSettings
-    ) -> tuple[dict[str, float], ...]:
-        """Return for each word the likeliest in its place that can be read, are not banned and were not written.
-
-        `likeliest` holds log-probabilities and numbers (T, A), as `_with_likeliest` remembers them, or nothing.
-        """
-        columns = [each.tolist() for each in likeliest if each is not None]
-        if not columns:
+    def _alternatives(self, found: Hypothesis, settings: SearchSettings) -> tuple[dict[str, float], ...]:
+        """Return for each word the likeliest others at its position that are readable, not banned, not written."""
+        if found.alternatives is None:
             return ()
+        ids, log_probs = (values.tolist() for values in found.alternatives)
         banned = _banned(settings)
-        found = []
-        for span in self.vocabulary.spans(written):
+        alternatives = []
+        for span in self.vocabulary.spans(found.words):
             others: dict[str, float] = {}
             if span.stop - span.start == 1:
-                for log_prob, other in zip(*(column[span.start] for column in columns), strict=True):
-                    barred = other < len(SPECIAL) or other == written[span.start] or other in self.vocabulary.within
-                    (word,) = self.vocabulary.decode([other])
-                    if not barred and word not in banned and len(others) < settings.alternatives:
+                written = found.words[span.start]
+                for token, log_prob in zip(ids[span.start], log_probs[span.start], strict=True):
+                    if token < len(SPECIAL) or token == written or token in self.vocabulary.within:
+                        continue
+                    (word,) = self.vocabulary.decode([token])
+                    if word not in banned and len(others) < settings.alternatives:
                         others[word] = log_prob
-            found.append(others)
-        return tuple(found)
+            alternatives.append(others)
+        return tuple(alternatives)
 
 
-def _batches(pictures: Iterable[Source], size: int) -> Iterator[list[Source]]:
+def _batches(pictures: Iterable[SourceT], size: int) -> Iterator[list[SourceT]]:
     pictures = iter(pictures)
     while batch := list(islice(pictures, size)):
         yield batch
 
 
 def find_sentences(
-    decoder: Decoder, annotations: Tensor, settings: SearchSettings, vocabulary: Vocabulary
+    engine: Engine, state: State, images: int, settings: SearchSettings, vocabulary: Vocabulary
 ) -> list[list[Hypothesis]]:
-    """Return the best sentences for each of the annotations (B, L, D), never with padding or `<unk>`.
+    """Return the best sentences of each image, never with padding or `<unk>`.
+
+    Args:
+        engine: of the vocabulary's network.
+        state: before the first word, one row an image, as `Engine.start` returns it.
+        images: number of images.
+        settings: how to choose the words.
+        vocabulary: of the network.
 
     Raises:
         CaptionerError: when `settings` name words that cannot be told from `vocabulary`, or leave no sentence.
+        CheckpointError: when the predictions are not numbers (NaN).
     """
     banned = _banned(settings)
     required = [_single_word("require", text) for text in settings.require]
-    barred = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
-    if not vocabulary.merges:
-        barred += vocabulary.completing([], banned)
-        if len({*barred, END}) == len(vocabulary):
-            raise CaptionerError("ban: no word is left to write")
-
-    def barred_after(written: list[int]) -> list[int]:
-        return vocabulary.completing(written, banned, last=len(written) == settings.max_words - 1)
-
     found = search(
-        _with_likeliest(decoder.step, settings) if settings.alternatives else decoder.step,
-        decoder.start(annotations),
-        torch.full((len(annotations),), START, device=annotations.device),
+        engine.step,
+        state,
+        images,
         settings,
+        start=START,
         end=END,
-        barred=barred,
-        barred_after=barred_after if banned and vocabulary.merges else None,
-        required=_numbers_of_required(required, banned, vocabulary),
-        repeatable=vocabulary.within,  # a piece within a word may follow itself ("button")
-        once=vocabulary.once,
+        constraints=_constraints(settings, banned, vocabulary),
+        required=_ids_of_required(required, banned, vocabulary),
+        # Enough to leave `alternatives` without special words, banned words, and the word that is written.
+        alternatives=settings.alternatives and settings.alternatives + len(banned) + len(SPECIAL) + 1,
+        ending_earlier=not settings.sample,
     )
     if not all(found):
         raise CaptionerError(
@@ -275,19 +271,36 @@ def find_sentences(
     return found
 
 
-def _with_likeliest(step: Step, settings: SearchSettings) -> Step:
-    """Return a step that also remembers each row's likeliest words: log-probabilities and numbers (N, A).
+def check_words(settings: SearchSettings, vocabulary: Vocabulary) -> None:
+    """Refuse words to ban or to require that a vocabulary cannot write, before any image is there.
 
-    There are enough of them to leave the alternatives without special and banned words and the one that is chosen.
+    Raises:
+        CaptionerError: as `find_sentences` would.
     """
-    count = settings.alternatives + len(settings.ban) + len(SPECIAL) + 1
+    banned = _banned(settings)
+    _constraints(settings, banned, vocabulary)
+    _ids_of_required([_single_word("require", text) for text in settings.require], banned, vocabulary)
 
-    def longer(words: Tensor, state: Any) -> tuple[Tensor, Any, SearchLook]:
-        log_probs, state, look = step(words, state)
-        likeliest = log_probs.topk(min(count, log_probs.shape[1]), dim=1)
-        return log_probs, state, (*look, *likeliest)
 
-    return longer
+def _constraints(settings: SearchSettings, banned: Sequence[str], vocabulary: Vocabulary) -> list[Constraint]:
+    never = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
+    if not vocabulary.merges:
+        never += vocabulary.completing([], banned)
+        if len({*never, END}) == len(vocabulary):
+            raise CaptionerError("ban: no word is left to write")
+    constraints: list[Constraint] = [BanWords(never)]
+    if banned and vocabulary.merges:
+        constraints.append(
+            BanWordsAfter(
+                lambda written: vocabulary.completing(written, banned, last=len(written) == settings.max_words - 1)
+            )
+        )
+    if settings.bar_repeats and vocabulary.once:
+        constraints.append(NoRepeatedWord(vocabulary.once))
+    if settings.repeat_size:
+        # A piece within a word may follow itself ("button").
+        constraints.append(NoRepeatedPhrase(settings.repeat_size, repeatable=vocabulary.within))
+    return constraints
 
 
 def _banned(settings: SearchSettings) -> list[str]:
@@ -303,7 +316,7 @@ def _single_word(setting: str, text: str) -> str:
     return words[0]
 
 
-def _numbers_of_required(required: list[str], banned: list[str], vocabulary: Vocabulary) -> list[int]:
+def _ids_of_required(required: list[str], banned: list[str], vocabulary: Vocabulary) -> list[int]:
     if required and vocabulary.merges:
         raise CaptionerError("require: this model writes pieces of words; use one that writes whole words")
     for word in required:
@@ -316,36 +329,56 @@ def _numbers_of_required(required: list[str], banned: list[str], vocabulary: Voc
     return vocabulary.completing([], dict.fromkeys(required))
 
 
-def load(checkpoint: str | os.PathLike[str] = "default", device: str = "auto") -> Captioner:
-    """Return a captioner, from a checkpoint that comes with the package or from one of your own.
+def load(
+    checkpoint: str | os.PathLike[str] = "default",
+    device: str = "auto",
+    *,
+    engine: Literal["auto", "onnx", "torch"] = "auto",
+    threads: int | None = None,
+) -> Captioner:
+    """Return a captioner, from a model file that comes with the package or from one of your own.
 
     Args:
-        checkpoint: a name of `captioner.checkpoint.SHIPPED`, or the path of a `.safetensors` file.
-        device: `cpu`, `cuda`, `cuda:1`, `mps` ...; `auto` takes an accelerator if there is one.
+        checkpoint: a name of `captioner.model_file.SHIPPED`, or the path of a `.safetensors` file.
+        device: `cpu`, `cuda`, `cuda:1`, `mps` ...; `auto` is an accelerator if PyTorch is installed and finds one,
+            and the CPU otherwise.
+        engine: `onnx` (ONNX Runtime, CPU only) or `torch` (PyTorch, an extra); `auto` takes ONNX Runtime on the CPU
+            if the file holds ONNX graphs, and PyTorch for everything else.
+        threads: of ONNX Runtime. None: as many as there are cores to use.
 
     Raises:
         CheckpointError: when the file cannot be used.
-        CaptionerError: when there is no such device.
+        CaptionerError: when there is no such device or engine.
+        MissingExtraError: when it needs PyTorch, which is not installed.
     """
-    return Captioner(*load_checkpoint(find_checkpoint(checkpoint), choose_device(device)))
+    path = find_checkpoint(checkpoint)
+    if threads is not None and threads < 1:
+        raise CaptionerError(f"threads: must be at least 1, got {threads}")
+    if engine not in ("auto", "onnx", "torch"):
+        raise CaptionerError(f"engine: expected 'auto', 'onnx' or 'torch', got {engine!r}")
+    if engine == "onnx" and device not in ("auto", "cpu"):
+        raise CaptionerError(f"device: engine 'onnx' runs on 'cpu', got {device!r}")
+    wants_torch = engine == "torch" or device not in ("auto", "cpu")
+    if engine == "auto" and not wants_torch:
+        wants_torch = _finds_accelerator(device) or read_header(path).graphs is None
+    if not wants_torch:
+        return Captioner(*load_onnx_engine(path, threads), path)
+    if find_spec("torch") is None:
+        reason = "this model file holds no ONNX graphs" if device in ("auto", "cpu") else f"device {device!r}"
+        raise MissingExtraError(f"{path}: {reason} and PyTorch is not installed. {install_hint('torch')}")
+    from captioner.network.engine import load_torch_engine
+
+    return Captioner(*load_torch_engine(path, device), path)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is an accelerator if there is one, and the CPU otherwise.
+def _finds_accelerator(device: str) -> bool:
+    """Return whether `device` asks for an accelerator if there is one, and PyTorch finds one.
 
-    Raises:
-        CaptionerError: when the name means nothing, or this machine has no such device.
+    PyTorch takes seconds to import, so it is asked only on machines that may have one.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise CaptionerError(f"device {name!r} cannot be used ({reason}). Try 'cpu' or 'auto'.") from error
-    if device.type == "meta":
-        raise CaptionerError("device 'meta' holds no numbers. Try 'cpu' or 'auto'.")
-    return device
+    may_have = sys.platform != "linux" or any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "kfd", "dxg"))
+    if device != "auto" or not may_have or find_spec("torch") is None:
+        return False
+    from captioner.network.engine import choose_device
+
+    return choose_device("auto").type != "cpu"

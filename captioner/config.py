@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from captioner.errors import ConfigError
@@ -47,6 +48,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers out of range, and those that are no number (NaN); for `__post_init__`.
+
+    Args:
+        settings: a dataclass.
+        ranges: lowest and highest value by name of the field.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name}: must be at least {low} and at most {high}, got {_show(value)}")
 
 
 class _UnusableError(Exception):
@@ -117,6 +134,8 @@ def _convert_tuple(expected: Any, value: Any, path: str, problems: list[str]) ->
     if not isinstance(value, (list, tuple)):
         _refuse("a list", value, path, problems)
     if items[-1] is Ellipsis:
+        if items[0] in _NAMES and all(type(item) is items[0] for item in value):
+            return tuple(value)  # thousands of words need no look at each
         items = (items[0],) * len(value)
     elif len(items) != len(value):
         _refuse(f"a list of {len(items)}", value, path, problems)
@@ -138,7 +157,10 @@ def _refuse(expected: str, value: Any, path: str, problems: list[str]) -> Any:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # Python refuses to write integers of thousands of digits
+        return "a value that is too long to print"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

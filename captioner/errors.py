@@ -28,6 +28,10 @@ class DataError(CaptionerError):
     """Training or evaluation data that is missing, malformed or contradictory."""
 
 
+class UnsupportedError(CaptionerError):
+    """A network that an engine or an exporter cannot express."""
+
+
 class OutputError(CaptionerError):
     """A result that cannot be written, such as a file that exists already."""
 

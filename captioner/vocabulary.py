@@ -10,12 +10,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 from captioner.errors import ConfigError, DataError, MissingExtraError
+from captioner.installation import install_hint
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -28,16 +29,34 @@ PIECES_RULE = "pieces-1"
 END_OF_WORD = "</w>"
 # The least share, of the captions that have a word, that have it twice, for it to be one that may come twice.
 REPEATED = 0.05
-_WORD = re.compile(r"'s\b|[^\W_]+(?:['.-](?!s\b)[^\W_]+)*")
+# Stands for any combining mark, such as the vowel signs of Indic and Thai scripts.
+_MARK = "\N{COMBINING GRAVE ACCENT}"
+# What joins the parts of a word: apostrophe, full stop, hyphen, Hebrew punctuation, zero-width (non-)joiner.
+_JOINERS = "'.\N{HEBREW PUNCTUATION GERESH}\N{HEBREW PUNCTUATION GERSHAYIM}\u200c\u200d-"
+_PART = rf"[^\W_]+(?:{_MARK}+[^\W_]*)*"
+_WORD = re.compile(rf"'s\b|{_PART}(?:[{_JOINERS}](?!s\b){_PART})*")
 
 
 def split(text: str) -> list[str]:
     """Return the lower-case words of a caption, without punctuation; a possessive 's is a word of its own.
 
+    A word is a run of letters, digits and combining marks, so that it stays whole in every script. Languages that
+    put no spaces between words, such as Thai and Chinese, need a vocabulary of pieces: a phrase is one word here.
+
     "A dog's T-shirt isn't 2.5 ft." -> ["a", "dog", "'s", "t-shirt", "isn't", "2.5", "ft"]
     """
-    text = unicodedata.normalize("NFKC", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return _WORD.findall(text.lower())
+    text = unicodedata.normalize("NFKC", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").lower()
+    if text.isascii():
+        return _WORD.findall(text)
+    # `re` has no class for marks.
+    outline = "".join(_MARK if _is_mark(character) else character for character in text)
+    return [text[slice(*word.span())] for word in _WORD.finditer(outline)]
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_mark(character: str) -> bool:
+    """Return whether a character is a combining mark; variation selectors, which emoji have, are none."""
+    return unicodedata.category(character) in ("Mn", "Mc") and not "\ufe00" <= character <= "\ufe0f"
 
 
 def join(words: Iterable[str]) -> str:
@@ -228,6 +247,6 @@ def _tokenizers() -> ModuleType:
     except ImportError as error:
         raise MissingExtraError(
             "a vocabulary of pieces needs the tokenizers library, part of the extra `train`. "
-            'In the checkout, install it with: pip install -e ".[train]"'
+            f"Install it with: {install_hint('train')}"
         ) from error
     return tokenizers

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import shutil
 import threading
@@ -11,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.attention import AttentionSettings
 from captioner.captioning import Captioner, load
-from captioner.checkpoint import FORMAT, Header, save_checkpoint
-from captioner.decoder import DecoderSettings
+from captioner.cli import main
 from captioner.images import ImageSettings
-from captioner.model import ModelSettings, build_network
+from captioner.model_file import FORMAT, Header
+from captioner.network.checkpoint import save_checkpoint
+from captioner.network.export import export_graphs
+from captioner.network.model import build_network
+from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
 from captioner.vocabulary import RULE, SPECIAL
 
 
@@ -31,10 +34,12 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint of a small untrained network that writes nonsense, quickly."""
+    """A model file of a small untrained network that writes nonsense, quickly, with either engine."""
     torch.manual_seed(0)
     settings = ModelSettings(
-        attention=AttentionSettings(size=8), decoder=DecoderSettings(hidden_size=16, embedding_size=12)
+        EncoderSettings("small_cnn", stride=8, grid=(2, 2)),
+        AttentionSettings(size=8),
+        DecoderSettings(hidden_size=16, embedding_size=12),
     )
     words = (*SPECIAL, "a", "the", "dog", "cat", "ball", "runs", "sleeps", "on", "in", "'s", "red", "blue")
     network = build_network(settings, len(words), 64)
@@ -42,9 +47,8 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
         network.decoder.start_hidden.weight.mul_(200)
         network.decoder.output_weight.mul_(6)
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
-    save_checkpoint(
-        path, network, Header(FORMAT, settings, ImageSettings(size=64), words, RULE, {"about": "a test"})
-    )
+    header = Header(FORMAT, settings, ImageSettings(size=64), words, RULE, {"about": "a test"})
+    save_checkpoint(path, network, header, graphs=export_graphs(settings, len(words), 64))
     return path
 
 
@@ -64,6 +68,47 @@ def pictures(tmp_path) -> list[Path]:
         paths.append(tmp_path / f"picture-{number}.png")
         Image.fromarray((noise + random.integers(0, 190, 3)).astype(np.uint8)).save(paths[-1])
     return paths
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+@pytest.fixture
+def ordinary_user():
+    """Make permissions apply to the superuser too, until the test ends: CI often runs as root.
+
+    Linux exempts threads by capabilities (capabilities(7)). Those started within the test have none either.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        yield
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "capset"):
+        pytest.skip("the superuser may read and write every file, and this system cannot take that away")
+    header, capabilities = _CapabilityHeader(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert library.capget(ctypes.byref(header), capabilities) == 0
+    effective = capabilities[0]
+    capabilities[0] = effective & ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert library.capset(ctypes.byref(header), capabilities) == 0
+    yield
+    capabilities[0] = effective
+    assert library.capset(ctypes.byref(header), capabilities) == 0
+
+
+@pytest.fixture
+def run(tiny_checkpoint, capsys, monkeypatch):
+    """Run `caption` with the tiny model, and return its exit code, output and messages."""
+    monkeypatch.setenv("CAPTIONER_MODEL", str(tiny_checkpoint))
+
+    def command(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return command
 
 
 @dataclass

@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import math
@@ -5,19 +6,21 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import captioner
 from captioner import CaptionerError, CheckpointError, ImageError, SearchSettings
 from captioner.ahead import one_ahead
 from captioner.captioning import load
-from captioner.checkpoint import SHIPPED
+from captioner.model_file import SHIPPED
 from captioner.vocabulary import SPECIAL
 
 SEARCHES = [SearchSettings(beam_size=1), SearchSettings(beam_size=5), SearchSettings(sample=True, candidates=2)]
@@ -58,6 +61,66 @@ def test_every_kind_of_source_gives_the_same_caption(tiny, pictures):
     with Image.open(path) as picture:
         sources = [path, str(path), path.read_bytes(), path.read_bytes, picture, np.asarray(picture)]
         assert len({caption.text for caption in tiny.caption(sources)}) == 1
+
+
+def test_files_that_are_open_are_read_from_their_start(tiny, pictures):
+    expected = tiny.caption(pictures[0]).text
+    content = io.BytesIO()
+    content.write(pictures[0].read_bytes())  # and left at its end
+    with pictures[0].open("rb") as file, zipfile.ZipFile(io.BytesIO(), "w") as archive:
+        archive.write(pictures[0], "a.png")
+        with archive.open("a.png") as member:
+            sources = [content, content, file, file, member]
+            assert {caption.text for caption in tiny.caption(sources)} == {expected}
+    with captioner.draw_attention(content, tiny.caption(content)) as drawn:
+        assert drawn.width > 0
+
+
+def test_threads_may_share_an_open_file(tiny, pictures):
+    expected = tiny.caption(pictures[0]).text
+    with pictures[0].open("rb") as file, ThreadPoolExecutor(8) as threads:
+        captions = threads.map(tiny.caption, [file] * 32)
+        assert {caption.text for caption in captions} == {expected}
+
+
+def test_open_files_that_hold_no_picture_are_errors_that_name_them(tiny, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("no picture")
+    with path.open() as file, pytest.raises(ImageError, match=r"notes\.txt: a file of str\. Open it as bytes"):
+        tiny.caption(file)
+    with path.open("rb") as file, pytest.raises(ImageError, match=r"notes\.txt: cannot read this image \(unknown"):
+        tiny.caption(file)
+    with path.open("wb") as file, pytest.raises(ImageError, match=r"notes\.txt: cannot read this image"):
+        tiny.caption(file)
+    with pytest.raises(ImageError, match=r"image file: the file is empty"):
+        tiny.caption(io.BytesIO())
+
+
+def test_a_path_in_bytes_is_a_path(tiny, pictures):
+    folder = os.fsencode(pictures[0].parent)
+    with os.scandir(folder) as entries:
+        entry = next(entry for entry in entries if os.fsdecode(entry.name) == pictures[0].name)
+    assert tiny.caption(entry).text == tiny.caption(pictures[0]).text
+
+
+def test_any_sequence_of_pictures_gives_a_list(tiny, pictures):
+    expected = [caption.text for caption in tiny.caption(pictures[:3])]
+    for sequence in (tuple(pictures[:3]), deque(pictures[:3])):
+        captions = tiny.caption(sequence)
+        assert isinstance(captions, list)
+        assert [caption.text for caption in captions] == expected
+
+
+def test_a_single_picture_is_not_taken_for_an_iterable_of_pictures(tiny, pictures):
+    path = pictures[0]
+    with Image.open(path) as picture, path.open("rb") as file:
+        array = np.asarray(picture)
+        for single in (str(path), path, path.read_bytes(), io.BytesIO(), file, picture, array, path.read_bytes):
+            with pytest.raises(
+                CaptionerError, match=r"expected an iterable of pictures, got a single \w+\. Put it in"
+            ):
+                tiny.caption_batches(single)  # at the call, before anything is asked for
+        assert len(list(tiny.caption_batches(np.stack([array, array])))) == 2
 
 
 def test_the_search_never_writes_special_words(tiny, pictures):
@@ -178,6 +241,21 @@ def test_the_public_names_are_those_listed():
         assert getattr(captioner, name) is not None
 
 
+def test_the_public_names_are_found_by_dir_and_help_without_being_used_before():
+    code = """import captioner, io, pydoc
+assert set(captioner.__all__) <= set(dir(captioner))
+print(pydoc.render_doc(captioner, renderer=pydoc.plaintext))"""
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    for heading in (
+        "class Captioner(",
+        "class Caption(",
+        "class SearchSettings(",
+        "load(checkpoint",
+        "draw_attention(",
+    ):
+        assert f"    {heading}" in text
+
+
 def test_captioning_imports_nothing_it_does_not_use(tiny_checkpoint, pictures):
     code = (
         "import sys, json, captioner\n"
@@ -236,6 +314,31 @@ def test_the_shipped_checkpoint_captions_a_drawing_in_words(shipped):
     caption = shipped.caption(drawing)
     assert len(caption.words) >= 3
     assert caption.attention.shape[1:] == (7, 7)
+
+
+def pictures_of_nothing():
+    """Pictures that show nothing that a network has learnt: uniform, noise, patterns, text."""
+    for colour in ("gray", "lightgray", "dimgray", "black", "white", "red", "green", "blue", "beige"):
+        yield Image.new("RGB", (800, 600), colour)
+    yield Image.new("RGB", (1, 1), "gray")
+    random = np.random.default_rng(0)
+    yield random.integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    yield random.integers(0, 256, (600, 800), dtype=np.uint8)
+    yield np.tile(np.linspace(0, 255, 800).astype(np.uint8), (600, 1))
+    yield np.tile((np.arange(800) // 20 % 2 * 255).astype(np.uint8), (600, 1))
+    for line in ("The quick brown fox jumps over the lazy dog", "Bericht: 12,4 % mehr als im Vorjahr"):
+        page = Image.new("RGB", (800, 600), "white")
+        for row in range(20):
+            ImageDraw.Draw(page).text((20, 20 + 28 * row), line, "black", font_size=22)
+        yield page
+
+
+def test_a_picture_of_nothing_gets_a_short_sentence(shipped):
+    settings = replace(shipped.search_settings, candidates=3)
+    for caption in shipped.caption(list(pictures_of_nothing()), settings):
+        for each in (caption, *caption.candidates):
+            assert 1 <= len(each.words) < settings.max_words
+        assert np.mean(caption.log_probs) > -5.5  # 8 is that of a word of the vocabulary drawn blindly
 
 
 def test_diverse_candidates_of_the_shipped_model_differ_in_more_words(shipped):

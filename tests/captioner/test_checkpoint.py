@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -12,8 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from captioner import CheckpointError, SearchSettings
-from captioner.captioning import Captioner, load
-from captioner.checkpoint import FORMAT, KEY, load_checkpoint, read_header, save_checkpoint
+from captioner.captioning import load
+from captioner.model_file import FORMAT, KEY, read_header, read_shapes
+from captioner.network.checkpoint import load_checkpoint, save_checkpoint
+from captioner.network.export import export_graphs
 from captioner.vocabulary import PIECES_RULE, SPECIAL
 
 
@@ -37,7 +40,7 @@ def rewrite(tiny_checkpoint, tmp_path):
 def test_round_trip_is_exact(tiny_checkpoint, tmp_path):
     network, header = load_checkpoint(tiny_checkpoint)
     again = tmp_path / "again.safetensors"
-    save_checkpoint(again, network, header)
+    save_checkpoint(again, network, header, graphs=export_graphs(header.model, len(header.words), 64))
     assert again.read_bytes() == tiny_checkpoint.read_bytes()
     other, other_header = load_checkpoint(again)
     assert other_header == header
@@ -60,15 +63,16 @@ def checkpoint_of_pieces(tiny_checkpoint, tmp_path_factory):
     merges += (("ba", "ab</w>"), ("b", "b"))
     header = replace(header, words=(*SPECIAL, *pieces), merges=merges, tokenizer=PIECES_RULE)
     path = tmp_path_factory.mktemp("checkpoints") / "pieces.safetensors"
-    save_checkpoint(path, network, header)
+    graphs = export_graphs(header.model, len(header.words), header.images.size)
+    save_checkpoint(path, network, header, graphs=graphs)
     return path
 
 
 def test_a_vocabulary_of_pieces_is_read_as_it_was_written(checkpoint_of_pieces, tiny_checkpoint):
-    network, header = load_checkpoint(checkpoint_of_pieces)
+    header = read_header(checkpoint_of_pieces)
     assert header.tokenizer == PIECES_RULE
     assert header.merges[4] == ("ab", "a</w>")
-    assert Captioner(network, header).vocabulary.merges == header.merges
+    assert load(checkpoint_of_pieces).vocabulary.merges == header.merges
     assert read_header(tiny_checkpoint).merges == ()
 
 
@@ -116,6 +120,13 @@ def test_a_header_is_read_without_the_weights(tiny_checkpoint):
     assert header.images.size == 64
 
 
+def test_shapes_are_those_of_the_network(tiny_checkpoint):
+    network, _ = load_checkpoint(tiny_checkpoint)
+    assert read_shapes(tiny_checkpoint) == {
+        name: tuple(tensor.shape) for name, tensor in network.state_dict().items()
+    }
+
+
 def test_a_loaded_network_is_frozen_and_in_eval_mode(tiny_checkpoint):
     network, _ = load_checkpoint(tiny_checkpoint)
     assert not network.training
@@ -150,7 +161,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path):
 
 def test_a_newer_format_is_refused_with_advice(rewrite):
     path = rewrite(lambda values: values.update(format=FORMAT + 1))
-    with pytest.raises(CheckpointError, match="pip install --upgrade captioner"):
+    with pytest.raises(CheckpointError, match="A newer version may read it: pip install --upgrade"):
         read_header(path)
 
 
@@ -205,7 +216,7 @@ def test_a_header_that_asks_for_a_huge_network_spends_no_memory(rewrite, size):
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from captioner.checkpoint import load_checkpoint\n"
+        "from captioner.network.checkpoint import load_checkpoint\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: load_checkpoint(Path(sys.argv[1]))\n"
         "except Exception as error: print(type(error).__name__)\n"
@@ -230,8 +241,25 @@ def test_an_interrupted_save_leaves_the_old_file(tiny_checkpoint, tmp_path, monk
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, network, header)
     before = path.read_bytes()
-    monkeypatch.setattr("captioner.checkpoint.save", lambda *_, **__: pytest.fail("disk full"))
+    monkeypatch.setattr("captioner.network.checkpoint.save", lambda *_, **__: pytest.fail("disk full"))
     with pytest.raises(BaseException, match="disk full"):
         save_checkpoint(path, network, header)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("settings", [SearchSettings(), SearchSettings(sample=True)], ids=["beam", "sampling"])
+def test_weights_that_are_not_numbers_are_an_error_that_names_the_file(rewrite, pictures, engine, settings):
+    path = rewrite(weights=lambda tensors: tensors["decoder.output_weight"].fill_(math.nan))
+    with pytest.raises(CheckpointError, match=r"not numbers \(NaN\)") as caught:
+        load(path, engine=engine).caption(pictures[0], settings)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_the_command_reports_weights_that_are_not_numbers_in_one_line(rewrite, run, pictures):
+    path = rewrite(weights=lambda tensors: tensors["decoder.output_weight"].fill_(math.nan))
+    code, output, messages = run(*pictures, "-m", path)
+    assert (code, output) == (2, "")
+    assert messages.startswith(f"caption: error: {path}: the model's predictions are not numbers (NaN)")
+    assert messages.count("\n") == 1

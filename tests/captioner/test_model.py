@@ -4,17 +4,17 @@ import torch
 from PIL import Image, ImageDraw
 
 from captioner import SearchSettings
-from captioner.attention import KINDS as ATTENTIONS
-from captioner.attention import AttentionSettings
-from captioner.captioning import Captioner, load
-from captioner.checkpoint import FORMAT, Header, save_checkpoint
+from captioner.captioning import load
 from captioner.config import from_dict, to_dict
-from captioner.decoder import KINDS as DECODERS
-from captioner.decoder import DecoderSettings
-from captioner.encoder import EncoderSettings
 from captioner.errors import ConfigError
 from captioner.images import ImageSettings
-from captioner.model import ModelSettings, build_network
+from captioner.model_file import FORMAT, Header, read_header
+from captioner.network.attention import KINDS as ATTENTIONS
+from captioner.network.checkpoint import save_checkpoint
+from captioner.network.decoder import KINDS as DECODERS
+from captioner.network.export import export_graphs
+from captioner.network.model import build_network
+from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
 from captioner.vocabulary import RULE, SPECIAL
 
 WORDS = (*SPECIAL, "a", "the", "red", "blue", "green", "circle", "square", "above", "below", "and")
@@ -49,50 +49,83 @@ def drawings():
     return pictures
 
 
-def make(settings):
-    """A captioner of a network with random weights, large enough to tell pictures apart."""
+QUICK = {"additive", "adaptive", "transformer"}  # exporting takes seconds
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(key, marks=[] if key in QUICK else pytest.mark.slow) for key in MODELS]
+)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def models(name, tmp_path_factory):
+    """The network of a name in both engines, with random weights that are large enough to tell pictures apart."""
+    settings = MODELS[name]
     torch.manual_seed(0)
     network = build_network(settings, len(WORDS), image_size=64).eval()
     with torch.no_grad():
         for parameter in network.decoder.parameters():
             parameter.mul_(4)
-    return Captioner(network, Header(FORMAT, settings, ImageSettings(size=64), WORDS, RULE))
+    path = tmp_path_factory.mktemp("models") / "model.safetensors"
+    header = Header(FORMAT, settings, ImageSettings(size=64), WORDS, RULE)
+    save_checkpoint(path, network, header, graphs=export_graphs(settings, len(WORDS), 64))
+    assert read_header(path).model == settings
+    return {engine: load(path, device="cpu", engine=engine) for engine in ("onnx", "torch")}
 
 
-def assert_same(one, other, **tolerance):
-    assert one.words == other.words
-    np.testing.assert_allclose(one.log_probs, other.log_probs, **tolerance)
-    for name in ("attention", "visual", "heads"):
-        mine, theirs = getattr(one, name), getattr(other, name)
+def assert_same(caption, other, **tolerance):
+    assert caption.words == other.words
+    np.testing.assert_allclose(caption.log_probs, other.log_probs, **tolerance)
+    for field in ("attention", "visual", "heads"):
+        mine, theirs = getattr(caption, field), getattr(other, field)
         assert (mine is None) == (theirs is None)
         if mine is not None:
             np.testing.assert_allclose(mine, theirs, **tolerance)
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_network_captions_alike_when_loaded_and_one_by_one(name, beam_size, drawings, tmp_path):
+def test_both_engines_write_the_same_captions_in_a_batch_and_one_by_one(models, beam_size, drawings):
+    settings = SearchSettings(beam_size, min_words=3, max_words=7)
+    expected = models["torch"].caption(drawings, settings)
+    assert len({round(caption.log_prob, 2) for caption in expected}) > 1  # or equality would say little
+    for model in models.values():
+        for caption, together in zip(expected, model.caption(drawings, settings), strict=True):
+            assert_same(together, caption, rtol=1e-3, atol=1e-4)
+        for caption, drawing in zip(expected, drawings, strict=True):
+            assert_same(model.caption(drawing, settings), caption, rtol=1e-3, atol=1e-4)
+
+
+def test_engines_agree_on_every_step_of_rows_that_branch_while_images_leave(models):
+    random = np.random.default_rng(0)
+    pixels = random.normal(size=(3, 3, 64, 64)).astype(np.float32)
+    states = {engine: model.engine.start(pixels) for engine, model in models.items()}
+    rows, kept = np.zeros((3, 2), np.int64), np.arange(3)
+    for _ in range(4):
+        words = random.integers(4, len(WORDS), rows.shape)
+        steps = {
+            engine: model.engine.step(words, states[engine].select(kept, rows)) for engine, model in models.items()
+        }
+        mine, reference = steps["onnx"], steps["torch"]
+        np.testing.assert_allclose(mine.log_probs, reference.log_probs, atol=1e-3)
+        np.testing.assert_allclose(np.exp(mine.log_probs).sum(axis=2), 1, rtol=1e-4)
+        np.testing.assert_allclose(mine.look.attention, reference.look.attention, atol=1e-4)
+        states = {engine: step.state for engine, step in steps.items()}
+        images, columns = rows.shape
+        kept = np.sort(random.choice(images, max(1, images - 1), replace=False))
+        rows = random.integers(0, columns, (len(kept), columns + 1))
+
+
+def test_a_caption_holds_what_its_mechanism_can_tell(name, models, drawings):
     settings = MODELS[name]
-    saved = make(settings)
-    search = SearchSettings(beam_size, min_words=3, max_words=7)
-    captions = saved.caption(drawings, search)
-    assert len({round(caption.log_prob, 2) for caption in captions}) > 1  # or equality would say little
-
-    save_checkpoint(tmp_path / "model.safetensors", saved.network, saved.header)
-    loaded = load(tmp_path / "model.safetensors", device="cpu")
-    assert loaded.header.model == settings
-    for caption, again in zip(captions, loaded.caption(drawings, search), strict=True):
-        assert_same(caption, again, rtol=0)
-    for caption, picture in zip(captions, drawings, strict=True):
-        assert_same(caption, loaded.caption(picture, search), rtol=1e-3, atol=1e-4)
-
-    words = len(captions[0].words)
-    maps = captions[0].attention
+    caption = models["onnx"].caption(drawings[0], SearchSettings(min_words=3, max_words=7))
+    words, maps = len(caption.words), caption.attention
     assert maps.shape == (words, 3, 4)
     np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1, rtol=1e-5)
     if settings.attention.kind == "hard":
         assert set(maps.flatten()) == {0.0, 1.0}
-    visual, heads = captions[0].visual, captions[0].heads
+    visual, heads = caption.visual, caption.heads
     assert (visual is not None) == (name in ("none", "adaptive"))
     if name == "none":
         assert set(visual) == {0.0}

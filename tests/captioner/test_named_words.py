@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner import CaptionerError, SearchSettings
 from captioner.captioning import Captioner, load
-from captioner.checkpoint import SHIPPED
+from captioner.model_file import SHIPPED
 from captioner.vocabulary import END, PIECES_RULE, SPECIAL, Vocabulary
 
 BEAM = SearchSettings(beam_size=4, candidates=4, max_words=6)
@@ -27,7 +27,7 @@ def of_pieces(tiny):
     """The tiny network with pieces for words."""
     pieces = ("a", "b", "a</w>", "b</w>", "ab", "ab</w>", "ba", "ba</w>", "aba</w>", "bab", "baab</w>", "bb")
     header = replace(tiny.header, words=(*SPECIAL, *pieces), tokenizer=PIECES_RULE, merges=(("a", "b"), ("b", "a")))
-    return Captioner(tiny.network, header)
+    return Captioner(tiny.engine, header)
 
 
 @pytest.mark.skipif("default" not in SHIPPED, reason="the package was built without its checkpoint")

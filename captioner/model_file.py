@@ -1,0 +1,294 @@
+"""Model files: one self-describing `.safetensors` file that holds all a captioner needs.
+
+It holds every weight, the encoder's included; the ONNX graphs of the network without weights, as bytes; and one
+metadata key, `captioner`, that holds JSON: what the network is, how pictures and words become its numbers, the
+search settings that it was chosen with, and where it all comes from. Reading a file executes nothing in it, and
+checks its size and header before any weight is read.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from captioner import config
+from captioner.errors import CheckpointError, ConfigError
+from captioner.files import is_file, is_folder
+from captioner.images import ImageSettings
+from captioner.installation import install_hint
+from captioner.search.settings import SearchSettings
+from captioner.settings import ModelSettings
+from captioner.vocabulary import Vocabulary
+
+FORMAT = 2
+"""The format this version writes. A newer one is refused; an older one goes through `UPGRADES`."""
+
+
+def _from_format_1(header: dict[str, Any]) -> dict[str, Any]:
+    """Add the search settings, which stood among those of training. There were no graphs."""
+    return {**header, "search": header.get("card", {}).get("training", {}).get("search")}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+"""From a format's number to the function that turns its header into that of the next."""
+
+KEY = "captioner"
+"""The metadata key that holds the header."""
+
+SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
+"""The checkpoints that come with the package, by name."""
+
+MAX_BYTES = 4 << 30
+"""Longest file that is read: far above any checkpoint of ours."""
+
+MAX_HEADER_BYTES = 8 << 20
+"""Maximum length of the header of a `.safetensors` file. A vocabulary of 100,000 words takes 2 MB."""
+
+MAX_GRAPH_BYTES = 1 << 20
+"""Maximum length of an ONNX graph. Those of the deepest encoders take 0.1 MB."""
+
+GRAPH = "graph."
+"""How the names of tensors begin that hold graphs."""
+
+DAMAGED = "Was it copied or downloaded to the end?"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A batch norm that is folded into the convolution before it, by the names of these layers."""
+
+    convolution: str
+    norm: str
+    epsilon: float
+
+
+class Graphs(NamedTuple):
+    """The ONNX graphs of a network; see `captioner.network.export`."""
+
+    start: bytes
+    step: bytes
+    folds: tuple[Fold, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What a header says of the graphs in its file."""
+
+    start: str
+    """SHA-256 of the graph, hexadecimal."""
+    step: str
+    folds: tuple[Fold, ...]
+
+    @classmethod
+    def of(cls, graphs: Graphs) -> "GraphInfo":
+        """Return what a header says of these graphs."""
+        return cls(_digest(graphs.start), _digest(graphs.step), graphs.folds)
+
+
+_NO_WORD = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that would break a line of output, control a terminal, or could not be written as UTF-8."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a model file says of itself."""
+
+    format: int
+    model: ModelSettings
+    images: ImageSettings
+    words: tuple[str, ...]
+    """The vocabulary: words, or pieces of words."""
+    tokenizer: str
+    """Name of the rule that cuts captions into those; see `Vocabulary.rule`."""
+    merges: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    """Merges of pieces; see `Vocabulary`."""
+    repeated: tuple[str, ...] | None = field(default=None, kw_only=True)
+    """Words that a caption may have more than once. None: all."""
+    search: SearchSettings | None = field(default=None, kw_only=True)
+    """The search settings that the model was chosen with. None: unknown."""
+    graphs: GraphInfo | None = field(default=None, kw_only=True)
+    """The ONNX graphs in the file. None: it has none, and needs the PyTorch engine."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """For people: training, data, scores, sources, licences."""
+
+    def __post_init__(self) -> None:
+        try:
+            rule = Vocabulary(self.words, self.merges, self.repeated).rule
+        except ValueError as error:
+            raise ValueError(f"words: {error}") from error
+        if found := _NO_WORD.search("".join(self.words)):
+            raise ValueError(f"words: spaces, control characters and surrogates are not allowed, got {found[0]!r}")
+        if self.tokenizer != rule:
+            raise ValueError(f"tokenizer: expected {rule!r} with {len(self.merges)} merges, got {self.tokenizer!r}")
+
+
+def find_checkpoint(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a checkpoint: of `SHIPPED` by its name, the best of a training run by the run's folder, or
+    any other by its path."""
+    path = Path(name)
+    return SHIPPED.get(os.fspath(name)) or (path / "best.safetensors" if is_folder(path) else path)
+
+
+def read_header(path: Path) -> Header:
+    """Return what a checkpoint says of itself, without reading its weights.
+
+    Raises:
+        CheckpointError: when there is no such file, or it is damaged, not one of ours, or of a newer version.
+    """
+    with open_file(path) as file:
+        return header_of(path, file)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight by its name, without reading any.
+
+    Raises:
+        CheckpointError: when there is no such file, or it is damaged.
+    """
+    with open_file(path) as file:
+        names = [name for name in file.keys() if not name.startswith(GRAPH)]  # noqa: SIM118 (not a dictionary)
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+@contextmanager
+def open_file(path: Path, framework: str = "np") -> Iterator[Any]:
+    """Open a `.safetensors` file, and give every way in which reading it fails one kind of error."""
+    if not is_file(path):
+        raise CheckpointError(
+            f"{path}: no such checkpoint file. With the package come: {', '.join(SHIPPED) or 'none'}"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_BYTES >> 30} GiB, so not a checkpoint of ours")
+    try:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise SafetensorError(f"a header of {length:,} bytes")
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a .safetensors file, or damaged ({error}). {DAMAGED} "
+            "Pickled checkpoints (.pt, .pth, .tar) are never read: they can run code."
+        ) from error
+
+
+def header_of(path: Path, file: Any) -> Header:
+    """Return the header of an open model file."""
+    text = (file.metadata() or {}).get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path}: holds weights, but not a captioner (no {KEY!r} in its metadata)")
+    try:
+        values = json.loads(text)
+        number = values["format"]
+        if type(number) is not int or number < 1:
+            raise TypeError("format is not a number")
+        if number > FORMAT:
+            raise CheckpointError(
+                f"{path}: written in format {number}, and this version reads up to {FORMAT}. "
+                f"A newer version may read it: {install_hint(upgrade=True)}"
+            )
+        while number < FORMAT:
+            values, number = UPGRADES[number](values), number + 1
+        return config.from_dict(Header, values, source="header")
+    except ConfigError as error:
+        first, *others = str(error).splitlines()
+        more = f" (and {len(others)} more problems)" if others else ""
+        raise CheckpointError(f"{path}: invalid {first[:300]}{more}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header cannot be read ({error}). {DAMAGED}") from error
+
+
+def read_graphs(path: Path, file: Any, info: GraphInfo) -> Graphs:
+    """Return the ONNX graphs of an open model file, unchecked but for damage.
+
+    Raises:
+        CheckpointError: when they are missing, damaged or too long.
+    """
+    graphs = {}
+    for name, digest in {"start": info.start, "step": info.step}.items():
+        try:
+            part = file.get_slice(GRAPH + name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: the graph {name!r} is missing. {DAMAGED}") from error
+        if part.get_dtype() != "U8" or len(part.get_shape()) != 1 or part.get_shape()[0] > MAX_GRAPH_BYTES:
+            raise CheckpointError(f"{path}: the graph {name!r} is not a list of at most {MAX_GRAPH_BYTES:,} bytes")
+        graphs[name] = file.get_tensor(GRAPH + name).tobytes()
+        if _digest(graphs[name]) != digest:
+            raise CheckpointError(f"{path}: checksum mismatch of the graph {name!r}. {DAMAGED}")
+    return Graphs(**graphs, folds=info.folds)
+
+
+def _digest(graph: bytes) -> str:
+    return hashlib.sha256(graph).hexdigest()
+
+
+FLOATS = {"F16", "F32", "F64"}
+"""Types, as `.safetensors` names them, of weights that NumPy can read."""
+
+
+def weight_shapes(file: Any, folds: Sequence[Fold]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each float tensor of an open model file, and of the biases that folding adds.
+
+    Raises:
+        ValueError: when a fold names a tensor that is missing, or has another shape.
+    """
+    shapes = {}
+    for name in file.keys():  # noqa: SIM118 (not a dictionary)
+        part = file.get_slice(name)
+        if part.get_dtype() in FLOATS:
+            shapes[name] = tuple(part.get_shape())
+    for fold in folds:
+        kernel = shapes.get(f"{fold.convolution}.weight", ())
+        if len(kernel) != 4:
+            raise ValueError(f"{fold.convolution} cannot be folded: expected a 4-dimensional weight, got {kernel}")
+        channels = kernel[:1]
+        shapes.setdefault(f"{fold.convolution}.bias", channels)
+        for name in (f"{fold.convolution}.bias", *(f"{fold.norm}.{name}" for name in NORM)):
+            if shapes.get(name) != channels:
+                raise ValueError(
+                    f"{fold.norm} cannot be folded: expected {name} of {channels}, got {shapes.get(name)}"
+                )
+    return shapes
+
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+"""Names of the float tensors of a batch norm."""
+
+
+def read_weights(file: Any, names: Iterable[str], folds: Sequence[Fold]) -> dict[str, np.ndarray]:
+    """Return tensors of an open model file as float32, batch norms folded into the convolutions before them.
+
+    Args:
+        file: as `open_file` gives it.
+        names: of tensors in `weight_shapes(file, folds)`.
+        folds: which batch norms to fold.
+    """
+    by_convolution = {fold.convolution: fold for fold in folds}
+    stored = set(file.keys())
+
+    def read(name: str) -> np.ndarray:
+        return file.get_tensor(name).astype(np.float32)
+
+    def fold_into(name: str) -> np.ndarray:
+        layer, _, kind = name.rpartition(".")
+        fold = by_convolution.get(layer)
+        if fold is None or kind not in ("weight", "bias"):
+            return read(name)
+        gamma, beta, mean, variance = (read(f"{fold.norm}.{part}") for part in NORM)
+        scale = gamma / np.sqrt(variance + np.float32(fold.epsilon))
+        if kind == "weight":
+            return read(name) * scale[:, None, None, None]
+        bias = read(name) if name in stored else np.float32(0)
+        return beta + (bias - mean) * scale
+
+    with np.errstate(all="ignore"):  # damaged weights become NaN, which the search reports
+        return {name: fold_into(name) for name in names}

@@ -1,0 +1,272 @@
+"""The ONNX Runtime engine, the default: runs the graphs of a model file on the CPU."""
+
+import ctypes
+import math
+import os
+import weakref
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# Official builds of ONNX Runtime since 1.29 send usage data to Microsoft, with hashes of models, unless this is set
+# before they are imported; and the thread that does so hangs a forked process when it exits.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+from captioner.cores import count_cores
+from captioner.engine import Look, Step
+from captioner.errors import CheckpointError
+from captioner.graph_check import check_graph
+from captioner.model_file import (
+    DAMAGED,
+    Graphs,
+    Header,
+    header_of,
+    open_file,
+    read_graphs,
+    read_weights,
+    weight_shapes,
+)
+
+AT_ONCE = 4
+"""Images that go through the encoder together: more would not stay in the processor's cache, and take memory."""
+
+MAX_MEMORY = 4 << 30
+"""Maximum number of bytes of intermediate results of all engines of a process together. Damaged or malicious graphs
+can ask for any amount."""
+
+IMAGE, ROW, NEXT = "image.", "row.", "next."
+"""How the names of a graph's tensors begin; see `captioner.network.export`."""
+
+
+@dataclass(frozen=True)
+class OnnxState:
+    """The state of `OnnxEngine`, tensors by name."""
+
+    images: dict[str, np.ndarray]
+    """What is known of each image (B, ...)."""
+    rows: dict[str, np.ndarray]
+    """What is known of each row (B, K, ...)."""
+
+    def select(self, images: np.ndarray, rows: np.ndarray) -> "OnnxState":
+        """Return the state of some images and rows; see `captioner.engine.State`."""
+        kept = self.images
+        if kept and len(images) < len(next(iter(kept.values()))):
+            kept = {name: tensor[images] for name, tensor in kept.items()}
+        where = images[:, None], rows
+        return OnnxState(kept, {name: tensor[where] for name, tensor in self.rows.items()})
+
+
+class OnnxEngine:
+    """A captioning network in ONNX Runtime. Any number of threads may share it."""
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        weights: tuple[dict[str, np.ndarray], dict[str, np.ndarray]],
+        header: Header,
+        threads: int | None = None,
+    ):
+        """Build the sessions.
+
+        Args:
+            graphs: checked by `captioner.graph_check`.
+            weights: float32 weights of the graphs `start` and `step`, by the names that these give them.
+            header: of the same file.
+            threads: how many threads compute. None: as many as there are cores to use.
+
+        Raises:
+            ValueError: when a graph is refused, or does not fit the header.
+        """
+        self._graphs = graphs
+        self._weights = weights
+        self._threads = threads or count_cores()
+        self._open_sessions()
+        self.grid = self._find_grid(header)
+        cells, heads = math.prod(self.grid), self._opened.step.outputs.get("heads", ())[2:3]
+        self._axes = {
+            "log_probs": (len(header.words),),
+            "attention": (cells,),
+            "visual": (),
+            "heads": (*heads, cells),
+        }
+        """Sizes of outputs of `step`, all but B and K."""
+
+    @property
+    def name(self) -> str:
+        """What computes, and where."""
+        return f"ONNX Runtime {onnxruntime.__version__} on CPU, {self._threads} thread{'s' * (self._threads > 1)}"
+
+    def start(self, pixels: np.ndarray) -> OnnxState:
+        """Encode images (B, 3, S, S); see `captioner.engine.Engine`.
+
+        Raises:
+            CaptionerError: when the graph of the model file fails.
+        """
+        session = self._sessions().start
+        parts = []
+        for at in range(0, len(pixels), AT_ONCE):
+            part = session({"pixels": pixels[at : at + AT_ONCE]})
+            rows = (len(pixels[at : at + AT_ONCE]), 1)
+            for name, tensor in part.items():
+                if tensor.shape[: 2 if name.startswith(ROW) else 1] != rows[: 2 if name.startswith(ROW) else 1]:
+                    raise _wrong_output(name, tensor)
+            parts.append(part)
+        tensors = {
+            name: tensor if len(parts) == 1 else np.concatenate([part[name] for part in parts])
+            for name, tensor in parts[0].items()
+        }
+        return OnnxState(
+            {name: tensor for name, tensor in tensors.items() if name.startswith(IMAGE)},
+            {name: tensor for name, tensor in tensors.items() if name.startswith(ROW)},
+        )
+
+    def step(self, words: np.ndarray, state: OnnxState) -> Step:
+        """Read the previous words (B, K) and predict the next; see `captioner.engine.Engine`.
+
+        Raises:
+            CheckpointError: when the graph of the model file fails.
+        """
+        found = self._sessions().step({"words": words, **state.images, **state.rows})
+        for name, tensor in found.items():
+            axes = self._axes.get(name, tensor.shape[2:])
+            if tensor.shape != (*words.shape, *axes) or (name in self._axes and tensor.dtype != np.float32):
+                raise _wrong_output(name, tensor)
+        rows = {name.removeprefix(NEXT): tensor for name, tensor in found.items() if name.startswith(NEXT)}
+        look = Look(found["attention"], found.get("visual"), found.get("heads"))
+        return Step(found["log_probs"], OnnxState(state.images, rows), look)
+
+    def _find_grid(self, header: Header) -> tuple[int, int]:
+        """Return rows and columns of the grid, if the graphs take the images and write the words of the header."""
+        start, step = self._opened.start, self._opened.step
+        rows = {NEXT + name for name in start.outputs if name.startswith(ROW)}
+        if (
+            start.inputs.keys() != {"pixels"}
+            or step.inputs.keys() != {"words", *start.outputs}
+            or step.outputs.keys() - {"visual", "heads"} != {"log_probs", "attention", *rows}
+            or not rows
+        ):
+            raise ValueError("their inputs and outputs are not those of a captioner")
+        size, words = header.images.size, len(header.words)
+        if start.inputs["pixels"][1:] != (3, size, size):
+            raise ValueError(f"expected pixels (B, 3, {size}, {size}), got {start.inputs['pixels'][:8]}")
+        cells = step.outputs["attention"][-1:]
+        side = math.isqrt(cells[0]) if cells and isinstance(cells[0], int) else 0
+        grid = header.model.encoder.grid or (side, side)
+        if cells != (math.prod(grid),) or step.outputs["log_probs"][2:] != (words,):
+            raise ValueError(f"expected attention to a grid of {grid} and {words} words")
+        return grid
+
+    def _open_sessions(self) -> None:
+        start, step = (
+            _Session(graph, weights, self._threads)
+            for graph, weights in zip(self._graphs[:2], self._weights, strict=True)
+        )
+        self._opened = _Sessions(start, step, os.getpid())
+
+    def _sessions(self) -> "_Sessions":
+        if self._opened.process != os.getpid():  # a fork copies sessions, but not their threads
+            self._open_sessions()
+        return self._opened
+
+
+class _Session:
+    """A graph with its weights, ready to run."""
+
+    def __init__(self, graph: bytes, weights: dict[str, np.ndarray], threads: int):
+        _limit_memory()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # errors come as exceptions
+        # Threads that spin while they wait would take the cores from other processes, and from each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")  # that of `_limit_memory`
+        # A graph may look like the other format of ONNX Runtime, which `check_graph` does not read.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                graph,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],  # it was done at the export, and its memory has no limit
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no base class but this
+            raise ValueError(f"ONNX Runtime refuses the graph: {_shorten(error)}") from error
+        _alive.add(self._session)
+        self.inputs = {each.name: tuple(each.shape) for each in self._session.get_inputs()}
+        self.outputs = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
+        self._names = list(self.outputs)
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+        except Exception as error:
+            raise CheckpointError(f"ONNX Runtime cannot run the graph: {_shorten(error)}") from error
+
+
+_alive: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
+"""The sessions of this process."""
+
+
+def _keep_sessions_forever() -> None:
+    """Keep the sessions that a forked process inherits: freeing them would wait for threads that it did not."""
+    for session in _alive:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_sessions_forever)
+
+
+def _wrong_output(name: str, tensor: np.ndarray) -> CheckpointError:
+    return CheckpointError(f"its graph returned {name} as {tensor.dtype} {tensor.shape[:8]}. {DAMAGED}")
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@cache
+def _limit_memory() -> None:
+    """Let all sessions share an allocator of at most `MAX_MEMORY` bytes."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": MAX_MEMORY}))
+
+
+class _Sessions(NamedTuple):
+    start: _Session
+    step: _Session
+    process: int
+
+
+def load_onnx_engine(path: Path, threads: int | None = None) -> tuple[OnnxEngine, Header]:
+    """Return the engine of a model file, and its header.
+
+    Raises:
+        CheckpointError: when the file cannot be used, or holds no graphs.
+    """
+    try:
+        with open_file(path) as file:
+            header = header_of(path, file)
+            if header.graphs is None:
+                raise CheckpointError(
+                    f"{path}: holds no ONNX graphs. Add them with: python -m training export {path}"
+                )
+            graphs = read_graphs(path, file, header.graphs)
+            shapes = weight_shapes(file, graphs.folds)
+            start, step = (check_graph(graph, shapes) for graph in graphs[:2])
+            weights = read_weights(file, {*start, *step}, graphs.folds)
+        used = {name: weights[name] for name in start}, {name: weights[name] for name in step}
+        # The file is closed before the sessions are built: while it is open, it takes memory.
+        return OnnxEngine(graphs, used, header, threads), header
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its graphs cannot be used: {error}. {DAMAGED}") from error
