@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner import images
-from captioner.captioning import Caption
+from captioner.caption import Caption, Rectangle
+from captioner.colours import COLOUR_MAPS, apply_colour_map
 from captioner.errors import CaptionerError
 
 PANEL_SIDE = 300  # pixels; a panel has about the area of a square of this side, whatever its shape
@@ -29,12 +30,13 @@ GLOW = 0.25  # white that full light adds, or a dark picture would stay dark whe
 COLOURED = 0.65  # opacity of colours over the picture
 SPREAD = 0.6  # standard deviation, in grid cells, of the Gaussian that smooths the maps
 
-
 SECONDS = 0.9  # that an animation stays at a word
 PAUSE = 2.0  # seconds that it stays at the picture itself
 
-COLOURS = ("white", "viridis", "magma", "cividis")
-"""Ways to draw attention: the paper's white light, and matplotlib's colour maps that look as even as they are."""
+COLOURS = ("white", *COLOUR_MAPS)
+"""Ways to draw attention: the paper's white light, and the colour maps of `captioner.colours`."""
+
+FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 
 
 def draw_attention(
@@ -107,7 +109,7 @@ def pick_head(caption: Caption, head: int) -> Caption:
 
 
 def light_up(
-    photograph: Image.Image, weights: np.ndarray, rectangle: images.Rectangle, colours: str = "white"
+    photograph: Image.Image, weights: np.ndarray, rectangle: Rectangle, colours: str = "white"
 ) -> Image.Image:
     """Return the RGB photograph under the layer of `draw_layer`.
 
@@ -124,7 +126,7 @@ def light_up(
 
 
 def draw_layer(
-    weights: np.ndarray, rectangle: images.Rectangle, width: int, height: int, colours: str = "white"
+    weights: np.ndarray, rectangle: Rectangle, width: int, height: int, colours: str = "white"
 ) -> np.ndarray:
     """Return what to lay over a picture, (height, width, 4): red, green, blue and opacity, 0 to 1.
 
@@ -141,15 +143,11 @@ def draw_layer(
         opacity = 1 - DIMMED - (1 - DIMMED - GLOW) * light
         grey = GLOW * light / opacity
         return np.stack([grey, grey, grey, opacity], axis=-1)
-    from matplotlib import colormaps
-
-    layer = colormaps[colours](light)
-    layer[..., :3] *= (light > 0)[..., None]
-    layer[..., 3] = COLOURED
-    return layer
+    colour = apply_colour_map(colours, light) * (light > 0)[..., None]
+    return np.dstack([colour, np.full_like(light, COLOURED)])
 
 
-def spread_light(weights: np.ndarray, rectangle: images.Rectangle, width: int, height: int) -> np.ndarray:
+def spread_light(weights: np.ndarray, rectangle: Rectangle, width: int, height: int) -> np.ndarray:
     """Return how much light falls on each pixel of a picture, 0 to 1: (height, width).
 
     Args:
@@ -254,9 +252,14 @@ def _to_palette(frame: Image.Image) -> Image.Image:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # brings the font
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    """Return the font at a size in pixels. Unlike Pillow's own, it has letters beyond ASCII, such as é and я."""
+    try:
+        return ImageFont.truetype(FONT, size)
+    except ImportError as error:
+        raise CaptionerError(
+            "overlays need FreeType, and the installed Pillow was built without it. "
+            "Install a wheel: pip install --force-reinstall --only-binary :all: pillow"
+        ) from error
 
 
 def _shorten(word: str, font: ImageFont.FreeTypeFont) -> str:

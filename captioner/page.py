@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from captioner import images
-from captioner.captioning import Caption
+from captioner.caption import Caption
 from captioner.overlay import PANEL_SIDE, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 

@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL._util import DeferredError
 
 from captioner import images
-from captioner.captioning import Caption
+from captioner.caption import Caption, Rectangle
 from captioner.errors import CaptionerError
-from captioner.images import ImageSettings, Rectangle
+from captioner.images import ImageSettings
 from captioner.overlay import (
     ACCENT,
     COLOURS,
@@ -68,9 +68,9 @@ def test_attention_lies_where_the_shape_was_drawn(frame, size):
     ImageDraw.Draw(scene).circle((x, y), side / 12, "red")
 
     seen, rectangle = images.prepare(scene, ImageSettings(frame=frame))
-    redness = (seen[0] - seen[1]).clamp(min=0)  # what a network that looks for red would attend to
-    weights = torch.nn.functional.avg_pool2d(redness[None], 16)  # (1, 14, 14)
-    caption = make_caption(["red"], (weights / weights.sum()).numpy(), rectangle)
+    redness = (seen[0] - seen[1]).clip(min=0)  # what a network that looks for red would attend to
+    weights = redness.reshape(1, 14, 16, 14, 16).mean(axis=(2, 4))  # (1, 14, 14)
+    caption = make_caption(["red"], weights / weights.sum(), rectangle)
     figure = draw_attention(Image.new("RGB", size, GREEN), caption)
 
     rows, columns = np.nonzero(panels_of(figure))
@@ -136,6 +136,21 @@ def test_titles_never_run_into_their_neighbours(size, word):
 @pytest.mark.parametrize("word", ["", " ", "собака", "犬", "كلب", "😀", "b\udcff", "a\tb", "\x00"])
 def test_any_word_can_be_drawn(word):
     draw_attention(Image.new("RGB", (30, 20), GREEN), make_caption([word]))
+
+
+@pytest.mark.parametrize("letter", ["é", "ü", "ß", "ő", "я", "λ", "…"])
+def test_letters_beyond_ascii_are_drawn(letter):
+    figure, without_glyph = (
+        draw_attention(Image.new("RGB", (30, 20), GREEN), make_caption([word])) for word in (letter, "\U000f0000")
+    )
+    assert figure != without_glyph
+
+
+def test_pillow_without_freetype_is_named(monkeypatch):
+    missing = DeferredError.new(ImportError("The _imagingft C module is not installed"))
+    monkeypatch.setattr(ImageFont, "core", missing)
+    with pytest.raises(CaptionerError, match=r"overlays need FreeType.*pip install"):
+        draw_attention(Image.new("RGB", (30, 20), GREEN), make_caption(["dog"]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (9000, 1), (1, 9000)])

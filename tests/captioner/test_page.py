@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captioning import Caption
-from captioner.images import Rectangle
+from captioner.caption import Caption, Rectangle
 from captioner.overlay import DIMMED, fit_to_panel, light_up
 from captioner.page import POLICY, document, figure, overlay_page
 
