@@ -10,109 +10,186 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar
+from typing import TYPE_CHECKING
 
-from captioner.errors import CaptionerError, ImageError, OutputError
-from captioner.files import cannot_write, write_atomically
+from captioner import config
+from captioner.console import Parser, open_standard_streams, say, text, whole_number, write_stdout
+from captioner.errors import CaptionerError, OutputError
+from captioner.images import is_or_names_image
+from captioner.jobs import Counts, Destination, OverlaySettings, Results, Run, Selection
+from captioner.model_file import find_checkpoint, read_header
+from captioner.search.settings import SearchSettings
 from captioner.version import __version__
 
-if TYPE_CHECKING:  # these bring torch, which `--help` does without
-    from captioner.captioning import Caption
-    from captioner.images import Source
-    from captioner.output import Output, Writer
-    from captioner.search import SearchSettings
+if TYPE_CHECKING:  # it brings ONNX Runtime, which is loaded when a picture needs it
+    from captioner.captioning import Captioner
 
-Task = TypeVar("Task")
-
-DONE, SOME_FAILED, USAGE = 0, 1, 2
+DONE, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 MODEL_HELP = "a shipped checkpoint by its name, or a .safetensors file (default: $CAPTIONER_MODEL, or default)"
 
-ALTERNATIVES = 3  # other words that a page of an overlay tells for each
+EXAMPLE = Path(__file__).parent / "example.jpg"
+"""What `--example` captions: the cat Chelsea, photographed by Stéfan van der Walt, CC0, from scikit-image."""
+
+MOST_THREADS = 1024
+"""Largest --threads."""
+
+MOST_AT_ONCE = 4096
+"""Largest --batch-size."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = _parse(arguments)
+    open_standard_streams()
     # Pillow warns of oddities in files that it then reads well.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    for stream in (sys.stdout, sys.stderr):  # file names may hold anything
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
+        options = _parse(arguments)
         return _describe(options) if options.describe_model else _caption(options)
     except CaptionerError as error:
-        _complain(error)
+        _say(f"error: {error}")
         return USAGE
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
-    except OSError as error:  # such as a full disk
-        _say(f"error: cannot write the captions ({error.strerror or error})")
+    except OSError as error:  # such as a full disk of temporary files
+        _say(f"error: {error}")
         return USAGE
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="caption", description="Write captions for pictures, and show where the network looked."
+def add_engine_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that choose what computes."""
+    group.add_argument(
+        "--device",
+        type=text,
+        default="auto",
+        help="cpu, cuda, mps ...; auto is a GPU if PyTorch is installed and finds one, and otherwise the CPU with "
+        "ONNX Runtime (default: %(default)s)",
     )
+    group.add_argument(
+        "--threads",
+        type=whole_number(1, MOST_THREADS),
+        metavar="N",
+        help="threads of ONNX Runtime (default: as many as there are cores to use)",
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = Parser(prog="caption", description="Write captions for pictures, and show where the network looked.")
     parser.add_argument(
         "pictures",
         nargs="*",
+        type=text,
         metavar="PICTURE",
-        help="a file, a folder, a pattern, an http(s) address, or - for standard input",
+        help="a file, a folder with all below it, a pattern such as 'photos/**/*.jpg', an http(s) address, or - "
+        "for standard input. Folders and patterns leave out what is hidden (.name, @eaDir); links to folders are "
+        "followed where they are named, and not by ** or within folders",
     )
-    parser.add_argument("--from-file", metavar="LIST", help="read more of them from a file, one a line; - is stdin")
-    parser.add_argument("--shard", metavar="K/N", help="caption every Nth of them, from the Kth: 1/3, 2/3, 3/3")
-    parser.add_argument("--example", action="store_true", help="caption a photograph that comes with matplotlib")
+    parser.add_argument(
+        "--from-file",
+        type=text,
+        metavar="LIST",
+        help="read more of them from a file, one on each line; - is standard input. Names in a list are not "
+        "patterns",
+    )
+    parser.add_argument(
+        "--null",
+        action="store_true",
+        help="names in LIST and in the file of --failures end with a NUL character, as find -print0 writes them, "
+        "and may contain line breaks; without it, --failures leaves such names out and says so",
+    )
+    parser.add_argument(
+        "--shard", type=_shard, metavar="K/N", help="caption every Nth of them, from the Kth: 1/3, 2/3, 3/3"
+    )
+    parser.add_argument("--example", action="store_true", help="caption a photograph that comes with this package")
     parser.add_argument("--version", action="version", version=f"caption {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is used and how long it takes")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="say what is used, what is left out and how long it takes"
+    )
 
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
-    model.add_argument("--device", default="auto", help="cpu, cuda, mps ... (default: %(default)s)")
-    model.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (%(default)s)")
+    model.add_argument("-m", "--model", type=text, metavar="MODEL", help=MODEL_HELP)
+    add_engine_options(model)
+    model.add_argument(
+        "--batch-size",
+        type=whole_number(1, MOST_AT_ONCE),
+        default=32,
+        metavar="N",
+        help="pictures at once (%(default)s)",
+    )
     model.add_argument("--describe-model", action="store_true", help="print what the checkpoint says of itself")
 
     output = parser.add_argument_group("output")
-    output.add_argument("-f", "--format", choices=("text", "jsonl", "csv"), default="text", help="(%(default)s)")
-    output.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
+    output.add_argument(
+        "-f",
+        "--format",
+        choices=("text", "jsonl", "csv"),
+        help="default: csv or jsonl if the name of the output ends with .csv or .jsonl, and otherwise text",
+    )
+    output.add_argument(
+        "-o",
+        "--output",
+        type=text,
+        metavar="FILE",
+        help="write there instead of to standard output (-). An interrupted run is resumed: a picture is done if "
+        "the file contains its name, as it was given. Only one run at a time can write to a file",
+    )
     output.add_argument("--attention", action="store_true", help="include the attention maps (jsonl)")
-    output.add_argument("--sidecar", metavar="SUFFIX", help="also write each caption beside its picture, as .txt")
-    output.add_argument("--overlay", metavar="DIR", help="also draw where the network looked, a file a picture")
+    output.add_argument(
+        "--alternatives",
+        type=int,
+        metavar="N",
+        help="include the N likeliest other words at the position of each word (jsonl, and overlays in html)",
+    )
+    output.add_argument(
+        "--sidecar",
+        type=text,
+        metavar="SUFFIX",
+        help="also write each caption beside its picture: with .txt, to dog.txt for dog.jpg. Pictures that differ "
+        "in their suffix alone (dog.jpg, dog.png) would share the file and are refused",
+    )
+    output.add_argument(
+        "--overlay",
+        type=text,
+        metavar="DIR",
+        help="also draw where the network looked, in a file for each picture: DIR/dog.png for dog.jpg, or "
+        "DIR/dog-1f2e3d4c.png if that is the overlay of another dog",
+    )
     output.add_argument(
         "--overlay-format",
         choices=("png", "gif", "html"),
-        default="png",
-        help="a figure, an animation, or a page whose words light the picture (%(default)s)",
+        help="a figure, an animation, or a page whose words light the picture (png)",
     )
     output.add_argument(
         "--overlay-colours",
         choices=("white", "viridis", "magma", "cividis"),
-        default="white",
-        help="light, or a colour map (%(default)s)",
+        help="light, or a colour map (white)",
     )
-    output.add_argument("--head", type=int, metavar="N", help="draw this head of several, from 0, not their mean")
+    output.add_argument(
+        "--head", type=whole_number(0, 1023), metavar="N", help="draw this head of several, from 0, not their mean"
+    )
     output.add_argument(
         "--existing",
         choices=("skip", "overwrite", "append"),
         default="skip",
-        help="what to do with captions that exist; skip goes on where a run was interrupted (%(default)s)",
+        help="what to do with captions that exist; skip resumes an interrupted run (%(default)s)",
     )
     output.add_argument(
         "--overwrite", dest="existing", action="store_const", const="overwrite", help="--existing overwrite"
     )
     output.add_argument("--prefix", default="", metavar="TEXT", help="to write before every caption")
     output.add_argument("--suffix", default="", metavar="TEXT", help="to write after every caption")
-    output.add_argument("--failures", metavar="FILE", help="list the pictures that failed there, for --from-file")
+    output.add_argument(
+        "--failures",
+        type=text,
+        metavar="FILE",
+        help="list the pictures that failed there when the run ends, for --from-file",
+    )
 
     words = parser.add_argument_group("choice of words")
     words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
@@ -121,8 +198,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--diversity", type=float, metavar="X", help="how much they differ")
     words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
     words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
-    words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")
-    words.add_argument("--require", action="append", metavar="WORD", help="write this word; up to four times")
+    words.add_argument(
+        "--ban", type=text, action="append", metavar="WORD", help="never write this word; may be repeated"
+    )
+    words.add_argument(
+        "--require", type=text, action="append", metavar="WORD", help="write this word; up to four times"
+    )
     words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
     words.add_argument("--sample", action="store_true", default=None, help="draw words at random")
     words.add_argument("--temperature", type=float, metavar="X", help="of sampling; lower is more careful")
@@ -130,34 +211,77 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--top-p", type=float, metavar="X", help="sample from the likeliest words that sum to X")
     words.add_argument("--seed", type=int, metavar="N", help="of sampling")
 
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_args(arguments)
-    if not (options.pictures or options.from_file or options.example or options.describe_model):
-        parser.error("name a picture or a folder, or try --example")
-    if options.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
-    if options.attention and options.format != "jsonl":
-        parser.error("--attention needs --format jsonl")
-    if options.sidecar and "-" in options.pictures:
-        parser.error("--sidecar needs files: standard input has no place to write beside")
-    if options.from_file == "-" and "-" in options.pictures:
-        parser.error("standard input is a picture or a list of them, not both")
-    try:
-        options.shard = tuple(map(int, (options.shard or "1/1").split("/")))
-        shard, shards = options.shard
-    except ValueError:
-        shard, shards = 0, 0
-    if not 1 <= shard <= shards:
-        parser.error("--shard must be K/N with K from 1 to N, such as 3/16")
+    if problem := _find_contradiction(options, parser):
+        parser.error(problem)
     return options
 
 
-def _describe(options: argparse.Namespace) -> int:
-    from captioner import config
-    from captioner.checkpoint import find_checkpoint, read_header
+def _shard(value: str) -> tuple[int, int]:
+    try:
+        shard, shards = map(int, value.split("/"))
+    except ValueError:
+        shard, shards = 0, 0
+    if not 1 <= shard <= shards:
+        raise argparse.ArgumentTypeError("expected K/N with K from 1 to N, such as 3/16")
+    return shard, shards
 
+
+def _find_contradiction(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
+    """Return what is wrong with options that cannot be used together, or would have no effect."""
+    given = {name for name, value in vars(options).items() if value not in ([], parser.get_default(name))}
+    if options.describe_model:
+        unused = sorted(given - {"describe_model", "model", "device", "threads", "verbose"})
+        return f"--describe-model captions nothing; leave out {_spell_option(unused[0])}" if unused else None
+    if not (options.pictures or options.from_file or options.example):
+        return "name a picture or a folder, or try --example"
+    if options.pictures.count("-") + (options.from_file == "-") > 1:
+        return "standard input is one picture or a list of them, and can be named once"
+    if options.sidecar and "-" in options.pictures:
+        return "--sidecar needs files: nothing can be written beside standard input"
+    if options.sidecar and options.example:
+        return "--sidecar needs files of yours: the example is part of the package"
+    if options.failures and options.output and options.failures == options.output != "-":
+        return "--failures and --output need files of their own"
+    format = _choose_format(options)
+    is_page = options.overlay_format == "html"
+    for names, needed, is_there in (
+        (("attention",), "--format jsonl", format == "jsonl"),
+        (("alternatives",), "--format jsonl or --overlay-format html", format == "jsonl" or is_page),
+        (("overlay_format", "overlay_colours", "head"), "--overlay", options.overlay),
+        (("existing",), "--output, --sidecar or --overlay", options.output or options.sidecar or options.overlay),
+        (("null",), "--from-file or --failures", options.from_file or options.failures),
+        (("temperature", "top_k", "top_p", "seed"), "--sample", options.sample),
+        (("diversity",), "--diverse-groups", options.diverse_groups),
+    ):
+        for name in names:
+            if name in given and not is_there:
+                return f"{_spell_option(name)} needs {needed}"
+    if options.sample and options.beam_size is not None:
+        return "--beam-size has no effect on --sample; leave one of them out"
+    return None
+
+
+def _spell_option(name: str) -> str:
+    return "pictures" if name == "pictures" else f"--{name.replace('_', '-')}"
+
+
+def _choose_format(options: argparse.Namespace) -> str:
+    """Return the format of the output: as it was chosen, or else by the suffix of the file."""
+    suffix = Path(options.output or "").suffix.lower()
+    return options.format or {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}.get(suffix, "text")
+
+
+def _describe(options: argparse.Namespace) -> int:
     values = config.to_dict(read_header(find_checkpoint(model_name(options))))
     values["words"] = len(values["words"])
-    print(json.dumps(values, indent=2, ensure_ascii=False))
+    values["graphs"] = "ONNX" if values["graphs"] else None
+    write_stdout(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return DONE
 
 
@@ -167,233 +291,107 @@ def model_name(options: argparse.Namespace) -> str:
 
 
 def _caption(options: argparse.Namespace) -> int:
-    from captioner.images import is_image_path
-
-    settings = search_settings(options)
-    if options.overlay and options.overlay_format == "html":
-        settings = replace(settings, alternatives=ALTERNATIVES)
-    if options.output and is_image_path(options.output):
-        raise OutputError(f"{options.output}: captions are not a picture. Give them a name such as captions.txt.")
-    jobs, missing, several = _plan(options)
-    for error in missing:
-        _complain(error)
-    output = _plan_output(options, settings.candidates, several) if jobs else None
-    planned = [(job, _find_missing(job, options, output)) for job in jobs]
-    todo = [(job, parts) for job, parts in planned if parts]
-    if len(todo) < len(jobs):
-        _say(f"{len(jobs) - len(todo):,} of {len(jobs):,} pictures have their captions already")
-    if todo:
-        failed = _caption_all(todo, settings, output, several, options)
-        return SOME_FAILED if failed or missing else DONE
-    if options.failures:
-        _list_failures(Path(options.failures), [])
-    return SOME_FAILED if missing else DONE
-
-
-def _caption_all(
-    todo: "Sequence[tuple[_Job, tuple[str, ...]]]",
-    settings: "SearchSettings",
-    output: "Output | None",
-    names: bool,
-    options: argparse.Namespace,
-) -> list[str]:
-    """Write what is missing of each picture, and return the names of those that failed."""
-    from captioner.captioning import load
-    from captioner.output import make_writer
-    from captioner.sources import Address
-
+    settings = search_settings(options, model_name(options))
+    selection, destination = _selection(options), _destination(options)
     started = time.perf_counter()
-    model = load(model_name(options), options.device)
-    if options.verbose:
-        seconds = time.perf_counter() - started
-        _say(f"{model_name(options)} on {model.device}, loaded in {seconds:.1f} s")
-    failed: list[str] = []
-    with ExitStack() as stack:
-        stream = stack.enter_context(output.open()) if output else sys.stdout
-        if options.failures:
-            stack.callback(_list_failures, Path(options.failures), failed)
-        heading = output is None or not output.kept
-        writer = make_writer(options.format, stream, names=names, attention=options.attention, heading=heading)
+
+    def load() -> "Captioner":
+        nonlocal started
+        from captioner.captioning import load
+
+        model = load(model_name(options), options.device, threads=options.threads)
+        if options.verbose:
+            seconds = time.perf_counter() - started
+            _say(f"{model_name(options)} with {model.engine.name}, loaded in {seconds:.1f} s")
         started = time.perf_counter()
-        results = model.caption_batches([job.source for job, _ in todo], settings, options.batch_size)
-        for (job, parts), (_, result) in zip(_with_progress(todo, stream), results, strict=True):
-            try:
-                if isinstance(result, ImageError):
-                    raise result
-                _write(job, parts, _set_between(options.prefix, result, options.suffix), writer, options)
-            except CaptionerError as error:
-                failed.append(job.name)
-                _complain(error)
-            if isinstance(job.source, Address):
-                job.source.forget()
-    if options.verbose:
-        seconds = time.perf_counter() - started
-        _say(f"{len(todo)} pictures in {seconds:.1f} s, {len(todo) / seconds:.1f} a second")
-    if failed and len(todo) > 1:
-        _say(f"{len(failed):,} of {len(todo):,} pictures failed")
-    return failed
+        return model
+
+    show = _with_progress if _shows_progress(selection, destination) else iter
+    with Run(selection, destination, settings.candidates, _say) as run:
+        run.execute(load, settings, options.batch_size, show)
+    _report(run.counts, time.perf_counter() - started, options)
+    return SOME_FAILED if run.counts.failed or run.counts.not_found else DONE
 
 
-class _Job(NamedTuple):
-    """A picture, and the files that are to be written about it alone."""
-
-    name: str
-    source: "Source"
-    sidecar: Path | None
-    overlay: Path | None
+def _selection(options: argparse.Namespace) -> Selection:
+    names = (*([str(EXAMPLE)] if options.example else []), *options.pictures)
+    return Selection(names, options.from_file, options.null, options.shard or (1, 1))
 
 
-def _plan(options: argparse.Namespace) -> tuple[list[_Job], list[ImageError], bool]:
-    """Return what is to be done, what could not be found, and whether more than one picture was asked for."""
-    from captioner.output import sidecar_path
-    from captioner.sources import Address, find_pictures, keep_apart
-
-    names = [*([str(_example())] if options.example else []), *options.pictures, *_read_list(options.from_file)]
-    folder = Path(options.overlay) if options.overlay else None
-    found, missing = find_pictures(names, overlays=folder)
-    sidecars: dict[str, Path] = {}
-    if options.sidecar:
-        for each in found:
-            if isinstance(each.source, Address):
-                raise CaptionerError(f"--sidecar needs files: nothing can be written beside {each.name}")
-        sidecars = {each.name: sidecar_path(each.name, options.sidecar) for each in found}
-        times = Counter(sidecars.values())
-        for name, path in sidecars.items():
-            if times[path] > 1:  # dog.jpg and dog.png
-                sidecars[name] = Path(f"{name}{options.sidecar}")
-    places = keep_apart([each.place for each in found])
-    jobs = [
-        _Job(
-            each.name,
-            each.source,
-            sidecars.get(each.name),
-            folder and folder / f"{place}.{options.overlay_format}",
+def _destination(options: argparse.Namespace) -> Destination:
+    for file in (options.output, options.failures):
+        if file and is_or_names_image(file):
+            raise OutputError(f"{file}: this is the name of a picture. Choose another, such as captions.txt.")
+    if Path(options.output or "").suffix.lower() == ".json" and not options.format:
+        raise OutputError(f"{options.output}: add --format jsonl for JSON Lines, an object on each line.")
+    return Destination(
+        output=None if options.output == "-" else options.output,
+        format=_choose_format(options),
+        attention=options.attention,
+        sidecar=options.sidecar,
+        overlay=OverlaySettings(
+            Path(options.overlay), options.overlay_format or "png", options.overlay_colours or "white", options.head
         )
-        for each, place in zip(found, places, strict=True)
-    ]
-    shard, shards = options.shard
-    several = bool(options.from_file) or len(names) > 1 or [each.name for each in found] != names
-    return jobs[shard - 1 :: shards], missing, several
+        if options.overlay
+        else None,
+        existing=options.existing,
+        prefix=options.prefix,
+        suffix=options.suffix,
+        failures="/dev/stdout" if options.failures == "-" else options.failures,
+        null=options.null,
+    )
 
 
-def _plan_output(options: argparse.Namespace, candidates: int, names: bool) -> "Output | None":
-    """Return what becomes of the file that `--output` names, if it does."""
-    from captioner.output import plan_output
-
-    if not options.output:
-        return None
-    nameless = options.format == "text" and not names  # lines that do not tell whose they are
-    existing = "refuse" if nameless and options.existing != "overwrite" else options.existing
-    return plan_output(options.output, options.format, existing, candidates)
-
-
-def _read_list(file: str | None) -> list[str]:
-    """Return the lines of a file, or of standard input, that are not empty."""
-    if file is None:
-        return []
-    try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise CaptionerError(f"{file}: cannot read this list of pictures ({error.strerror or error})") from error
-    return [line for each in os.fsdecode(content).split("\n") if (line := each.removesuffix("\r")).strip()]
-
-
-def _find_missing(job: _Job, options: argparse.Namespace, output: "Output | None") -> tuple[str, ...]:
-    """Return which of line, sidecar and overlay are to be written: those that are not there, or do not stay."""
-    from captioner.output import spell
-
-    skip = options.existing == "skip"
-    parts = {
-        "line": not (output and spell(job.name, options.format) in output.done),
-        "sidecar": job.sidecar is not None and not (skip and job.sidecar.exists()),
-        "overlay": job.overlay is not None and (options.existing == "overwrite" or not job.overlay.exists()),
-    }
-    if not output and (job.sidecar or job.overlay):  # what is printed alone is no reason
-        parts["line"] = parts["sidecar"] or parts["overlay"]
-    return tuple(part for part, is_missing in parts.items() if is_missing)
-
-
-def _write(
-    job: _Job, parts: Sequence[str], caption: "Caption", writer: "Writer", options: argparse.Namespace
-) -> None:
-    from captioner.output import write_sidecar
-
-    if "line" in parts:
-        writer.write(job.name, caption)
-    if "sidecar" in parts and job.sidecar:
-        write_sidecar(job.sidecar, caption, options.existing)
-    if "overlay" in parts and job.overlay:
-        _save_overlay(job, job.overlay, caption, options)
-
-
-def _set_between(prefix: str, caption: "Caption", suffix: str) -> "Caption":
-    """Return the caption, and its candidates, with these texts around."""
-    candidates = tuple(_set_between(prefix, each, suffix) for each in caption.candidates)
-    return replace(caption, text=f"{prefix}{caption.text}{suffix}", candidates=candidates)
-
-
-def _list_failures(path: Path, failed: Sequence[str]) -> None:
-    with write_atomically(path, overwrite=True) as file:
-        file.write(b"".join(os.fsencode(f"{name}\n") for name in failed))
-
-
-def search_settings(options: argparse.Namespace) -> "SearchSettings":
-    """Return the settings whose options were given, and the defaults of the others.
+def search_settings(options: argparse.Namespace, model: str) -> SearchSettings:
+    """Return the search settings that a model was chosen with, changed by the options that were given.
 
     Raises:
-        CaptionerError: if they cannot be; the message names the option.
+        CaptionerError: if a value is out of range, with the name of its option, or the model file cannot be read.
     """
-    from captioner.search import SearchSettings
 
     names = [field.name for field in fields(SearchSettings)]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
-        return SearchSettings(**given)
+        return replace(read_header(find_checkpoint(model)).search or SearchSettings(), **given)
     except ValueError as error:
         name, _, reason = str(error).partition(":")
         raise CaptionerError(f"--{name.replace('_', '-')}:{reason}") from error
 
 
-def _example() -> Path:
-    """Return a photograph that is on every machine that has this package: Grace Hopper, from matplotlib."""
-    package = find_spec("matplotlib")
-    assert package is not None, "matplotlib is installed with this package"
-    assert package.origin is not None
-    return Path(package.origin).parent / "mpl-data" / "sample_data" / "grace_hopper.jpg"
+def _shows_progress(selection: Selection, destination: Destination) -> bool:
+    """Return whether a bar would be seen, and not mix with the captions themselves."""
+    writes_to_terminal = destination.output is None and sys.stdout is not None and sys.stdout.isatty()
+    return sys.stderr.isatty() and not writes_to_terminal and not selection.is_single
 
 
-def _save_overlay(job: _Job, path: Path, caption: "Caption", options: argparse.Namespace) -> None:
-    from captioner import overlay, page
-
-    if options.head is not None:
-        caption = overlay.pick_head(caption, options.head)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-    with write_atomically(path, overwrite=options.existing == "overwrite") as file:
-        if options.overlay_format == "png":
-            overlay.draw_attention(job.source, caption, colours=options.overlay_colours).save(file, "PNG")
-        elif options.overlay_format == "gif":
-            overlay.save_animation(overlay.animate_attention(job.source, caption, options.overlay_colours), file)
-        else:
-            content = page.overlay_page(job.source, caption, Path(job.name).name, options.overlay_colours)
-            file.write(content.encode("utf-8", "backslashreplace"))  # names may hold what UTF-8 cannot
-
-
-def _with_progress(todo: Sequence[Task], stream: TextIO) -> Iterable[Task]:
-    """Show a bar where it would be seen and not mix with the captions themselves."""
-    if len(todo) < 2 or stream.isatty() or not sys.stderr.isatty():
-        return todo
+def _with_progress(results: Results) -> Results:
     from tqdm import tqdm
 
-    return tqdm(todo, unit="picture")
+    return tqdm(results, unit="picture")  # their number is not known before the last is found
 
 
-def _say(text: str) -> None:
-    print(f"caption: {text}", file=sys.stderr)
+def _report(counts: Counts, seconds: float, options: argparse.Namespace) -> None:
+    skipped, todo = counts.skipped, counts.pictures - counts.done
+    if skipped.formats:
+        formats = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.formats.items()))
+        _say(f"left out files of formats that are not read: {formats}. Convert them to JPEG or PNG.")
+    if options.verbose:
+        for count, kind in (
+            (skipped.hidden, "hidden folders"),
+            (skipped.linked, "links to folders"),
+            (skipped.special, "broken links and special files"),
+        ):
+            if count:
+                _say(f"left out {kind}: {count:,}")
+        _say(f"{todo:,} pictures in {seconds:.1f} s, {todo / seconds:.1f} a second")
+    if options.from_file and not counts.listed:
+        _say(f"{options.from_file}: this list is empty")
+    if counts.done:
+        _say(f"{counts.done:,} of {counts.pictures:,} pictures have their captions already")
+    if counts.failed and todo > 1:
+        _say(f"{counts.failed:,} of {todo:,} pictures failed")
 
 
-def _complain(error: CaptionerError) -> None:
-    _say(f"error: {error}")
+def _say(message: str) -> None:
+    say("caption", message)

@@ -1,44 +1,85 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and streams that stand where a file may be named."""
 
 import hashlib
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from captioner.errors import OutputError
+
+_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 @contextmanager
 def write_atomically(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Give a file to write bytes to, which becomes `path` when the block ends well.
 
-    Until then it stands under another name in the same folder; if the block fails or is interrupted it is
-    removed, and `path` is as it was. So nobody ever reads half a file. What a process that was killed left under
-    the other name is written over by the next that writes `path`.
+    Until then it has another name in the same folder; if the block fails or is interrupted it is removed, and
+    `path` is as it was. So nobody ever reads half a file. What a process that was killed left under the other name
+    is overwritten by the next process that writes `path`. A link keeps pointing to its file, which is replaced. A
+    stream (see `open_stream`) is never replaced: it receives the bytes when the block ends well.
 
     Raises:
         OutputError: if `path` exists and `overwrite` is false, or if it cannot be written.
     """
     path = Path(path)
     try:
-        if path.exists() and not overwrite:
+        stream = open_stream(path)
+        if stream is not None:
+            with os.fdopen(stream, "wb") as file:
+                content = BytesIO()
+                yield content
+                file.write(content.getbuffer())
+            return
+        if os.path.lexists(path) and not overwrite:
             raise exists_already(path)
-        with _reserve_partial(path) as partial:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        with _reserve_partial(target) as partial:
             try:
                 with partial.open("wb") as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())  # or a power cut might leave the new name to an empty file
-                partial.replace(path)
+                partial.replace(target)
             except BaseException:
                 with suppress(OSError):
                     partial.unlink()
                 raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def open_stream(path: str | Path) -> int | None:
+    """Return a new descriptor to write to if `path` is a stream, and None if it is a file, a folder or not there.
+
+    Streams are FIFOs, sockets, character devices such as `/dev/null`, and the descriptors of this process
+    (`/dev/stdout`, `/dev/fd/3`), whatever they were redirected to. They have no end to resume at, and nothing of
+    them is kept or replaced.
+
+    Raises:
+        OutputError: if it is a block device, which would lose its file system.
+        OSError: if it cannot be opened.
+    """
+    number = _DESCRIPTORS.get(str(path))
+    if match := re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,9})", str(path)):
+        number = int(match[1])
+    if number is not None:
+        return os.dup(number)
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISBLK(mode):
+        raise OutputError(f"{path}: this is a disk, not a file. Choose another name.")
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return os.open(path, os.O_WRONLY)
 
 
 @contextmanager
@@ -92,3 +133,13 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path}: cannot write this file ({error.strerror or error}). Does its folder exist, and is it yours?"
     )
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a regular file of this name; unlike `Path.is_file`, also for impossible names."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a folder of this name; unlike `Path.is_dir`, also for impossible names."""
+    return os.path.isdir(path)  # noqa: PTH112

@@ -1,23 +1,25 @@
-"""Pictures of many requests, through one network together.
+"""Batching: pictures of many requests go through one network together.
 
-A few threads read pictures, and one thread owns the network: it captions what is ready, up to a batch at once. What
-waits is bounded, and whoever comes when it is full is told so.
+A few threads read pictures, and one thread uses the network: it captions the pictures that are ready, up to a
+batch at a time. The number of pictures that wait is bounded. Threads start with the first picture: nothing has to
+be started, so that a batcher works in an application that is mounted in another one, and after a fork.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any, NamedTuple
 
-from captioner.captioning import Caption, Captioner, Prepared
+from captioner.caption import Caption
+from captioner.captioning import Captioner, Prepared
+from captioner.cores import count_cores
 from captioner.search import SearchSettings
 from captioner.web.uploads import BusyError
 
-READERS = min(4, os.cpu_count() or 1)
+READERS = min(4, count_cores())
 """Pictures that are decoded at a time: each may need memory for all of its pixels."""
 
 
@@ -32,13 +34,13 @@ class _Job(NamedTuple):
 
 
 class Batcher:
-    """Caption pictures as they come, within its context; at its end, what was accepted is finished."""
+    """Caption pictures of many requests in batches."""
 
     def __init__(self, captioner: Captioner, *, batch_size: int, wait: float, most_waiting: int) -> None:
         """Hold the settings.
 
         Args:
-            captioner: whose network only one thread of this uses.
+            captioner: one thread of the batcher uses its network.
             batch_size: pictures that go through the network together, at most.
             wait: seconds that the first picture of a batch waits for others.
             most_waiting: pictures that are read, wait and are captioned at a time, at most.
@@ -49,26 +51,21 @@ class Batcher:
         self._batch_size = batch_size
         self._wait = wait
         self._most_waiting = most_waiting
-        self._is_open = False
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()  # none: no more will come
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._make_threads()
+
+    def _make_threads(self) -> None:
         self._readers = ThreadPoolExecutor(READERS, "reader")
-        self._worker = Thread(target=self._work, name="network", daemon=True)
+        self._network = ThreadPoolExecutor(1, "network")
 
-    def __enter__(self) -> "Batcher":
-        self._worker.start()
-        self._is_open = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_open = False
+    def close(self) -> None:
+        """Finish the pictures that were accepted and end the threads. The next picture would start others."""
         self._readers.shutdown()
-        self._jobs.put(None)
-        self._worker.join()
+        self._network.shutdown()
+        self._make_threads()
 
     def check_room(self) -> None:
         """Raise `BusyError` if no picture would be accepted now."""
-        if not self._is_open:
-            raise BusyError("the server is stopping. Try again when it is back.")
         if self.waiting >= self._most_waiting:
             raise BusyError("too many pictures wait already. Try again in a moment.")
 
@@ -93,6 +90,7 @@ class Batcher:
             picture = await asyncio.get_running_loop().run_in_executor(self._readers, read)
             job = _Job(picture, settings, Future())
             self._jobs.put(job)
+            self._network.submit(self._caption_batch)
             caption = asyncio.wrap_future(job.caption)
             either: tuple[asyncio.Future[Any], ...] = (caption, gone)
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -103,36 +101,28 @@ class Batcher:
         finally:
             self.waiting -= 1
 
-    def _work(self) -> None:
-        while batch := self._next_batch():
-            alike: dict[SearchSettings, list[_Job]] = {}
-            for job in batch:
-                if job.caption.set_running_or_notify_cancel():
-                    alike.setdefault(job.settings, []).append(job)
-            for settings, jobs in alike.items():
-                try:
-                    captions = self._captioner.caption_prepared([job.picture for job in jobs], settings)
-                except Exception as error:  # whatever it is, the next pictures deserve a worker
-                    for job in jobs:
-                        job.caption.set_exception(error)
-                else:
-                    for job, caption in zip(jobs, captions, strict=True):
-                        job.caption.set_result(caption)
+    def _caption_batch(self) -> None:
+        """Caption a batch of the pictures that wait, if an earlier call has not captioned all of them."""
+        alike: dict[SearchSettings, list[_Job]] = {}
+        for job in self._next_batch():
+            if job.caption.set_running_or_notify_cancel():
+                alike.setdefault(job.settings, []).append(job)
+        for settings, jobs in alike.items():
+            try:
+                captions = self._captioner.caption_prepared([job.picture for job in jobs], settings)
+            except Exception as error:  # is raised where the captions are waited for
+                for job in jobs:
+                    job.caption.set_exception(error)
+            else:
+                for job, caption in zip(jobs, captions, strict=True):
+                    job.caption.set_result(caption)
 
     def _next_batch(self) -> list[_Job]:
-        """Wait for a picture, and return it with those that come soon after; none at the end."""
+        """Return a picture that waits and those that come soon after it, or nothing if none waits."""
         batch: list[_Job] = []
-        seconds = None
-        while len(batch) < self._batch_size:
-            try:
-                job = self._jobs.get(timeout=seconds)
-            except Empty:
-                break
-            if job is None:
-                self._jobs.put(None)
-                break
-            if not batch:
-                deadline = time.monotonic() + self._wait
-            batch.append(job)
-            seconds = max(0.0, deadline - time.monotonic())
+        deadline = time.monotonic() + self._wait
+        with suppress(Empty):
+            batch.append(self._jobs.get_nowait())
+            while len(batch) < self._batch_size:
+                batch.append(self._jobs.get(timeout=max(0.0, deadline - time.monotonic())))
         return batch

@@ -9,13 +9,26 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.cli import DONE, MODEL_HELP, USAGE, model_name, search_settings
+import numpy as np
+
+from captioner.captioning import load
+from captioner.cli import (
+    DONE,
+    INTERRUPTED,
+    MODEL_HELP,
+    MOST_AT_ONCE,
+    USAGE,
+    add_engine_options,
+    model_name,
+    search_settings,
+)
+from captioner.console import Parser, open_standard_streams, say, text, whole_number
 from captioner.errors import CaptionerError, MissingExtraError
+from captioner.installation import install_hint
 from captioner.version import __version__
 
 BACKLOG = 1024
@@ -27,22 +40,25 @@ PATIENCE = 60
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = _parse(arguments)
+    open_standard_streams()
     # Pillow tells of oddities in files, which are the clients' and no news.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
-        _serve(options)
+        _serve(make_parser().parse_args(arguments))
+    except BrokenPipeError:  # the reader of --help has seen enough
+        return DONE
     except CaptionerError as error:
         _say(f"error: {error}")
         return USAGE
     except KeyboardInterrupt:  # while it starts
-        return 130
+        return INTERRUPTED
     return DONE
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = Parser(
         prog="caption-web",
         description="Serve a page to caption pictures on, POST /api/caption for programs, and /docs about it.",
     )
@@ -50,11 +66,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     address = parser.add_argument_group("address")
     address.add_argument(
-        "--host", default="127.0.0.1", help="listen on this address (%(default)s: this machine alone)"
+        "--host", type=text, default="127.0.0.1", help="listen on this address (%(default)s: this machine alone)"
     )
-    address.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    address.add_argument(
+        "--port", type=whole_number(0, 65535), default=8000, metavar="N", help="0 takes a free one (%(default)s)"
+    )
     address.add_argument(
         "--allow-host",
+        type=text,
         action="append",
         metavar="NAME",
         help="answer requests for this name too, such as a proxy's; may be repeated (default: localhost where "
@@ -62,33 +81,49 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
 
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
-    model.add_argument("--device", default="auto", help="cpu, cuda, mps ... (default: %(default)s)")
+    model.add_argument("-m", "--model", type=text, metavar="MODEL", help=MODEL_HELP)
+    add_engine_options(model)
 
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-bytes", type=int, default=32 << 20, metavar="N", help="of a picture's file (%(default)s)"
+        "--max-bytes",
+        type=whole_number(1, 1 << 40),
+        default=32 << 20,
+        metavar="N",
+        help="of a picture's file (%(default)s)",
     )
     limits.add_argument(
-        "--max-pixels", type=int, default=64_000_000, metavar="N", help="of a picture (%(default)s)"
+        "--max-pixels",
+        type=whole_number(1, 1 << 40),
+        default=64_000_000,
+        metavar="N",
+        help="of a picture (%(default)s)",
     )
-    limits.add_argument("--queue", type=int, default=128, metavar="N", help="pictures that may wait (%(default)s)")
-    limits.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (%(default)s)")
+    limits.add_argument(
+        "--queue",
+        type=whole_number(1, 1 << 20),
+        default=128,
+        metavar="N",
+        help="pictures that may wait (%(default)s)",
+    )
+    limits.add_argument(
+        "--batch-size",
+        type=whole_number(1, MOST_AT_ONCE),
+        default=16,
+        metavar="N",
+        help="pictures at once (%(default)s)",
+    )
 
     words = parser.add_argument_group("choice of words")
     words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
     words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
     words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
-    words.add_argument("--ban", action="append", metavar="WORD", help="never write this word; may be repeated")
+    words.add_argument(
+        "--ban", type=text, action="append", metavar="WORD", help="never write this word; may be repeated"
+    )
     words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
 
-    options = parser.parse_args(arguments)
-    for name in ("max_bytes", "max_pixels", "queue", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if not 0 <= options.port <= 65535:
-        parser.error("--port must be 0 to 65535")
-    return options
+    return parser
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -100,12 +135,8 @@ def _serve(options: argparse.Namespace) -> None:
         if (error.name or "").startswith("captioner"):
             raise
         raise MissingExtraError(
-            f"the web server needs {error.name}, which is not installed. Run: pip install 'captioner[web]'"
+            f"the web server needs {error.name}, which is not installed. Run: {install_hint('web')}"
         ) from error
-    import numpy as np
-
-    from captioner.captioning import load
-
     listener = _listen(options.host, options.port)
     with listener:
         address, port = listener.getsockname()[:2]
@@ -113,9 +144,9 @@ def _serve(options: argparse.Namespace) -> None:
         allowed = [name.lower() for name in options.allow_host or ()]
         if is_ours:
             allowed += ["localhost", "127.0.0.1", "[::1]", options.host.lower()]
-        search = search_settings(options)
         checkpoint = model_name(options)
-        captioner = load(checkpoint, options.device)
+        search = search_settings(options, checkpoint)
+        captioner = load(checkpoint, options.device, threads=options.threads)
         # The first caption takes longest, and tells what is wrong with the choice of words.
         captioner.caption(np.zeros((8, 8, 3), np.uint8), search)
         settings = WebSettings(
@@ -156,5 +187,5 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _say(text: str) -> None:
-    print(f"caption-web: {text}", file=sys.stderr, flush=True)
+def _say(message: str) -> None:
+    say("caption-web", message)

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from captioner import images
 from captioner.captioning import Captioner, Prepared
 from captioner.errors import CaptionerError, ImageError, ImageTooLargeError
-from captioner.output import to_record
 from captioner.search import SearchSettings
 from captioner.version import __version__
 from captioner.web.batching import Batcher, GoneError
@@ -33,6 +32,7 @@ from captioner.web.reference import reference_page
 from captioner.web.uploads import (
     FIELD,
     BusyError,
+    EncodedError,
     FormError,
     RefusalResponse,
     TooLongError,
@@ -69,10 +69,10 @@ logger = logging.getLogger(__name__)
 class WebSettings:
     """What the server permits."""
 
-    search: SearchSettings = field(default_factory=SearchSettings)
-    """How to choose the words; a request chooses candidates and alternatives."""
-    model: str = "default"
-    """What to call the model."""
+    search: SearchSettings | None = None
+    """How to choose the words; a request chooses candidates and alternatives. None: the model's own settings."""
+    model: str | None = None
+    """Name of the model in `/health`. None: that of its file."""
     max_bytes: int = 32 << 20
     """Largest picture file."""
     max_pixels: int = 64_000_000
@@ -105,6 +105,8 @@ class CaptionRecord(_Described):
     """The words as a sentence."""
     log_prob: float | None
     """Log-probability of the whole caption, its end included."""
+    score: float | None
+    """What captions are ranked by: the log-probability, normalised by length."""
     words: list[str]
     log_probs: list[float | None]
     """Log-probability of each word, given those before it."""
@@ -162,7 +164,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "Not a picture that can be read, or a broken form."},
     408: {"model": Problem, "description": "The upload was too slow."},
     413: {"model": Problem, "description": "Too many bytes or pixels."},
-    422: {"model": Problem, "description": "A parameter is out of its range."},
+    415: {"model": Problem, "description": "The upload has a Content-Encoding, such as gzip."},
+    422: {"model": Problem, "description": "A parameter is unknown or out of its range."},
     500: {"model": Problem, "description": "The server failed; its log tells why."},
     503: {"model": Problem, "description": "Too much to do. Try again after the seconds in Retry-After."},
 }
@@ -182,7 +185,9 @@ no bounds and writes to disk."""
 
 
 def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> FastAPI:
-    """Return the application, for any server of ASGI.
+    """Return the application, for any ASGI server; it can also be mounted in another ASGI application.
+
+    Threads start with the first picture, and end when the server stops.
 
     Args:
         captioner: one thread of the application uses its network.
@@ -192,12 +197,19 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     batcher = Batcher(
         captioner, batch_size=settings.batch_size, wait=settings.batch_wait, most_waiting=settings.queue
     )
-    most_candidates = min(MOST_CANDIDATES, settings.search.beam_size)
+    search = settings.search or captioner.search_settings
+    most_candidates = min(MOST_CANDIDATES, search.beam_size)
+    model = settings.model or (captioner.path.stem if captioner.path else "unnamed")
+
+    class Parameters(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        candidates: int = Field(1, ge=1, le=most_candidates, description="Captions, best first.")
+        alternatives: int = Field(3, ge=0, le=MOST_ALTERNATIVES, description="Other words to report for each word.")
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with batcher:
-            yield
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:  # not called where the application is mounted
+        yield
+        batcher.close()
 
     app = FastAPI(
         title="captioner",
@@ -212,18 +224,22 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     app.add_exception_handler(RequestValidationError, _explain_parameters)
     app.mount("/static", StaticFiles(directory=STATIC))
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def reference() -> HTMLResponse:
         return HTMLResponse(reference_page(app.openapi()))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="How the server is", response_description="It is well.")
     async def health() -> Health:
-        return Health(status="ok", version=__version__, model=settings.model, queue=batcher.waiting)
+        return Health(status="ok", version=__version__, model=model, queue=batcher.waiting)
 
+    @app.head("/api/limits", include_in_schema=False)
     @app.get("/api/limits", summary="What the server permits", response_description="The limits.")
     async def limits() -> Limits:
         return Limits(bytes=settings.max_bytes, candidates=most_candidates)
@@ -236,16 +252,10 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
         responses=PROBLEMS,
         openapi_extra={"requestBody": BODY},
     )
-    async def caption(
-        request: Request,
-        candidates: Annotated[int, Query(ge=1, le=most_candidates, description="Captions, best first.")] = 1,
-        alternatives: Annotated[
-            int, Query(ge=0, le=MOST_ALTERNATIVES, description="Other words to tell for each.")
-        ] = 3,
-    ) -> Response:
+    async def caption(request: Request, parameters: Annotated[Parameters, Query()]) -> Response:
         """Send the picture as the body, or in the field `picture` of a form. It is kept no longer than it takes."""
         batcher.check_room()
-        search = replace(settings.search, candidates=candidates, alternatives=alternatives)
+        chosen = replace(search, candidates=parameters.candidates, alternatives=parameters.alternatives)
         content_type = request.headers.get("content-type", "")
         async with uploads.receive(request) as body:
 
@@ -256,11 +266,11 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
 
             gone = asyncio.ensure_future(_disconnect(request))
             try:
-                picture, found = await batcher.caption(read, search, gone)
+                picture, found = await batcher.caption(read, chosen, gone)
             finally:
                 gone.cancel()
         width, height = picture.size
-        return JSONResponse({"width": width, "height": height, **to_record(found, attention=True)})
+        return JSONResponse({"width": width, "height": height, **found.to_dict(attention=True)})
 
     return app
 
@@ -277,6 +287,7 @@ STATUS: dict[type[CaptionerError], int] = {
     FormError: 400,
     TooLongError: 413,
     TooSlowError: 408,
+    EncodedError: 415,
     BusyError: 503,
 }
 """What to answer to each error; the first that fits."""
@@ -289,6 +300,8 @@ async def _explain(_: Request, error: Exception) -> Response:
     content = {"detail": str(error).replace(images.name(b""), "the picture", 1)}
     if isinstance(error, TooLongError):
         return RefusalResponse(content, status)
+    if isinstance(error, EncodedError):
+        return RefusalResponse(content, status, {"Accept-Encoding": "identity"})  # RFC 7694, section 3
     if isinstance(error, BusyError):
         return RefusalResponse(content, status, {"Retry-After": RETRY_AFTER})
     return JSONResponse(content, status, {"Connection": "close"} if isinstance(error, TooSlowError) else None)
@@ -296,7 +309,10 @@ async def _explain(_: Request, error: Exception) -> Response:
 
 async def _explain_parameters(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    reasons = {"extra_forbidden": "there is no such parameter"}
+    problems = [
+        f"{problem['loc'][-1]}: {reasons.get(problem['type'], problem['msg'])}" for problem in error.errors()
+    ]
     return JSONResponse({"detail": "; ".join(problems)}, 422)
 
 

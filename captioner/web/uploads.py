@@ -41,6 +41,10 @@ class TooSlowError(CaptionerError):
     """An upload that took too long."""
 
 
+class EncodedError(CaptionerError):
+    """An upload with a Content-Encoding."""
+
+
 class FormError(CaptionerError):
     """A form that is broken, or holds no picture."""
 
@@ -67,6 +71,7 @@ class Uploads:
         """Read the body of a request, which counts as held until the end of the context.
 
         Raises:
+            EncodedError: if it is compressed. Pictures are compressed already, and decoding would need bounds.
             TooLongError: as soon as it is too long.
             TooSlowError: when its time is over.
             BusyError: if too much is held.
@@ -79,6 +84,9 @@ class Uploads:
             self.held -= len(body)
 
     async def _fill(self, body: bytearray, request: Request) -> None:
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise EncodedError(f"Content-Encoding {encoding!r} is not supported. Send the picture as it is.")
         longest = self._longest + (FORM_BYTES if is_form(request.headers.get("content-type", "")) else 0)
         too_long = TooLongError(f"the picture is larger than {self._longest:,} bytes. Send a smaller one.")
         declared = request.headers.get("content-length", "")

@@ -4,11 +4,13 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from captioner.errors import OutputError
-from captioner.files import write_atomically
+from captioner.files import is_file, is_folder, write_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions, locks and signals of POSIX")
 
@@ -134,3 +136,84 @@ def test_a_link_in_the_way_is_not_written_through(tmp_path):
         file.write(b"new")
     assert precious.read_bytes() == b"old"
     assert (tmp_path / "result").read_bytes() == b"new"
+
+
+@posix
+def test_a_stream_is_written_to_and_never_replaced(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "link").symlink_to(fifo)
+    for path in (fifo, tmp_path / "link"):
+        for overwrite in (True, False):
+            with write_atomically(path, overwrite=overwrite) as file:
+                file.write(b"all of it")
+            assert os.read(reader, 100) == b"all of it"
+    with suppress(ValueError), write_atomically(fifo) as file:
+        file.write(b"half of it")
+        raise ValueError
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link"]
+    assert fifo.is_fifo()
+
+
+@posix
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    null = tmp_path / "null"
+    try:
+        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        null = Path(os.devnull)
+    with write_atomically(null, overwrite=True) as file:
+        file.write(b"nothing")
+    assert stat.S_ISCHR(null.stat().st_mode)
+
+
+@posix
+def test_a_disk_is_refused(tmp_path):
+    disk = tmp_path / "disk"
+    try:
+        os.mknod(disk, stat.S_IFBLK | 0o600, os.makedev(240, 0))
+    except PermissionError:
+        pytest.skip("only the superuser makes devices")
+    with (
+        pytest.raises(OutputError, match="disk: this is a disk, not a file"),
+        write_atomically(disk, overwrite=True),
+    ):
+        pass
+    assert stat.S_ISBLK(disk.stat().st_mode)
+
+
+@posix
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_a_descriptor_receives_the_bytes_whatever_it_was_redirected_to(tmp_path, name):
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"before\n")
+        log.flush()
+        with write_atomically(name.format(log.fileno())) as file:
+            file.write(b"all of it")
+    assert (tmp_path / "log").read_bytes() == b"before\nall of it"
+    with pytest.raises(OutputError, match="cannot write this file"), write_atomically("/dev/fd/987654"):
+        pass
+
+
+@posix
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path, is_there):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "result", tmp_path / "link"
+    link.symlink_to(target)
+    if is_there:
+        target.write_bytes(b"old")
+    with pytest.raises(OutputError, match="link: exists already"), write_atomically(link):
+        pass
+    with write_atomically(link, overwrite=True) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "missing/file"])
+def test_there_is_no_file_nor_folder_of_an_impossible_name(name):
+    assert not is_file(name)
+    assert not is_folder(name)

@@ -3,14 +3,14 @@ import io
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from captioner.captioning import Caption
+from captioner.caption import Caption, Rectangle
 from captioner.errors import OutputError
-from captioner.images import Rectangle
-from captioner.output import FORMATS, make_writer, plan_output, sidecar_path, spell, write_sidecar
+from captioner.output import FORMATS, Sidecars, write_sidecar
 
 
 def make_caption(text="a dog", log_prob=-1.23456789, candidates=()):
@@ -28,11 +28,9 @@ def make_caption(text="a dog", log_prob=-1.23456789, candidates=()):
 
 
 def written(format, *pictures, **options):
-    stream = io.StringIO()
-    writer = make_writer(format, stream, **options)
-    for image, caption in pictures:
-        writer.write(image, caption)
-    return stream.getvalue()
+    """Return a whole file."""
+    lines = FORMATS[format](**options)
+    return lines.heading + "".join(lines.lines(image, caption) for image, caption in pictures)
 
 
 def test_text_is_the_name_a_tab_and_the_caption():
@@ -69,6 +67,7 @@ def test_json_lines_hold_one_object_a_picture():
         "image": "ö.jpg",
         "caption": "a dog",
         "log_prob": -1.23457,
+        "score": -1.23457,
         "words": ["a", "dog"],
         "log_probs": [-0.12346, -0.12346],
     }
@@ -118,11 +117,8 @@ def test_csv_has_a_header_and_a_row_a_candidate():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_name_that_is_not_utf8_is_escaped(format, tmp_path):
-    name = os.fsdecode(b"caf\xe9.jpg")
-    with plan_output(tmp_path / "out").open() as stream:
-        make_writer(format, stream).write(name, make_caption())
-    assert "caf\\udce9.jpg" in (tmp_path / "out").read_text("utf-8")
+def test_a_name_that_is_not_utf8_is_escaped(format):
+    assert "caf\\udce9.jpg" in written(format, (os.fsdecode(b"caf\xe9.jpg"), make_caption()))
 
 
 def test_json_gives_a_name_that_is_not_utf8_back():
@@ -130,45 +126,47 @@ def test_json_gives_a_name_that_is_not_utf8_back():
     assert json.loads(written("jsonl", (name, make_caption())))["image"] == name
 
 
+NAMES = ["a b.jpg", "tab\there.jpg", 'quote",.jpg', "", "-", "犬.jpg", os.fsdecode(b"caf\xe9.jpg")]
+
+
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_picture_is_in_the_file_as_soon_as_it_is_written(format, tmp_path):
-    path = tmp_path / "out"
-    with plan_output(path).open() as stream:
-        writer = make_writer(format, stream)
-        for count in (1, 2):
-            writer.write("a.jpg", make_caption())
-            lines = path.read_bytes().splitlines(keepends=True)
-            assert len(lines) == count + (format == "csv")
-            assert lines[-1].endswith(b"\n")
+@pytest.mark.parametrize("name", NAMES)
+def test_each_line_starts_with_its_picture_and_its_name_can_be_read_back(format, name):
+    writer = FORMATS[format]()
+    lines = writer.lines(name, make_caption(candidates=(make_caption('a "cat", red'),))).splitlines()
+    assert len(lines) == (1 if writer.whole_line else 2)
+    for line in lines:
+        assert line.startswith(writer.start(name))
+        assert writer.read_name(line) == writer.spell(name)
 
 
-def test_an_unknown_format_is_refused():
-    with pytest.raises(OutputError, match=r"'xml'\. Choose one of text, jsonl, csv"):
-        make_writer("xml", io.StringIO())
-
-
-def test_an_existing_output_is_overwritten_only_on_demand(tmp_path):
-    path = tmp_path / "out.csv"
-    path.write_text("old")
-    with pytest.raises(OutputError, match=r"out\.csv: exists already"):
-        plan_output(path)
-    assert path.read_text() == "old"
-    with plan_output(path, existing="overwrite").open():
-        pass
-    assert path.read_text() == ""
-
-
-@pytest.mark.parametrize("place", ["missing/out.csv", "."])
-def test_an_output_that_cannot_be_opened_is_an_output_error(tmp_path, place):
-    with pytest.raises(OutputError, match="cannot write this file"):
-        plan_output(tmp_path / place, existing="overwrite").open()
+def test_formats_are_registered_by_their_names():
+    assert {name: format.name for name, format in FORMATS.items()} == {name: name for name in FORMATS}
 
 
 def test_a_sidecar_stands_beside_its_picture(tmp_path):
-    path = sidecar_path(tmp_path / "my.dog.jpg", ".txt")
+    path = Sidecars(".txt").path(tmp_path / "my.dog.jpg")
     assert path == tmp_path / "my.dog.txt"
     write_sidecar(path, make_caption("ein Hündchen"))
     assert path.read_bytes() == "ein Hündchen\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "sidecar"),
+    [("dog.PNG", "dog.txt"), ("dog", "dog.txt"), ("dog.v2", "dog.v2.txt"), (".jpg", ".jpg.txt")],
+)
+def test_only_the_suffix_of_a_picture_is_replaced(name, sidecar):
+    assert Sidecars(".txt").path(f"photos/{name}") == Path("photos", sidecar)
+
+
+def test_pictures_that_would_share_a_sidecar_have_none(tmp_path):
+    for name in ("dog.jpg", "dog.png", "cat.jpg", "cat.txt", "bird.webp"):
+        (tmp_path / name).touch()
+    sidecars = Sidecars(".txt")
+    for name, other in {"dog.jpg": "dog.png", "dog.png": "dog.jpg", "bird": "bird.webp"}.items():
+        with pytest.raises(OutputError, match=rf"{name}: {other} in the same folder would have the same file"):
+            sidecars.path(tmp_path / name)
+    assert sidecars.path(tmp_path / "cat.jpg") == tmp_path / "cat.txt"
 
 
 def test_an_existing_sidecar_is_overwritten_or_added_to_only_on_demand(tmp_path):
@@ -184,80 +182,13 @@ def test_an_existing_sidecar_is_overwritten_or_added_to_only_on_demand(tmp_path)
     assert path.read_text() == "a dog\na dog\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix"), [("dog.jpg", ".jpg"), ("dog.jpg", ".JPG"), ("dog.jpg", ".small.png"), ("dog.dat", ".dat")]
-)
-def test_a_sidecar_never_takes_the_place_of_a_picture(name, suffix):
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".small.png"])
+def test_a_sidecar_never_replaces_a_picture(suffix):
     with pytest.raises(OutputError, match="suffix of pictures"):
-        sidecar_path(name, suffix)
+        Sidecars(suffix)
 
 
 @pytest.mark.parametrize("suffix", ["", ".", "txt", "./txt", ".a/../../b", ".txt."])
 def test_what_is_no_suffix_is_refused(suffix):
-    with pytest.raises(OutputError, match="is no suffix"):
-        sidecar_path("dog.jpg", suffix)
-
-
-NAMES = ["a b.jpg", "tab\there.jpg", 'quote",.jpg', os.fsdecode(b"caf\xe9.jpg")]
-
-
-def write_all(output, format, names):
-    with output.open() as stream:
-        writer = make_writer(format, stream, heading=not output.kept)
-        for name in names:
-            writer.write(name, replace(make_caption(), candidates=(make_caption("a cat"),)))
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_file_is_gone_on_with_after_the_last_picture_that_it_has_whole(format, tmp_path):
-    """Wherever a run was cut off, the next one makes the file what an undisturbed one would have."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    write_all(plan_output(whole), format, NAMES)
-    content = whole.read_bytes()
-    for length in range(len(content) + 1):
-        cut.write_bytes(content[:length])
-        output = plan_output(cut, format, "skip", candidates=2)
-        todo = [name for name in NAMES if spell(name, format) not in output.done]
-        assert todo == NAMES[len(NAMES) - len(todo) :]
-        assert todo or length == len(content)
-        write_all(output, format, todo)
-        assert cut.read_bytes() == content
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_what_is_added_comes_after_what_is_there(format, tmp_path):
-    path = tmp_path / "out"
-    write_all(plan_output(path), format, NAMES)
-    before = path.read_bytes()
-    output = plan_output(path, format, "append", candidates=2)
-    assert not output.done
-    write_all(output, format, NAMES[:1])
-    assert path.read_bytes().startswith(before)
-    assert path.read_bytes() != before
-
-
-@pytest.mark.parametrize(
-    ("format", "content"),
-    [
-        ("text", b"notes\n"),
-        ("text", b"\xff\t\n"),
-        ("jsonl", b"[1]\n"),
-        ("jsonl", b"dog\n"),
-        ("csv", b"a,b\n"),
-        ("csv", b"a" * 200_000 + b"\n"),
-    ],
-)
-def test_a_file_of_something_else_is_never_added_to(format, content, tmp_path):
-    path = tmp_path / "out"
-    path.write_bytes(content)
-    with pytest.raises(OutputError, match=rf"out: line 1 is no caption of --format {format}"):
-        plan_output(path, format, "skip")
-    assert path.read_bytes() == content
-
-
-def test_csv_of_other_columns_is_never_added_to(tmp_path):
-    path = tmp_path / "out"
-    path.write_text("image,rank,caption,log_prob\na.jpg,1,a dog,-1.5\n")
-    message = r"line 1 is no caption of --format csv \(4 columns, not image, rank, caption, log_prob, log_probs\)"
-    with pytest.raises(OutputError, match=message):
-        plan_output(path, "csv", "skip")
+    with pytest.raises(OutputError, match="is not a suffix"):
+        Sidecars(suffix)

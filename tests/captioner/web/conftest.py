@@ -58,8 +58,11 @@ class Client:
 class Process(Client):
     """Runs `caption-web` on a free port, and asks it."""
 
-    def __init__(self, *options):
-        command = [sys.executable, "-m", "captioner.web", "--port", "0", *map(str, options)]
+    def __init__(self, *options, without=()):
+        """Start it. Modules that are named in `without` cannot be imported, as if they were not installed."""
+        code = f"import sys, runpy; sys.modules |= dict.fromkeys({without!r}); runpy.run_module('captioner.web')"
+        start = ["-c", code] if without else ["-m", "captioner.web"]
+        command = [sys.executable, *start, "--port", "0", *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         told = self.process.stderr.readline()
         address = re.fullmatch(r"caption-web: open http://127\.0\.0\.1:(\d+) .*\n", told)
@@ -85,18 +88,18 @@ class Process(Client):
 def serve_process():
     """Start `caption-web` with options, and return a client of it."""
     with ExitStack() as stack:
-        yield lambda *options: stack.enter_context(closing(Process(*options)))
+        yield lambda *options, **more: stack.enter_context(closing(Process(*options, **more)))
 
 
 @contextmanager
-def running(captioner, settings):
+def running(captioner, settings, wrap=lambda app: app):
     import uvicorn
 
     from captioner.web.server import WebSettings, create_app
 
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         client = Client(listener.getsockname()[1])
-        app = create_app(captioner, WebSettings(**settings))
+        app = wrap(create_app(captioner, WebSettings(**settings)))
         server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="critical"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -109,9 +112,11 @@ def running(captioner, settings):
 
 @pytest.fixture
 def serve():
-    """Start a server on a free port, and return a client of it."""
+    """Start a server on a free port, and return a client of it. `wrap` puts the application into another one."""
     with ExitStack() as stack:
-        yield lambda captioner, **settings: stack.enter_context(running(captioner, settings))
+        yield lambda captioner, wrap=lambda app: app, **settings: stack.enter_context(
+            running(captioner, settings, wrap)
+        )
 
 
 @pytest.fixture(scope="module")

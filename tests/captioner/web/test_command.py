@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from captioner.installation import install_hint
 from captioner.web import command
 
 pytest.importorskip("fastapi", reason="needs the extra web")
@@ -23,12 +24,17 @@ def test_the_command_serves_until_a_signal_stops_it_with_success(serve_process, 
     assert client.stop(number) == (0, "")
 
 
+def test_the_server_runs_without_pytorch(serve_process, tiny_checkpoint, pictures):
+    client = serve_process("--model", tiny_checkpoint, without=("torch", "torchvision"))
+    assert client.caption(pictures[0].read_bytes()).status == 200
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--port", "65536"], "--port must be 0 to 65535"),
-        (["--queue", "0"], "--queue must be at least 1"),
-        (["--max-bytes", "-1"], "--max-bytes must be at least 1"),
+        (["--port", "65536"], "--port: must be 0 to 65535"),
+        (["--queue", "0"], "--queue: must be 1 to 1048576"),
+        (["--max-bytes", "-1"], "--max-bytes: must be 1 to "),
     ],
 )
 def test_options_that_cannot_be_are_refused(capsys, options, problem):
@@ -71,4 +77,4 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, missing):
     from captioner.web.command import main
 
     assert main([]) == 2
-    assert "pip install 'captioner[web]'" in capsys.readouterr().err
+    assert f"which is not installed. Run: {install_hint('web')}\n" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from captioner.checkpoint import SHIPPED
+from captioner.model_file import SHIPPED
 
 CLIENTS = 64
 SECONDS = float(os.environ.get("CAPTIONER_LOAD_SECONDS", "24"))  # with all clients

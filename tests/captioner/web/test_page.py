@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from captioner import page as overlay_page
-from captioner.captioning import Caption, Captioner
-from captioner.images import ImageSettings, Rectangle
+from captioner.caption import Caption, Rectangle
+from captioner.captioning import Captioner
+from captioner.images import ImageSettings
 from captioner.overlay import DIMMED, light_up
 
 STATIC = Path(overlay_page.__file__).parent / "web" / "static"
@@ -60,7 +61,7 @@ def visit(browser, serve, tiny):
 
     def visit(width=1280, captioner=None, is_failing=False, script="", **options):
         frame = ImageSettings(size=64, frame="crop")  # so that the network does not see all of a picture
-        scripted = Scripted(tiny.network, replace(tiny.header, images=frame))
+        scripted = Scripted(tiny.engine, replace(tiny.header, images=frame))
         address = f"http://127.0.0.1:{serve(captioner or scripted, max_bytes=MAX_BYTES).port}/"
         settings = {"reduced_motion": "reduce", "viewport": {"width": width, "height": 800}} | options
         context = browser.new_context(**settings)

@@ -1,3 +1,5 @@
+import asyncio
+import gzip
 import io
 import json
 import re
@@ -11,15 +13,15 @@ import pytest
 from PIL import Image
 
 from captioner import SearchSettings
-from captioner.captioning import Caption, Captioner
+from captioner.caption import Caption
+from captioner.captioning import Captioner
 from captioner.errors import CaptionerError
-from captioner.output import to_record
 
 pytest.importorskip("fastapi", reason="needs the extra web")
 
 from captioner.web import server, uploads
 from captioner.web.batching import Batcher
-from captioner.web.uploads import BusyError, FormError, find_picture
+from captioner.web.uploads import FormError, find_picture
 
 BOUNDARY = "----a boundary"
 FORM = f'multipart/form-data; boundary="{BOUNDARY}"'
@@ -45,7 +47,7 @@ def draw(size=(90, 70), seed=0, kind="PNG", **options):
 def record(captioner, picture, candidates=1, alternatives=3):
     """What the command line tells of a picture."""
     caption = captioner.caption(picture, SearchSettings(candidates=candidates, alternatives=alternatives))
-    return json.loads(json.dumps(to_record(caption, attention=True)))
+    return json.loads(json.dumps(caption.to_dict(attention=True)))
 
 
 def same(one, other):
@@ -76,7 +78,7 @@ class Held(Captioner):
     """A captioner that waits at the network until it may go on, and remembers its batches."""
 
     def __init__(self, captioner):
-        super().__init__(captioner.network, captioner.header)
+        super().__init__(captioner.engine, captioner.header)
         self.may_go = threading.Event()
         self.batches = []
 
@@ -90,7 +92,7 @@ class Held(Captioner):
 def quick(tiny, serve_long):
     """A server that is quick as the network is left out."""
     hosts = ("127.0.0.1", "here", "[::1]")
-    return serve_long(Quick(tiny.network, tiny.header), max_bytes=1 << 20, hosts=hosts)
+    return serve_long(Quick(tiny.engine, tiny.header), max_bytes=1 << 20, hosts=hosts)
 
 
 @pytest.fixture
@@ -136,12 +138,18 @@ def test_one_caption_and_three_alternatives_are_usual(client, tiny):
 
 
 @pytest.mark.parametrize(
-    "query", ["candidates=0", "candidates=6", "alternatives=-1", "alternatives=11", "candidates=x"]
+    "query", ["candidates=0", "candidates=6", "alternatives=-1", "alternatives=11", "candidates=x", "candidate=3"]
 )
-def test_a_parameter_out_of_its_range_is_told_in_one_line(client, query):
+def test_a_parameter_that_is_unknown_or_out_of_its_range_is_refused_in_one_line(client, query):
     answer = client.caption(draw(), f"?{query}")
     assert answer.status == 422
-    assert json.loads(answer.content)["detail"].startswith(query.partition("=")[0])
+    assert json.loads(answer.content)["detail"].startswith(query.partition("=")[0] + ": ")
+
+
+def test_an_unknown_parameter_is_called_so(client):
+    answer = client.caption(draw(), "?candidates=2&beam_size=3&x=1")
+    expected = "beam_size: there is no such parameter; x: there is no such parameter"
+    assert json.loads(answer.content) == {"detail": expected}
 
 
 def test_the_fields_of_a_reply_are_those_that_are_documented(client):
@@ -153,14 +161,49 @@ def test_the_fields_of_a_reply_are_those_that_are_documented(client):
         assert candidate.keys() <= schemas["CaptionRecord"]["properties"].keys()
     server.Reply.model_validate_json(json.dumps(reply), strict=False)
     operation = description["paths"]["/api/caption"]["post"]
-    assert {"200", "400", "408", "413", "422", "500", "503"} == operation["responses"].keys()
+    assert {"200", "400", "408", "413", "415", "422", "500", "503"} == operation["responses"].keys()
+    assert [each["name"] for each in operation["parameters"]] == ["candidates", "alternatives"]
     assert "multipart/form-data" in operation["requestBody"]["content"]
     assert "image/*" in operation["requestBody"]["content"]
 
 
 def test_health_and_limits_tell_how_the_server_is(client):
-    assert client.health() == {"status": "ok", "version": server.__version__, "model": "default", "queue": 0}
+    assert client.health() == {"status": "ok", "version": server.__version__, "model": "tiny", "queue": 0}
     assert json.loads(client.ask("GET", "/api/limits").content) == {"bytes": 1 << 20, "candidates": 5}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/docs", "/api/limits", "/openapi.json", "/static/page.css"])
+def test_head_gives_the_headers_of_get(client, path):
+    got, headers = client.ask("GET", path), client.ask("HEAD", path)
+    assert (headers.status, headers.content) == (200, b"")
+    for name in ("Content-Length", "Content-Type", "Content-Security-Policy"):
+        assert headers.headers[name] == got.headers[name]
+
+
+def test_the_models_own_search_settings_are_used_unless_others_are_given(serve, tiny):
+    captioner = Captioner(tiny.engine, replace(tiny.header, search=SearchSettings(beam_size=1, max_words=2)))
+    reply = json.loads(serve(captioner).caption(draw()).content)
+    assert len(reply["words"]) <= 2
+    assert reply["caption"] == captioner.caption(draw()).text
+
+
+def test_the_application_works_where_it_is_mounted(serve, tiny, browser):
+    from fastapi import FastAPI
+
+    def mount(app):
+        outer = FastAPI()
+        outer.mount("/captions", app)
+        return outer
+
+    client = serve(tiny, mount)
+    answer = client.ask("POST", "/captions/api/caption", draw())
+    assert (answer.status, json.loads(answer.content)["caption"]) == (200, tiny.caption(draw()).text)
+    tab = browser.new_page()
+    tab.goto(f"http://127.0.0.1:{client.port}/captions")
+    tab.set_input_files("#choose", {"name": "a.png", "mimeType": "image/png", "buffer": draw()})
+    tab.locator("[data-state=captioned]").wait_for()
+    tab.close()
+    assert client.ask("GET", "/captions/docs").status == 200
 
 
 def test_a_narrow_beam_permits_fewer_candidates(serve, tiny):
@@ -271,7 +314,7 @@ def test_an_error_of_the_network_fails_its_pictures_and_no_others(serve, tiny, c
                 raise RuntimeError("secret")
             return super().caption_prepared(pictures, settings)
 
-    client = serve(Failing(tiny.network, tiny.header))
+    client = serve(Failing(tiny.engine, tiny.header))
     answer = client.caption(draw(), "?alternatives=7")
     assert answer.status == 500
     assert "secret" not in answer.content.decode()
@@ -298,11 +341,21 @@ def test_a_stopping_server_finishes_what_it_accepted(serve, held):
     assert not client.thread.is_alive()
 
 
-def test_what_has_stopped_accepts_nothing(tiny):
-    with Batcher(tiny, batch_size=1, wait=0, most_waiting=1) as batcher:
-        batcher.check_room()
-    with pytest.raises(BusyError, match="is stopping"):
-        batcher.check_room()
+def test_a_batcher_ends_its_threads_when_it_is_closed_and_starts_others_when_it_is_used_again(tiny):
+    before = set(threading.enumerate())
+    batcher = Batcher(tiny, batch_size=4, wait=0, most_waiting=4)
+    assert set(threading.enumerate()) == before
+
+    async def caption():
+        gone = asyncio.get_running_loop().create_future()
+        return (await batcher.caption(lambda: tiny.prepare(draw()), SearchSettings(), gone))[1].text
+
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as thread:  # in the test's own there may be another loop, of a browser
+            assert thread.submit(lambda: asyncio.run(caption())).result() == tiny.caption(draw()).text
+        assert len(set(threading.enumerate()) - before) == 2
+        batcher.close()
+        assert set(threading.enumerate()) == before
 
 
 # Limits
@@ -350,6 +403,16 @@ def wait_for_room(client):
         if client.caption(bytes(99_000)).status == 400:
             return
     raise AssertionError("the uploads of clients that went away still count")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate, gzip"])
+def test_compressed_uploads_are_refused_with_advice(quick, encoding):
+    answer = quick.caption(gzip.compress(draw()), Content_Encoding=encoding)
+    assert answer.status == 415
+    assert answer.headers["Accept-Encoding"] == "identity"
+    expected = f"Content-Encoding {encoding.lower()!r} is not supported. Send the picture as it is."
+    assert json.loads(answer.content) == {"detail": expected}
+    assert quick.caption(draw(), Content_Encoding="identity").status == 200
 
 
 def test_a_slow_upload_is_given_up(serve, tiny):
@@ -518,5 +581,5 @@ def test_errors_that_are_no_fault_of_the_picture_are_not_told_as_such(serve, tin
         def caption_prepared(self, pictures, settings):
             raise CaptionerError("ban: no word is left to write")
 
-    client = serve(Refusing(tiny.network, replace(tiny.header)))
+    client = serve(Refusing(tiny.engine, replace(tiny.header)))
     assert client.caption(draw()).status == 500
