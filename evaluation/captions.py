@@ -12,7 +12,7 @@ Candidates, one an image:
     * JSON Lines, as `caption --format jsonl` writes: `{"image": "photos/dog.jpg", "caption": "a dog"}`;
     * one object: `{"dog.jpg": "a dog"}`.
 
-Ids are text throughout: 42 and "42" are the same image.
+Ids are text throughout: 42, 42.0 and "42" are the same image.
 """
 
 import json
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
+from evaluation.datasets.files import parse_json
 from evaluation.metrics import METRICS, BleuCounts, Scores, name_images
 
 
@@ -145,6 +146,11 @@ def read_scores(path: str | Path) -> Scores[str]:
     Raises:
         DataError: if the file cannot be read, or holds something else.
     """
+    if Path(path).is_dir():
+        raise DataError(
+            f"{path}: a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN. "
+            f"Or score their checkpoints first: python -m evaluation run {path} --data LAYOUT:PATH --json FILE"
+        )
     content = _read(path)
     try:
         counts = {
@@ -170,20 +176,24 @@ def _read(path: str | Path) -> Any:
     """Return what a file of JSON holds, or the list of what the lines of a file of JSON Lines hold."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL character in the path
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise DataError(f"{path}: cannot read this file ({reason})") from error
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError as whole:
         content = []
         for number, line in enumerate(text.split("\n"), start=1):
             try:
                 if line.strip():
-                    content.append(json.loads(line))
+                    content.append(parse_json(line))
             except json.JSONDecodeError as error:
                 reason = f"{error.msg} in line {number}" if content else f"{whole.msg} in line {whole.lineno}"
                 raise DataError(f"{path}: neither JSON nor JSON Lines ({reason})") from error
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: cannot use this JSON ({error})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: cannot use this JSON ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("image"), str):
         content = [content]  # JSON Lines of one line
     if not content or not isinstance(content, (dict, list)):
@@ -201,7 +211,12 @@ def _pairs(content: Any, key: str, value: str, path: str | Path) -> Iterator[tup
     for number, record in enumerate(content, start=1):
         if not isinstance(record, dict) or not {key, value} <= record.keys():
             raise DataError(f"{path}: record {number}: expected {key!r} and {value!r}, got {_show(record)}")
-        yield str(record[key]), record[value]
+        yield _to_id(record[key]), record[value]
+
+
+def _to_id(value: Any) -> str:
+    """Return an image id as text; 42.0, as pandas writes a column of numbers with gaps, is 42."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _text(caption: Any, image: str, path: str | Path) -> str:
@@ -211,5 +226,8 @@ def _text(caption: Any, image: str, path: str | Path) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "lists or objects, nested deep"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
+from captioner.caption import Caption
+from captioner.captioning import Captioner
 from captioner.errors import ImageError
+from captioner.search import SearchSettings
 from evaluation import bootstrap
 from evaluation.bootstrap import Interval, Ratio, Tally
 from evaluation.captions import to_json
@@ -16,10 +19,6 @@ from evaluation.grounding import NOTHING, Truth, objects_to_text, tally
 from evaluation.metrics import Scorer, Scores
 from evaluation.scoring import score
 from evaluation.tables import scores_to_text
-
-if TYPE_CHECKING:  # these bring torch, which scoring does without
-    from captioner.captioning import Caption, Captioner
-    from captioner.search import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class Findings:
 
 
 def evaluate(
-    model: "Captioner",
+    model: Captioner,
     records: Sequence[Record],
-    settings: "SearchSettings",
+    settings: SearchSettings,
     truth: Truth = NOTHING,
     batch_size: int = 64,
 ) -> Findings:
@@ -83,12 +82,12 @@ def evaluate(
 
 
 def caption_pictures(
-    model: "Captioner",
+    model: Captioner,
     records: Sequence[Record],
-    settings: "SearchSettings",
+    settings: SearchSettings,
     batch_size: int = 64,
     title: str | None = None,
-) -> "Iterator[tuple[Record, Caption]]":
+) -> Iterator[tuple[Record, Caption]]:
     """Yield each record with the caption of its picture; on a terminal a progress bar shows, named `title`.
 
     Raises:

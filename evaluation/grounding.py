@@ -5,11 +5,11 @@ All is counted image by image, in tallies, which `evaluation.bootstrap.ratios` t
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from captioner.images import Rectangle
+from captioner.caption import Caption, Rectangle
 from evaluation.bootstrap import Ratio, Tally
 from evaluation.datasets import Record
 from evaluation.instances import Instances, read_instances
@@ -17,9 +17,6 @@ from evaluation.objects import find_mentions
 from evaluation.pointing import attention_mass, points_at
 from evaluation.shapes import Scene, is_true, mentions, read_scenes
 from evaluation.tokenize import tokenize
-
-if TYPE_CHECKING:  # it brings torch, which CHAIR does without
-    from captioner.captioning import Caption
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -60,7 +57,7 @@ def read_truth(layout: str, path: Path, records: Sequence[Record], files: Sequen
     )
 
 
-def tally(results: Sequence[tuple[Record, "Caption"]], truth: Truth) -> dict[str, Tally[str]]:
+def tally(results: Sequence[tuple[Record, Caption]], truth: Truth) -> dict[str, Tally[str]]:
     """Return the tallies of captions that the truth about their pictures allows."""
     return {
         **(tally_scenes(results, truth.scenes) if truth.scenes else {}),
@@ -68,7 +65,7 @@ def tally(results: Sequence[tuple[Record, "Caption"]], truth: Truth) -> dict[str
     }
 
 
-def tally_scenes(results: Sequence[tuple[Record, "Caption"]], scenes: Mapping[str, Scene]) -> dict[str, Tally[str]]:
+def tally_scenes(results: Sequence[tuple[Record, Caption]], scenes: Mapping[str, Scene]) -> dict[str, Tally[str]]:
     """Return the tallies of captions of coloured shapes.
 
     Returns:
@@ -94,7 +91,7 @@ def tally_scenes(results: Sequence[tuple[Record, "Caption"]], scenes: Mapping[st
 
 
 def tally_instances(
-    results: Sequence[tuple[Record, "Caption"]], instances: Mapping[str, Instances]
+    results: Sequence[tuple[Record, Caption]], instances: Mapping[str, Instances]
 ) -> dict[str, Tally[str]]:
     """Return the tallies of captions of pictures whose objects COCO's annotators marked.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from captioner.errors import DataError, MissingExtraError
+from captioner.installation import install_hint
 from evaluation.datasets.files import read_json
 from evaluation.metrics import name_images
 from evaluation.objects import CATEGORIES
@@ -50,7 +51,7 @@ def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, In
     except ImportError as error:
         raise MissingExtraError(
             "COCO's instances need the pycocotools library, part of the extra `train`. "
-            'In the checkout, install it with: pip install -e ".[train]"'
+            f"Install it with: {install_hint('train')}"
         ) from error
     wanted = set(images)
     found: dict[str, Instances] = {}

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from captioner.errors import CaptionerError
+from captioner.installation import install_hint
 
 
 class UnavailableError(CaptionerError):
@@ -19,7 +20,7 @@ def find_program(folder: str, jar: str) -> tuple[str, Path]:
     """
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None or not package.submodule_search_locations:
-        raise UnavailableError("pycocoevalcap is not installed; pip install 'captioner[meteor]'")
+        raise UnavailableError(f"pycocoevalcap is not installed; install it with: {install_hint('meteor')}")
     java = shutil.which("java")
     if java is None:
         raise UnavailableError("there is no java; install a Java runtime, 8 or later")

@@ -81,10 +81,13 @@ class Scorer(Generic[Key]):
         Raises:
             DataError: as `score`.
         """
+        problems = []
         if missing := self._words.keys() - candidates.keys():
-            raise DataError(f"candidates: no caption for {name_images(missing)}; every image needs one")
+            problems.append(f"no caption for {name_images(missing)}; every image needs one")
         if unknown := candidates.keys() - self._words.keys():
-            raise DataError(f"candidates: {name_images(unknown)} not among the references; leave them out")
+            problems.append(f"{name_images(unknown)} not among the references; leave them out")
+        if problems:
+            raise DataError(f"candidates: {'. '.join(problems)}")
         return {key: (tokenize(candidates[key]), references) for key, references in self._words.items()}
 
     def score(self, candidates: Mapping[Key, str]) -> Scores[Key]:

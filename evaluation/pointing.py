@@ -7,8 +7,8 @@ nothing of it lies in a border.
 
 import numpy as np
 
+from captioner.caption import Rectangle
 from captioner.errors import DataError
-from captioner.images import Rectangle
 
 WHOLE = Rectangle(0, 0, 1, 1)
 

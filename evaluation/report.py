@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from captioner.captioning import Caption
+from captioner.caption import Caption
 from captioner.page import document, figure
 from evaluation.datasets import Record
 from evaluation.findings import Findings

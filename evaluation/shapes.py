@@ -26,6 +26,7 @@ from captioner.config import from_dict, to_dict
 from captioner.errors import ConfigError, DataError, OutputError
 from captioner.vocabulary import split
 from evaluation.datasets import Record, read_jsonl, read_lines
+from evaluation.datasets.files import parse_json
 
 Kind: TypeAlias = Literal["circle", "square", "triangle", "cross"]
 Colour: TypeAlias = Literal["red", "yellow", "green", "cyan", "blue", "purple"]
@@ -239,7 +240,7 @@ def read_scenes(directory: Path) -> dict[str, Scene]:
     scenes = {}
     for where, line in read_lines(directory / "scenes.jsonl"):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             scenes[row["image"]] = from_dict(Scene, {"objects": row["objects"]}, where)
         except ConfigError as error:
             raise DataError("; ".join(str(error).splitlines())) from error

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -10,19 +11,22 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from captioner.attention import AttentionSettings
 from captioner.captioning import load
-from captioner.checkpoint import read_header
 from captioner.config import from_dict
-from captioner.decoder import DecoderSettings
 from captioner.errors import DataError
+from captioner.model_file import read_header, read_shapes
 from captioner.search import SearchSettings
+from captioner.settings import AttentionSettings, DecoderSettings
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record, read_dataset
 from evaluation.findings import caption_pictures
 from evaluation.grounding import tally_scenes
 from evaluation.metrics import Scorer
 from evaluation.shapes import Scene, read_scenes
+
+
+class UnfinishedError(DataError):
+    """A training run that has epochs left."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +70,26 @@ def read_run(folder: Path) -> list[FinishedRun]:
     """Return what `measure` needs of a run's folder, for each of its data sets that has development pictures.
 
     Raises:
-        CaptionerError: when the run is not finished, or its checkpoint or a data set is missing.
+        UnfinishedError: when the run is not finished.
+        CaptionerError: when this is not the folder of a run, or its checkpoint or a data set is missing.
     """
     try:
         settings = json.loads((folder / "settings.json").read_text())
         epochs, datasets = settings["optimizer"]["epochs"], settings["datasets"]
         search = from_dict(SearchSettings, settings["search"], f"{folder / 'settings.json'}: search")
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: not the folder of a finished training run ({error})") from error
-    done = max((line["epoch"] for line in log if "scores" in line), default=0)
-    if done < epochs and not any(line.get("stopped_early") for line in log):
-        raise DataError(
+        file = folder / "log.jsonl"  # missing until a run has logged its first step
+        log = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = max((line["epoch"] for line in log if "scores" in line), default=0)
+        stopped_early = any(line.get("stopped_early") for line in log)
+        seconds = [line["step_seconds"] for line in log if "step_seconds" in line]
+        unfinished = done < epochs and not stopped_early
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{folder}: not the folder of a training run ({error!r:.100})") from error
+    if unfinished:
+        raise UnfinishedError(
             f"{folder}: {done} of {epochs} epochs are done. Finish them with: python -m training resume {folder}"
         )
     read_header(folder / "best.safetensors")  # what cannot be loaded is refused before anything is measured
-    seconds = [line["step_seconds"] for line in log if "step_seconds" in line]
     runs = []
     for data in datasets:
         path = Path(os.path.expandvars(data["path"])).expanduser()
@@ -96,13 +104,13 @@ def read_run(folder: Path) -> list[FinishedRun]:
 
 @functools.cache  # runs worth comparing have their data in common
 def _read_development(layout: str, path: Path) -> tuple[list[Record], dict[str, Scene]]:
-    records = [record for record in read_dataset(layout, path) if record.split == "dev"]
-    return records, read_scenes(path) if layout == "shapes" else {}
+    return read_dataset(layout, path, ("dev",)), read_scenes(path) if layout == "shapes" else {}
 
 
 def measure(run: FinishedRun, device: str = "auto") -> Row:
     """Caption the development pictures as the run's own settings say, and measure all that a row holds."""
-    model = load(run.folder / "best.safetensors", device)
+    checkpoint = run.folder / "best.safetensors"
+    model = load(checkpoint, device)
     started = time.perf_counter()
     captions = list(caption_pictures(model, run.records, run.search, title=run.folder.name))
     seconds = time.perf_counter() - started
@@ -122,7 +130,9 @@ def measure(run: FinishedRun, device: str = "auto") -> Row:
         bleu_4=scores.corpus["BLEU-4"],
         mass=shares.get("attention mass"),
         pointing=shares.get("pointing"),
-        decoder_parameters=sum(weight.numel() for weight in model.network.decoder.parameters()),
+        decoder_parameters=sum(
+            math.prod(shape) for name, shape in read_shapes(checkpoint).items() if name.startswith("decoder.")
+        ),
         step_ms=run.step_ms,
         caption_ms=1000 * seconds / len(run.records),
     )

@@ -14,7 +14,10 @@ def scores_to_text(scores: Scores[str], intervals: Mapping[str, Interval]) -> st
         interval = f"{100 * intervals[metric].low:.1f} to {100 * intervals[metric].high:.1f}"
         without = f"{100 * scores.precisions[metric]:18.1f}" if metric in scores.precisions else ""
         lines.append(f"{metric:<10}{100 * value:6.1f}{interval:>17}{without}")
-    return "\n".join([*lines, count_images(scores)])
+    lines.append(count_images(scores))
+    if len(scores.bleu_counts) == 1:
+        lines.append("CIDEr-D is 0 for a single image: it weighs words by the number of images that have them")
+    return "\n".join(lines)
 
 
 def differences_to_text(first: Scores[str], second: Scores[str], differences: Mapping[str, Difference]) -> str:

@@ -15,7 +15,7 @@ The reader of each says more. Where nobody has split a set, a hash of each pictu
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioner import images
+from captioner.console import escape_controls
 from captioner.errors import DataError, ImageError
-from evaluation.datasets.files import Problems, Record, read_lines, split_by_hash
+from evaluation.datasets.files import SPLITS, Problems, Record, read_lines, split_by_hash
 from evaluation.datasets.own import read_folder, read_jsonl, read_table
 from evaluation.datasets.published import read_coco, read_flickr8k, read_flickr30k, read_karpathy
 
-__all__ = ["READERS", "Record", "find_unreadable", "read_dataset", "read_jsonl", "read_lines", "split_by_hash"]
+__all__ = [
+    "READERS",
+    "Record",
+    "find_unreadable",
+    "read_dataset",
+    "read_jsonl",
+    "read_lines",
+    "resolve_paths",
+    "split_by_hash",
+]
 
 
 def read_shapes(directory: Path, problems: Problems) -> list[Record]:
@@ -51,43 +61,75 @@ READERS: dict[str, Callable[[Path, Problems], list[Record]]] = {
 }
 
 
-def read_dataset(layout: str, path: Path) -> list[Record]:
+def read_dataset(
+    layout: str, path: Path, splits: Collection[str] = SPLITS, *, on_disk: bool = True
+) -> list[Record]:
     """Return the records of a data set, in the order of its files.
 
-    Everything is checked at once but the insides of the pictures, which `find_unreadable` looks at.
+    Everything is checked at once but the insides of the pictures, which `find_unreadable` looks at. A picture that
+    is listed under two paths (`a.jpg` and `./a.jpg`, or a link to it) is a duplicate.
+
+    Args:
+        layout: a key of `READERS`.
+        path: a file or folder, as the layout has it.
+        splits: return the records of these splits alone. The pictures of other splits need not be on disk.
+        on_disk: whether those of these splits must be.
 
     Raises:
-        DataError: when a file of captions is missing or no such file; or, told together with counts and first
-            names, when pictures are missing, stand there twice or in two splits, or have no caption or an empty
+        DataError: when a file of captions is missing or no such file; or, reported together with counts and first
+            names, when pictures are missing, are listed twice or in two splits, or have no caption or an empty
             one, and when lines are malformed or not UTF-8; or when there is no picture.
         MissingExtraError: when the layout needs a library that is not installed.
     """
+    if "\0" in str(path):
+        raise DataError(f"{escape_controls(str(path))}: no path has a NUL character in it")
     if layout not in READERS:
         raise DataError(f"unknown layout {layout!r} of a data set; known: {', '.join(READERS)}")
     problems = Problems()
     records = READERS[layout](path, problems)
-    _check(records, problems)
+    _check_captions(records, problems)
+    if on_disk:
+        _check_files([record for record in records if record.split in splits], problems)
     problems.raise_any(path)
     if not records:
         raise DataError(f"{path}: no captioned pictures found")
-    return records
+    return [record for record in records if record.split in splits]
 
 
-def _check(records: Sequence[Record], problems: Problems) -> None:
-    splits: dict[str, str] = {}
-    folders: dict[Path, set[str]] = {}  # reading a folder once is quicker than asking for 100,000 of its files
+def resolve_paths(records: Sequence[Record]) -> list[str]:
+    """Return the path of the file of each picture: it is the same for `a.jpg`, `./a.jpg` and a link to it."""
+    folders: dict[Path, tuple[str, set[str]]] = {}  # the resolved folder, and the names of the links in it
+    paths = []
     for record in records:
-        split = splits.get(record.image_id)
-        if split == record.split:
-            problems.add("pictures that stand there twice", record.image_id)
-        elif split is not None:
-            problems.add("pictures in two splits", f"{record.image_id} in {split} and {record.split}")
-        else:
-            splits[record.image_id] = record.split
+        folder, name = record.image.parent, record.image.name
+        if folder not in folders:
+            folders[folder] = os.path.realpath(str(folder).replace("\0", "")), _list_names(folder, links=True)
+        resolved, links = folders[folder]
+        paths.append(os.path.realpath(record.image) if name in links else f"{resolved}/{name}")
+    return paths
+
+
+def _check_captions(records: Sequence[Record], problems: Problems) -> None:
+    by_id: dict[str, Record] = {}
+    by_path: dict[str, Record] = {}
+    for record, path in zip(records, resolve_paths(records), strict=True):
+        same_path = by_path.setdefault(path, record)
+        first = by_id.setdefault(record.image_id, same_path)
+        if first is not record:
+            names = " and ".join(dict.fromkeys((first.image_id, record.image_id)))
+            if first.split == record.split:
+                problems.add("duplicate pictures", names)
+            else:
+                problems.add("pictures in two splits", f"{names} in {first.split} and {record.split}")
         if not record.captions:
             problems.add("pictures without a caption", record.image_id)
         elif not all(caption.strip() for caption in record.captions):
             problems.add("pictures with an empty caption", record.image_id)
+
+
+def _check_files(records: Sequence[Record], problems: Problems) -> None:
+    folders: dict[Path, set[str]] = {}  # reading a folder once is quicker than asking for 100,000 of its files
+    for record in records:
         folder = record.image.parent
         if folder not in folders:
             folders[folder] = _list_names(folder)
@@ -95,10 +137,11 @@ def _check(records: Sequence[Record], problems: Problems) -> None:
             problems.add("pictures missing on disk", str(record.image))
 
 
-def _list_names(folder: Path) -> set[str]:
+def _list_names(folder: Path, *, links: bool = False) -> set[str]:
+    """Return the names in a folder, or those of its symbolic links; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+            return {entry.name for entry in entries if not links or entry.is_symlink()}
     except (OSError, ValueError):  # ValueError: no system has such a name
         return set()
 

@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Problems:
         """Note a problem: what is wrong, in the plural, and with which picture or line."""
         self._places.setdefault(kind, []).append(place)
 
-    def raise_any(self, source: Path) -> None:
+    def raise_any(self, source: str | Path) -> None:
         """Tell each kind of problem with its count and its first places.
 
         Raises:
@@ -106,15 +107,37 @@ def read_lines(file: Path, problems: Problems | None = None) -> Iterator[tuple[s
         found.raise_any(file)
 
 
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; unlike `json.loads`, refuse an object that has a key twice.
+
+    Raises:
+        ValueError: when it is not JSON; when an object has two values for a key, of which all but the last would be
+            lost; and beyond Python's limits, at lists in lists in lists or a number of thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_to_dict)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deep") from None
+
+
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {key[:60]!r} occurs {counts[key]} times in one object")
+    return found
+
+
 def read_json(file: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        DataError: when it is missing, cannot be read, or is not JSON in UTF-8.
+        DataError: when it is missing, cannot be read, or is not JSON in UTF-8; see `parse_json`.
     """
     try:
         content = file.read_bytes()
-        return json.loads(content.decode("utf-8-sig"))
+        return parse_json(content.decode("utf-8-sig"))
     except OSError as error:
         raise _cannot_read(file, error) from error
     except UnicodeDecodeError as error:
@@ -122,6 +145,8 @@ def read_json(file: Path) -> Any:
         raise DataError(f"{file}, line {line}: not UTF-8. Is this the file of the data set?") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{file}, line {error.lineno}: not JSON ({error.msg}). Is the file complete?") from error
+    except ValueError as error:
+        raise DataError(f"{file}: cannot use this JSON ({error})") from error
 
 
 def read_tokens(file: Path, problems: Problems) -> dict[str, list[str]]:

@@ -1,7 +1,6 @@
 """Readers of people's own pictures: JSON Lines, tables, and folders of pictures beside text files."""
 
 import csv
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from evaluation.datasets.files import (
     Record,
     decode_lines,
     one_line,
+    parse_json,
     read_lines,
     split_by_hash,
 )
@@ -31,7 +31,7 @@ def read_jsonl(file: Path, problems: Problems | None = None) -> list[Record]:
     records = []
     for where, line in read_lines(file, found):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             image, captions = row["image"], row["captions"]
             split = row["split"] if "split" in row else split_by_hash(image)
             valid = isinstance(image, str) and all(isinstance(caption, str) for caption in captions)
@@ -68,6 +68,8 @@ def read_table(file: Path, problems: Problems, delimiter: str = ",", pictures: P
                 f"{file}: expected a first row with the columns image and caption"
                 f"{', between tabs' if delimiter == chr(9) else ''}, got {header[:5]}"
             )
+        if twice := {"image", "caption", "split"} & {name for name in header if header.count(name) > 1}:
+            raise DataError(f"{file}: two columns are named {min(twice)!r}. Rename or remove one of them")
         for row in rows:
             where = f"{file}, line {rows.line_num}"
             if not any(cell.strip() for cell in row):

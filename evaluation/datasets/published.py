@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from captioner.errors import DataError, MissingExtraError
+from captioner.installation import install_hint
 from evaluation.datasets.files import (
     Problems,
     Record,
@@ -120,7 +121,7 @@ def _read_annotations(file: Path, pictures: Path, split: str, problems: Problems
     except ImportError as error:
         raise MissingExtraError(
             "COCO's annotations need the pycocotools library, part of the extra `train`. "
-            'In the checkout, install it with: pip install -e ".[train]"'
+            f"Install it with: {install_hint('train')}"
         ) from error
     index = COCO()
     index.dataset = read_json(file)

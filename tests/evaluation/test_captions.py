@@ -76,6 +76,12 @@ def test_a_file_name_in_two_folders_is_taken_for_neither(tmp_path: Path) -> None
     assert read_candidates(write(tmp_path, {"b/dog.jpg": "a dog"}), references) == {"b/dog.jpg": "a dog"}
 
 
+def test_ids_that_pandas_made_numbers_with_a_point_are_whole_numbers(tmp_path: Path) -> None:
+    rows = [{"image_id": 42.0, "caption": "a dog"}, {"image_id": 7.0, "caption": "a cat"}]
+    assert read_candidates(write(tmp_path, rows), REFERENCES) == {"42": "a dog", "7": "a cat"}
+    assert read_candidates(write(tmp_path, [{"image_id": 7.5, "caption": "a"}]), REFERENCES) == {"7.5": "a"}
+
+
 def test_two_captions_for_one_image_are_refused_by_name(tmp_path: Path) -> None:
     twice = [{"image_id": image, "caption": "a dog"} for image in (42, 7, "42")]
     with pytest.raises(DataError, match="more than one caption for 42;"):
@@ -87,6 +93,14 @@ def test_two_captions_for_one_image_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('{"7": "a dog", "7": "a cat"}', "the key '7' occurs 2 times in one object"),
+        (
+            lines({"image": "7", "caption": "a"}) + '\n{"image": "8", "caption": "a", "caption": "b"}',
+            "line 3: cannot use this JSON .the key 'caption' occurs 2 times",
+        ),
+        ("[" * 100_000, "nested too deep"),
+        ("[" * 900 + "]" * 900, r"record 1: expected 'image' and 'caption', got "),
+        ('{"7": ' + "9" * 5000 + "}", "Exceeds the limit"),
         ("a dog", r"neither JSON nor JSON Lines \(Expecting value in line 1\)"),
         ('{"7": "a cat",\n', r"neither JSON nor JSON Lines \(Expecting .* in line 2\)"),
         (lines({"image": "7", "caption": "a cat"}) + "\n{", "neither JSON nor JSON Lines .* in line 3"),
@@ -103,7 +117,7 @@ def test_other_candidates_are_refused(content: Any, message: str, tmp_path: Path
     path = write(tmp_path, content)
     with pytest.raises(DataError, match=message) as error:
         read_candidates(path, REFERENCES)
-    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.parametrize(

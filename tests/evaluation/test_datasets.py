@@ -66,7 +66,7 @@ def test_flickr8k_is_read_as_its_authors_gave_it_out(flickr8k):
         ("Flickr8k.token.txt", "b.jpg#0\tA cat .\n", "pictures without a caption: 1 (a.jpg)"),
         ("Flickr8k.token.txt", "a.jpg#0\t\nb.jpg#0\tA cat .\n", "pictures with an empty caption: 1 (a.jpg)"),
         ("Flickr_8k.devImages.txt", "a.jpg\n", "pictures in two splits: 1 (a.jpg in train and dev)"),
-        ("Flickr_8k.devImages.txt", "b.jpg\nb.jpg\n", "pictures that stand there twice: 1 (b.jpg)"),
+        ("Flickr_8k.devImages.txt", "b.jpg\nb.jpg\n", "duplicate pictures: 1 (b.jpg)"),
     ],
 )
 def test_flickr8k_with_a_mistake_is_refused(flickr8k, name, text, message):
@@ -166,7 +166,7 @@ def test_coco_is_read_without_a_word_on_the_terminal(tmp_path, capfd):
 def test_coco_without_its_library_names_the_extra(tmp_path, monkeypatch):
     write_coco(tmp_path, "val2014", {25: ["A cat."]})
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)  # what Python does where it cannot be imported
-    with pytest.raises(MissingExtraError, match=r'extra `train`.*pip install -e "\.\[train\]"'):
+    with pytest.raises(MissingExtraError, match=r'extra `train`.*pip install .*\[train\]"'):
         read_dataset("coco", tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_coco_with_a_mistake_is_refused(tmp_path):
     file.write_text(json.dumps(content))
     message = failure("coco", tmp_path)
     assert "captions_val2017.json, image 26" in message
-    assert "pictures that stand there twice: 1 (25)" in message
+    assert "duplicate pictures: 1 (25)" in message
     assert f"pictures missing on disk: 1 ({tmp_path / 'val2017' / 'other.jpg'})" in message
     for bad in ({"images": [{"id": 1}]}, [], {"images": [], "annotations": [{"image_id": 1}]}):
         file.write_text(json.dumps(bad))
@@ -258,6 +258,9 @@ def test_json_lines_are_read(tmp_path):
         '{"image": "a.jpg", "captions": ["a dog"], "split": "validation"}',
         '{"image": "a.jpg", "split": "train"}',
         '{"image": 1, "captions": ["a dog"]}',
+        '{"image": "a.jpg", "image": "c.jpg", "captions": ["a dog"]}',
+        "[" * 100_000,
+        '{"image": "a.jpg", "captions": ' + "9" * 5000 + "}",
     ],
 )
 def test_json_lines_with_a_mistake_are_refused_with_the_line(tmp_path, line):
@@ -266,6 +269,47 @@ def test_json_lines_with_a_mistake_are_refused_with_the_line(tmp_path, line):
     message = failure("jsonl", file)
     assert 'lines that are not {"image": PATH, ' in message
     assert f": 1 ({file}, line 2: " in message
+
+
+@pytest.mark.parametrize("other", ["./a.jpg", "x//../a.jpg", "link.jpg", "folder/a.jpg"])
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_picture_under_two_paths_is_the_same_picture(tmp_path, other, split):
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "folder").symlink_to(tmp_path, target_is_directory=True)
+    rows = [{"image": "a.jpg", "split": "train"}, {"image": other, "split": split}]
+    file = tmp_path / "captions.jsonl"
+    file.write_text("".join(json.dumps({**row, "captions": ["a dog"]}) + "\n" for row in rows))
+    kind, where = (
+        ("duplicate pictures", "") if split == "train" else ("pictures in two splits", " in train and dev")
+    )
+    assert f"{kind}: 1 (a.jpg and {other}{where})" in failure("jsonl", file)
+
+
+def test_only_pictures_of_the_wanted_splits_must_be_on_disk(tmp_path):
+    write_coco(tmp_path, "val2017", {25: ["A cat."]})
+    file = write_coco(tmp_path, "train2017", {9: ["A dog."]})
+    (tmp_path / "train2017" / f"{9:012}.jpg").unlink()
+    assert "pictures missing on disk: 1" in failure("coco", tmp_path)
+    assert [record.image_id for record in read_dataset("coco", tmp_path, ["dev"])] == ["25"]
+    (train,) = read_dataset("coco", tmp_path, ["train"], on_disk=False)
+    assert train.captions == ("A dog.",)
+    file.unlink()
+    assert [record.image_id for record in read_dataset("coco", tmp_path)] == ["25"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [], "images": []}', "the key 'images' occurs 2 times in one object"),
+        ("[" * 100_000, "nested too deep"),
+        ("9" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_json_beyond_what_can_be_kept_is_refused(tmp_path, text, message):
+    (tmp_path / "dataset.json").write_text(text)
+    assert message in failure("karpathy", tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize(("layout", "delimiter"), [("csv", ","), ("tsv", "\t")])
@@ -319,6 +363,7 @@ def test_all_that_is_wrong_with_a_table_is_told_at_once(tmp_path):
         ("", "expected a first row with the columns image and caption, got []"),
         ("picture;caption\n", "expected a first row with the columns image and caption, got ['picture;caption']"),
         ('image,caption\na.jpg,"a dog\n', "line 2: not a table"),
+        ("image,caption,Caption\na.jpg,a dog,a cat\n", "two columns are named 'caption'. Rename or remove one"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captioning import Caption, Captioner
-from captioner.images import Rectangle
+from captioner.caption import Caption, Rectangle
+from captioner.captioning import Captioner
 from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.bootstrap import ratios

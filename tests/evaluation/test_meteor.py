@@ -109,7 +109,7 @@ def test_a_java_that_ends_is_told(program):
 
 @pytest.mark.parametrize(
     ("missing", "reason"),
-    [("java", "there is no java"), ("package", "pycocoevalcap is not installed; pip install 'captioner[meteor]'")],
+    [("java", "there is no java"), ("package", "pycocoevalcap is not installed; install it with: pip install")],
 )
 def test_without_it_the_other_scores_are_there_and_the_reason_is_told(
     missing, reason, tmp_path, monkeypatch, capsys

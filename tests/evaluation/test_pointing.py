@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from captioner.caption import Rectangle
 from captioner.errors import DataError
-from captioner.images import Rectangle
 from evaluation.pointing import attention_mass, points_at
 
 

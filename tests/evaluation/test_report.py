@@ -141,8 +141,9 @@ def test_an_existing_file_is_replaced_only_on_demand(write, tiny_checkpoint, tmp
 def test_wrong_usage_leaves_no_file(tiny_checkpoint, tmp_path, capsys):
     data, report = tmp_path / "captions.jsonl", tmp_path / "report.html"
     command = ["report", str(tiny_checkpoint), "--data", f"jsonl:{data}", "-o", str(report)]
-    assert main([*command, "--pictures", "-1"]) == 2
-    assert "--pictures must be at least 0, got -1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--pictures", "-1"])
+    assert "argument --pictures: must be 0 to 10000, got -1" in capsys.readouterr().err
     assert main(command) == 2
     assert "captions.jsonl" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

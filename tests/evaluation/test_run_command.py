@@ -53,3 +53,12 @@ def test_wrong_usage_is_refused(tiny_checkpoint, dataset, capsys, arguments, mes
     arguments = [argument.replace("DATA", str(dataset)) for argument in arguments]
     assert main(["run", str(tiny_checkpoint), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_pictures_of_other_splits_need_not_be_there(tiny_checkpoint, dataset, pictures, capsys):
+    pictures[2].unlink()  # the training picture
+    command = ["run", str(tiny_checkpoint), "--data", f"jsonl:{dataset}", "--device", "cpu"]
+    assert main([*command, "--json", "-"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["per_image"]["BLEU-4"]) == 3
+    assert main([*command, "--split", "train"]) == 2
+    assert "pictures missing on disk: 1" in capsys.readouterr().err

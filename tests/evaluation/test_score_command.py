@@ -1,13 +1,20 @@
 import json
+import os
+import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from captioner.installation import install_hint
 from evaluation.__main__ import main
 from evaluation.bootstrap import intervals
 from evaluation.captions import to_json
 from evaluation.metrics import Scorer
 
+ROOT = Path(__file__).parents[2]
 REFERENCES = {"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sleeps on a mat."]}
 CANDIDATES = {"dog.jpg": "a brown dog runs", "cat.jpg": "a cat sleeps"}
 
@@ -46,7 +53,7 @@ def test_score_gives_exact_numbers_as_json(
 ) -> None:
     scores = Scorer(REFERENCES).score(CANDIDATES)
     unavailable = dict.fromkeys(
-        ("METEOR", "SPICE"), "pycocoevalcap is not installed; pip install 'captioner[meteor]'"
+        ("METEOR", "SPICE"), f"pycocoevalcap is not installed; install it with: {install_hint('meteor')}"
     )
     expected = {
         **to_json(scores),
@@ -79,7 +86,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a dog"}))
     assert main(["score", *files]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: candidates: no caption for cat.jpg; every image needs one\n"
+    assert (
+        captured.err == "python -m evaluation: error: candidates: no caption for cat.jpg; every image needs one\n"
+    )
     assert captured.out == ""
 
 
@@ -155,3 +164,59 @@ def test_captions_of_cocos_pictures_become_the_file_that_its_server_takes(
     ]
     assert main(command) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_missing_and_unknown_images_are_named_together(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a dog", "cat.JPG": "a cat"}))
+    assert main(["score", *files]) == 2
+    message = capsys.readouterr().err
+    assert "no caption for cat.jpg; every image needs one. cat.JPG not among the references" in message
+
+
+def test_the_cider_d_of_one_image_is_explained(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["score", *files]) == 0
+    assert "single image" not in capsys.readouterr().out
+    for file, value in zip(files, (REFERENCES, CANDIDATES), strict=True):
+        Path(file).write_text(json.dumps({"dog.jpg": value["dog.jpg"]}))
+    assert main(["score", *files]) == 0
+    assert "CIDEr-D is 0 for a single image: it weighs words by the number of images" in capsys.readouterr().out
+
+
+def shell(line: str, *files: str) -> subprocess.CompletedProcess:
+    command = f'evaluate() {{ "{sys.executable}" -m evaluation "$@"; }}; {line}'
+    return subprocess.run(
+        ["sh", "-c", command, "sh", *files], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_cannot_be_written_is_one_line(files: tuple[str, str]) -> None:
+    ran = shell('evaluate statistics "$2" > /dev/full; echo $?; evaluate statistics "$2" >&-; echo $?', *files)
+    assert ran.stdout == "2\n2\n"
+    full, closed = ran.stderr.splitlines()
+    assert full == "python -m evaluation: error: cannot write to standard output (No space left on device)"
+    assert closed.startswith("python -m evaluation: error: standard output is closed.")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(files: tuple[str, str]) -> None:
+    ran = shell('{ evaluate statistics "$2"; echo $? >&2; } | true', *files)
+    assert ran.stderr == "1\n"
+
+
+def test_scores_are_written_to_a_device_and_do_not_replace_it(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pipe = tmp_path / "scores"
+    os.mkfifo(pipe)
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    assert main(["score", *files, "--json", str(pipe)]) == 0
+    reader.join()
+    assert json.loads(received[0])["corpus"] == Scorer(REFERENCES).score(CANDIDATES).corpus
+    assert stat.S_ISFIFO(pipe.stat().st_mode)

@@ -3,7 +3,7 @@
 import pytest
 
 from captioner.captioning import load
-from captioner.checkpoint import SHIPPED
+from captioner.model_file import SHIPPED
 from captioner.search import SearchSettings
 from evaluation.datasets import read_dataset
 from evaluation.findings import caption_pictures

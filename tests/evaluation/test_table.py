@@ -5,14 +5,13 @@ from statistics import fmean, median
 import numpy as np
 import pytest
 
-from captioner.attention import AttentionSettings
-from captioner.captioning import Caption, Captioner, load
-from captioner.decoder import DecoderSettings
-from captioner.encoder import EncoderSettings
+from captioner.caption import Caption, Rectangle
+from captioner.captioning import Captioner, load
 from captioner.errors import DataError
-from captioner.images import ImageSettings, Rectangle
-from captioner.model import ModelSettings
+from captioner.images import ImageSettings
+from captioner.network.checkpoint import load_checkpoint
 from captioner.search import SearchSettings
+from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
 from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.metrics import Scorer
@@ -77,14 +76,13 @@ def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
     scores = Scorer({one.image_id: one.captions for one in records}).score(captions).corpus
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line["step_seconds"] for line in log if "step_seconds" in line]
-    assert len(steps) == 4
+    assert len(steps) == 5
     assert (row.run, row.data, row.decoder, row.attention) == ("small", "shapes", "lstm", "additive")
     assert (row.cider_d, row.bleu_4) == (scores["CIDEr-D"], scores["BLEU-4"])
     assert row.step_ms == 1000 * median(steps)
     assert row.caption_ms > 0
-    assert row.decoder_parameters == sum(
-        tensor.numel() for name, tensor in model.network.state_dict().items() if name.startswith("decoder.")
-    )
+    network, _ = load_checkpoint(run / "best.safetensors")
+    assert row.decoder_parameters == sum(weight.numel() for weight in network.decoder.parameters())
 
 
 def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch):
@@ -202,16 +200,39 @@ def test_runs_that_cannot_be_measured_are_refused_and_named_before_any_is(run, c
         return capsys.readouterr().err
 
     monkeypatch.setattr("evaluation.table.load", pytest.fail)
-    log = (copied / "log.jsonl").read_text()
-    (copied / "log.jsonl").write_text("".join(log.splitlines(keepends=True)[:3]))
-    assert f"{copied}: 1 of 2 epochs are done" in refusal(copied)
-    (copied / "log.jsonl").unlink()
-    assert f"{copied}: not the folder of a finished training run" in refusal(copied)
-    (copied / "log.jsonl").write_text(log)
     change_settings(copied, datasets=[{"name": "moved", "layout": "shapes", "path": "$NO_SUCH_VARIABLE/shapes"}])
     assert f"{copied}: its data set 'moved' is missing; there is no $NO_SUCH_VARIABLE/shapes" in refusal(copied)
     change_settings(copied, optimizer={})
-    assert f"{copied}: not the folder of a finished training run ('epochs')" in refusal(copied)
+    assert f"{copied}: not the folder of a training run (KeyError('epochs'))" in refusal(copied)
     (copied / "settings.json").write_bytes((run / "settings.json").read_bytes())
     (copied / "best.safetensors").unlink()
     assert f"{copied / 'best.safetensors'}: no such checkpoint file" in refusal(copied)
+
+
+def test_unfinished_runs_are_left_out_of_the_table_and_named(run, copied, capsys):
+    log = (copied / "log.jsonl").read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(log) if "scores" in line)
+    (copied / "log.jsonl").write_text("".join(log[: first + 1]))
+    resume = f"Finish them with: python -m training resume {copied}"
+    assert main(["table", str(run), str(copied), "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split(" | ")[0] for line in captured.out.splitlines()] == ["| run", "| ---", "| small"]
+    assert f"left out: {copied}: 1 of 2 epochs are done. {resume}\n" in captured.err
+    (copied / "log.jsonl").unlink()  # as until the first step is logged
+    assert main(["table", str(copied)]) == 2
+    captured = capsys.readouterr()
+    assert f"left out: {copied}: 0 of 2 epochs are done. {resume}\n" in captured.err
+    assert captured.err.endswith("error: none of these runs is finished\n")
+
+
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint(run):
+    assert load(run, "cpu").header == load(run / "best.safetensors", "cpu").header
+
+
+def test_folders_are_no_scores_to_compare(run, capsys):
+    assert main(["compare", str(run), str(run)]) == 2
+    message = capsys.readouterr().err
+    assert (
+        f"{run}: a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN." in message
+    )
+    assert f"python -m evaluation run {run} --data LAYOUT:PATH --json FILE" in message
