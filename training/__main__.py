@@ -1,70 +1,118 @@
-"""`python -m training`: fetch a data set, check a configuration, prepare its grids, run it, or resume a run."""
+"""`python -m training`: download a data set, check a configuration, prepare its grids, run it, or resume a run.
+
+It is a program of the checkout, not of the installed package: run it from the checkout's root.
+"""
 
 import argparse
 import signal
 import sys
 from pathlib import Path
 
+from captioner import console
+from captioner.console import Parser, require_stdout, run_command, say, write_stdout
 from captioner.errors import CaptionerError
 from training.download import SOURCES, download
 from training.interruption import StoppedError
 
+PROGRAM = "python -m training"
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return 0, 2 when something is wrong with what was asked, or 128 + N after signal N."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    """Run one command; return 0, 1 or 2 as `run_command` does, or 128 + N after signal N."""
+    return run_command(PROGRAM, lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in {
-        "check": "try one batch, and tell what the run will read and need",
+        "check": "try one batch, and report what the run will read and need",
         "prepare": "compute and keep the grids of all pictures",
         "run": "train from the start",
     }.items():
         sub = commands.add_parser(command, help=text)
-        sub.add_argument("config", type=Path, help="a TOML file, such as those in configs/")
+        sub.add_argument("config", type=console.path, help="a TOML file, such as those in configs/")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-        sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (%(default)s)")
-    resume = commands.add_parser("resume", help="go on with a run that was interrupted")
-    resume.add_argument("folder", type=Path, help="the run's folder, such as runs/default")
-    fetch = commands.add_parser("download", help="fetch a published data set; run it again to go on after a stop")
+        sub.add_argument("--runs", type=console.path, default=Path("runs"), help="folder of all runs (%(default)s)")
+    resume = commands.add_parser("resume", help="resume an interrupted run")
+    resume.add_argument("folder", type=console.path, help="the run's folder, such as runs/default")
+    fetch = commands.add_parser("download", help="download a published data set, or resume its download")
     fetch.add_argument("name", choices=SOURCES)
-    fetch.add_argument("directory", type=Path, help="the data set's folder, such as data/coco2017")
+    fetch.add_argument("directory", type=console.path, help="the data set's folder, such as data/coco2017")
     fetch.add_argument("--from", dest="base", metavar="URL", help="take the archives from here, and unverified")
+    export = commands.add_parser("export", help="add ONNX graphs to a model file that has none")
+    export.add_argument("model", type=console.path, help="the model file, such as runs/default/best.safetensors")
     options = parser.parse_args(arguments)
     try:
         _run(options)
-    except CaptionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except StoppedError as stop:
         return 128 + stop.number
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        say(PROGRAM, "interrupted; run the same command again to resume")
         return 128 + signal.SIGINT
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.command == "download":
-        print(download(options.name, options.directory, options.base))
+        write_stdout(f"{download(options.name, options.directory, options.base)}\n")
         return
+    from captioner.network.engine import limit_threads
+
+    limit_threads()
+    try:
+        {"export": _export, "resume": _resume}.get(options.command, _train)(options)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CaptionerError(
+            f"not enough memory ({reason}). Lower optimizer.batch_size, or raise optimizer.accumulate"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether PyTorch could not allocate memory: on a CPU it says so with a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _train(options: argparse.Namespace) -> None:
     from training import distributed, loop, setup
     from training.config import read_settings
 
-    if options.command == "resume":
-        with distributed.join(loop.read_run_settings(options.folder).device) as processes:
-            loop.resume_run(options.folder, processes).train()
-        return
     settings = read_settings(options.config, options.overrides)
     if options.command == "check":
         from training.check import check
 
+        require_stdout()
         for line in check(settings):
-            print(line, flush=True)
+            write_stdout(f"{line}\n")
     elif options.command == "prepare":
         setup.prepare(settings)
     else:
         with distributed.join(settings.device) as processes:
             loop.start_run(settings, options.runs, processes).train()
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from training import distributed, loop
+
+    with distributed.join(loop.read_run_settings(options.folder).device) as processes:
+        loop.resume_run(options.folder, processes).train()
+
+
+def _export(options: argparse.Namespace) -> None:
+    from captioner.model_file import read_header
+    from captioner.network.checkpoint import add_graphs
+    from captioner.network.export import export_graphs
+
+    header = read_header(options.model)
+    graphs = export_graphs(header.model, len(header.words), header.images.size)
+    add_graphs(options.model, graphs)
+    size = (len(graphs.start) + len(graphs.step)) / 1e6
+    write_stdout(f"{options.model}: graphs of {size:.1f} MB; ONNX Runtime can use it now\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Training examples: which pictures and captions make each step, decided by the seed alone."""
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.ahead import one_ahead
+from captioner.cores import count_cores
 from captioner.vocabulary import END, PAD, START, Vocabulary
 from evaluation.datasets import Record
 from training.features import PictureFiles, Pictures
@@ -108,7 +108,7 @@ class Examples:
         """Yield the steps that are planned for an epoch, but for the first `skip`."""
         plan = self.plan(epoch, batch_size, seed)[skip:]
         shown = ([(self._examples[number], mirror) for number, mirror in step] for step in plan)
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        with ThreadPoolExecutor(count_cores()) as readers:
             read = partial(readers.map, partial(_read, variant=(seed, epoch)))
             yield from one_ahead(partial(_make_step, cut=cut, read=read), shown)
 

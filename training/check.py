@@ -10,14 +10,15 @@ from statistics import median
 
 import torch
 
-from captioner.captioning import choose_device, find_sentences
+from captioner.captioning import find_sentences
 from captioner.errors import DataError
-from captioner.model import CaptioningNetwork, build_network
+from captioner.network.engine import TorchEngine, choose_device
+from captioner.network.model import CaptioningNetwork, build_network
 from captioner.vocabulary import UNKNOWN, Vocabulary, split
 from evaluation.datasets import Record, find_unreadable
 from training.batches import Batch, Cut, Examples
 from training.config import TrainingSettings, expand_path
-from training.development import annotate
+from training.development import annotate, warn_of_few
 from training.features import PictureFiles, record_bytes
 from training.objective import Objective
 from training.setup import build_vocabulary, count_records, load_decoder, load_encoder, read_datasets
@@ -44,9 +45,10 @@ def check(settings: TrainingSettings) -> Iterator[str]:
         if unreadable := find_unreadable(records):
             reasons = "; ".join(reason for _, reason in unreadable[:5])
             raise DataError(f"{name}: {len(unreadable):,} pictures cannot be read, such as: {reasons}")
+        pictures = sum(record.split == "dev" for record in records)
+        if pictures and (warning := warn_of_few(pictures)):
+            yield f"{name}: {warning}"
     train, dev = ([one for each in data.values() for one in each if one.split == name] for name in ("train", "dev"))
-    if not train or not dev:
-        raise DataError("the data sets hold no training pictures or no development pictures; both are needed")
     vocabulary = build_vocabulary(settings, data)
     yield from _describe_words(settings, vocabulary, train, dev)
 
@@ -138,10 +140,12 @@ def _describe_steps(
             loss, _ = objective(network, batch, progress=0.0)
             torch.autograd.grad(loss, learning, allow_unused=True)
 
+    engine = TorchEngine(network)
+
     def caption() -> None:
         for batch in batches:
             annotations = annotate(network.encoder, batch.pictures)
-            find_sentences(network.decoder, annotations, settings.search, vocabulary)
+            find_sentences(engine, engine.start_from(annotations), len(annotations), settings.search, vocabulary)
 
     step = _measure(learn, device)
     network.eval()

@@ -1,21 +1,33 @@
 """The settings of a training run, one TOML file each; these classes are the schema, defaults and documentation."""
 
 import difflib
+import json
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from captioner import config
+from captioner.console import escape_controls
 from captioner.errors import ConfigError
 from captioner.images import ImageSettings
-from captioner.model import ModelSettings, build_network
+from captioner.network.model import build_network
 from captioner.search import SearchSettings
+from captioner.settings import ModelSettings
 from captioner.vocabulary import SPECIAL
 from evaluation.metrics import METRICS
+
+MOST = 1_000_000
+"""Largest value of settings that count something."""
+
+
+def _check_folder_name(name: str) -> None:
+    if not name or Path(name).name != name or name == ".." or "\0" in name:
+        raise ValueError(f"name: must be the name of a folder, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -29,13 +41,17 @@ class DatasetSettings:
     path: str
     """Its folder or file; environment variables such as `$CAPTIONER_DATA` are filled in."""
 
+    def __post_init__(self) -> None:
+        _check_folder_name(self.name)
+
 
 @dataclass(frozen=True)
 class EncoderTraining:
     """Where the encoder's weights come from, and which of them learn."""
 
     weights: str = "none"
-    """`none`, `imagenet`, or a file; see `captioner.encoder.load_encoder_weights`."""
+    """`none`; `imagenet`; a shipped checkpoint by its name, such as `flickr8k`; or a file. See
+    `captioner.network.encoder.load_encoder_weights`."""
     train_from: str = "none"
     """The first of the encoder's stages that learns, and all after it do; `all`: every one. The pictures are then
     read at every step. `none`: the encoder stays frozen, and its grids are computed once."""
@@ -50,8 +66,8 @@ class EncoderTraining:
     `training.augment`."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"learning_rate: must be above 0 and at most 1, got {self.learning_rate}")
         if self.augment and not self.learns:
             raise ValueError(
                 "augment: the grids of a frozen encoder are computed once, from pictures as they are; "
@@ -86,9 +102,9 @@ class LossSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
-        for name in ("doubly_stochastic", "coverage", "reinforce", "entropy"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+        config.check_ranges(
+            self, dict.fromkeys(("doubly_stochastic", "coverage", "reinforce", "entropy"), (0, 1000))
+        )
 
 
 @dataclass(frozen=True)
@@ -113,10 +129,7 @@ class SelfCriticalSettings:
         least = 2 if self.baseline == "others" else 1
         if self.samples < least:
             raise ValueError(f"samples: must be at least {least} for this baseline, got {self.samples}")
-        if not self.bleu >= 0:
-            raise ValueError(f"bleu: must be at least 0, got {self.bleu}")
-        if not 0 <= self.cross_entropy <= 1:
-            raise ValueError(f"cross_entropy: must be 0 to 1, got {self.cross_entropy}")
+        config.check_ranges(self, {"samples": (least, 1000), "bleu": (0, 1000), "cross_entropy": (0, 1)})
 
 
 @dataclass(frozen=True)
@@ -144,22 +157,24 @@ class OptimizerSettings:
     """Of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights."""
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "epochs": 1,
-            "batch_size": 1,
-            "accumulate": 1,
-            "warmup_steps": 0,
-            "plateau_patience": 1,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        config.check_ranges(
+            self,
+            {
+                "epochs": (1, MOST),
+                "batch_size": (1, MOST),
+                "accumulate": (1, MOST),
+                "warmup_steps": (0, 1000 * MOST),
+                "plateau_patience": (1, MOST),
+                "weight_decay": (0, 1000),
+            },
+        )
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.batch_size} pictures make no {self.accumulate} parts")
         if not 0 < self.plateau_factor < 1:
             raise ValueError(f"plateau_factor: must be above 0 and below 1, got {self.plateau_factor}")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
+        for name, most in {"learning_rate": 1, "clip_norm": 1e9}.items():
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"{name}: must be above 0 and at most {most:g}, got {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay: must be at least 0 and below 1, got {self.average_decay}")
 
@@ -181,9 +196,7 @@ class SelectionSettings:
             near = difflib.get_close_matches(self.metric, METRICS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METRICS)}"
             raise ValueError(f"metric: unknown {self.metric!r}; {hint}")
-        for name in ("patience", "keep_last"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+        config.check_ranges(self, {"patience": (0, MOST), "keep_last": (0, MOST)})
 
 
 @dataclass(frozen=True)
@@ -199,12 +212,14 @@ class TrainingSettings:
     """Words seen less often in the training captions are `<unk>`."""
     pieces: int = 0
     """Size of a vocabulary of subword pieces instead of words, which needs no `min_count`, and whose pieces are
-    what `max_words` counts; 0: words."""
+    what `max_words` counts; 0: words. Languages that put no spaces between words, such as Thai, Chinese and
+    Japanese, need pieces."""
     max_words: int = 24
     """Longer training captions are cut, and do not teach an end."""
     start_from: str = "none"
-    """A checkpoint whose weights the run starts from, such as `runs/flickr8k/best.safetensors`. It must have the
-    vocabulary, the model (but for dropout) and the images of this run. `none`: random weights."""
+    """A checkpoint whose weights the run starts from: a shipped one by its name, such as `flickr8k`, or a file,
+    such as `runs/flickr8k/best.safetensors`. It must have the vocabulary, the model (but for dropout) and the
+    images of this run. `none`: random weights."""
     scheduled_sampling: float = 0.0
     """Share of the words read in training that the decoder, a recurrent one, draws itself instead of reading the
     caption's, at the end of the run: it rises from 0 in a straight line (Bengio et al. 2015, arXiv 1506.03099,
@@ -238,15 +253,22 @@ class TrainingSettings:
         names = [dataset.name for dataset in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError(f"datasets: each needs a name of its own, got {', '.join(names)}")
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name: must be the name of a folder, got {self.name!r}")
-        for name in ("min_count", "max_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.pieces < 0:
-            raise ValueError(f"pieces: must be at least 0, got {self.pieces}")
-        if not 0 <= self.scheduled_sampling <= 1:
-            raise ValueError(f"scheduled_sampling: must be from 0 to 1, got {self.scheduled_sampling}")
+        _check_folder_name(self.name)
+        config.check_ranges(
+            self,
+            {
+                "seed": (0, 2**32 - 1),
+                "min_count": (1, 1000 * MOST),
+                "pieces": (0, MOST),
+                "max_words": (1, 1000),
+                "scheduled_sampling": (0, 1),
+                "save_minutes": (0, MOST),
+            },
+        )
+        try:
+            json.dumps(self.card, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"card: expected text, numbers, true, false, lists and tables ({error})") from error
         if self.scheduled_sampling and self.model.decoder.kind == "transformer":
             raise ValueError(
                 "scheduled_sampling: the 'transformer' decoder reads all words of a caption at once, before it has "
@@ -260,47 +282,79 @@ def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:
     Raises:
         ConfigError: with a line for each thing wrong.
     """
+    source = escape_controls(str(file))
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such configuration") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as TOML ({error})") from error
+        raise ConfigError(f"{source}: no such configuration") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: cannot be read as TOML ({error})") from error
     for override in overrides:
-        path, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {override}: expected KEY=VALUE, such as optimizer.epochs=3")
-        *tables, key = path.strip().split(".")
-        table = values
-        for name in tables:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"--set {override}: {name} is not a table")
-        table[key] = _toml_value(value.strip())
-    settings = config.from_dict(TrainingSettings, values, source=str(file))
+        _override(values, override)
+    settings = config.from_dict(TrainingSettings, values, source=source)
     try:
         with torch.device("meta"):  # parts that do not fit together are refused before any work
             build_network(settings.model, len(SPECIAL) + 1, settings.images.size)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
     return settings
 
 
-def _toml_value(text: str) -> Any:
-    """Return the value that TOML reads; what is none, such as a path without quotes, is text."""
+def _override(values: dict[str, Any], override: str) -> None:
+    """Change nested tables of settings by KEY=VALUE."""
+    option = f"--set {escape_controls(override)}"
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{option}: expected KEY=VALUE, such as optimizer.epochs=3")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        override.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{option}: not UTF-8, as everything in a configuration must be") from None
+    *tables, key = path.strip().split(".")
+    table = values
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{option}: {name} is not a table")
+    table[key] = _parse_value(value.strip(), _type_of([*tables, key]))
+
+
+def _type_of(keys: list[str]) -> Any:
+    """Return the type of the setting that a path of keys leads to; None: there is no such setting."""
+    found: Any = TrainingSettings
+    for key in keys:
+        found = get_type_hints(found).get(key) if is_dataclass(found) else None
+        if options := [option for option in get_args(found) if option is not type(None)]:
+            found = options[0] if get_origin(found) in (Union, UnionType) else found
+    return found
+
+
+def _parse_value(text: str, expected: Any) -> Any:
+    """Return the value that TOML reads.
+
+    Text needs no quotes where a setting expects text (`name=2024`), and wherever TOML reads nothing else (a path).
+    """
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    if values.keys() != {"value"} or (expected is str and not isinstance(values["value"], str)):
+        return text
+    return values["value"]
 
 
 def expand_path(path: str) -> Path:
     """Return the path with its environment variables filled in.
 
     Raises:
-        ConfigError: when one is not set.
+        ConfigError: when one is not set, or this is no path.
     """
+    if "\0" in path:
+        raise ConfigError(f"{path!r}: no path has a NUL character in it")
     expanded = os.path.expandvars(path)
     if "$" in expanded:
         raise ConfigError(f"{path}: set the environment variable that this path names")
-    return Path(expanded).expanduser()
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such user, or it has no home folder") from error

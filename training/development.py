@@ -1,6 +1,5 @@
 """How good the captions of the development pictures are."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,8 +8,10 @@ from torch import Tensor
 
 from captioner.ahead import one_ahead
 from captioner.captioning import find_sentences
-from captioner.encoder import Encoder
-from captioner.model import CaptioningNetwork
+from captioner.cores import count_cores
+from captioner.network.encoder import Encoder
+from captioner.network.engine import TorchEngine
+from captioner.network.model import CaptioningNetwork
 from captioner.search import SearchSettings
 from captioner.vocabulary import Vocabulary, join
 from evaluation.datasets import Record
@@ -20,6 +21,21 @@ from training.features import Pictures
 
 _BATCH = 32  # pictures
 
+FEW = 100
+"""Development pictures below which a warning is given: scores of fewer say more about the pictures than about the
+network.
+side."""
+
+
+def warn_of_few(pictures: int) -> str:
+    """Return a warning if so few development pictures choose the best checkpoint; empty if they are enough."""
+    if pictures >= FEW:
+        return ""
+    return (
+        f"warning: only {pictures} development pictures choose the best checkpoint, which is then mostly chance; "
+        f"{FEW} or more are better"
+    )
+
 
 class DevelopmentSet:
     """The development pictures of a data set, to be captioned."""
@@ -28,6 +44,9 @@ class DevelopmentSet:
         self._places = [place for place, record in enumerate(records) if record.split == "dev"]
         self._pictures = pictures
         self._scorer = Scorer({place: records[place].captions for place in self._places})
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def score(
         self,
@@ -46,16 +65,17 @@ class DevelopmentSet:
         batches = [self._places[at : at + _BATCH] for at in range(0, len(self._places), _BATCH)]
         batches = batches[processes.rank :: processes.count]
         captions = {}
-        with ThreadPoolExecutor(os.cpu_count()) as readers, torch.inference_mode():
+        engine = TorchEngine(network)
+        with ThreadPoolExecutor(count_cores()) as readers, torch.inference_mode():
 
             def read(places: list[int]) -> Tensor:
                 return torch.stack(list(readers.map(self._pictures.read, places)))
 
             for places, pictures in zip(batches, one_ahead(read, batches), strict=True):
                 annotations = annotate(network.encoder, pictures.to(device))
-                for place, found in zip(
-                    places, find_sentences(network.decoder, annotations, settings, words), strict=True
-                ):
+                state = engine.start_from(annotations)
+                sentences = find_sentences(engine, state, len(places), settings, words)
+                for place, found in zip(places, sentences, strict=True):
                     captions[place] = join(words.decode(found[0].words))
         everyones = {place: text for each in processes.gather(captions) for place, text in each.items()}
         return processes.gather(self._scorer.score(everyones).corpus)[0]

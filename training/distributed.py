@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from captioner.captioning import choose_device
 from captioner.errors import CaptionerError
+from captioner.network.engine import choose_device
 
 Value = TypeVar("Value")
 

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from captioner import config, images
 from captioner.ahead import one_ahead
-from captioner.encoder import Encoder
+from captioner.cores import count_cores
 from captioner.errors import ConfigError, OutputError
 from captioner.files import write_atomically
 from captioner.images import ImageSettings
+from captioner.network.encoder import Encoder
 from evaluation.datasets import Record
 from training.augment import augment
 
@@ -92,8 +93,7 @@ class PictureFiles:
         if self._augmented and variant:
             shown = augment(shown, np.random.default_rng(zlib.crc32(f"{variant} {record.image_id}".encode())))
         pixels = images.prepare(shown, self._settings)[0]
-        # By numpy: torch would start threads of its own for each thread that reads.
-        return torch.from_numpy(pixels.numpy()[:, :, ::-1].copy()) if mirrored else pixels
+        return torch.from_numpy(pixels[:, :, ::-1].copy() if mirrored else pixels)
 
 
 Pictures: TypeAlias = GridCache | PictureFiles
@@ -177,7 +177,7 @@ def _complete(
     bar: tqdm,
 ) -> None:
     """Add the records that a file of grids does not have yet."""
-    with file.open("ab") as grids, ThreadPoolExecutor(os.cpu_count()) as readers, torch.inference_mode():
+    with file.open("ab") as grids, ThreadPoolExecutor(count_cores()) as readers, torch.inference_mode():
         done = file.stat().st_size // record_bytes
         if done < len(records):
             done -= done % batch_size  # whole batches, as the last digits of a grid depend on its batch
@@ -208,7 +208,7 @@ def _shard_file(folder: Path, number: int) -> Path:
 
 
 def _read(record: Record, settings: ImageSettings) -> Tensor:
-    return images.prepare(images.open(record.image, at_least=2 * settings.size), settings)[0]
+    return torch.from_numpy(images.open_frame(record.image, settings)[0])
 
 
 def _hash_weights(encoder: Encoder) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from captioner.errors import MissingExtraError
 from captioner.files import cannot_write
+from captioner.installation import install_hint
 
 
 class RunLog:
@@ -50,7 +51,7 @@ class RunLog:
             self._board.flush()
         if not self._file.exists():
             return 0
-        with self._file.open("rb") as file:
+        with self._file.open("r+b") as file:  # Windows syncs only files that can be written
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
@@ -72,7 +73,7 @@ def _summary_writer() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "tensorboard = true needs TensorBoard, which is not installed. "
-            "Install the extra with: pip install 'captioner[train]'"
+            f"Install it with: {install_hint('train')}"
         ) from error
     return SummaryWriter
 

@@ -2,6 +2,8 @@
 
 A run's folder holds `settings.json`; `log.jsonl`, a line every few steps and every epoch; `state.pt`, all that is
 needed to go on after an interruption; and `best.safetensors`, the checkpoint with the best development score.
+Scores are printed times 100, as papers and `python -m evaluation` print them; `log.jsonl` and model files hold them
+as they are, as `python -m evaluation --json` writes them.
 
 A run can be killed at any moment, and ends as if it had not been. What it needs to go on is in one file that is
 replaced whole. All else it writes again: the state holds how long the log was, so that later lines, or half a line,
@@ -13,7 +15,9 @@ import copy
 import json
 import math
 import sys
+import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,15 +27,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captioner import config
-from captioner.captioning import choose_device
-from captioner.checkpoint import FORMAT, Header, save_checkpoint
-from captioner.errors import ConfigError, DataError
+from captioner.console import escape_controls, silence
+from captioner.errors import ConfigError, DataError, MissingExtraError, OutputError, UnsupportedError
 from captioner.files import write_atomically
-from captioner.model import CaptioningNetwork, build_network
+from captioner.model_file import FORMAT, Graphs, Header
+from captioner.network.checkpoint import save_checkpoint
+from captioner.network.engine import choose_device
+from captioner.network.export import export_graphs
+from captioner.network.model import CaptioningNetwork, build_network
 from captioner.version import __version__
+from evaluation.datasets.files import parse_json
 from training.batches import Cut, Examples, Step
 from training.config import OptimizerSettings, TrainingSettings
-from training.development import DevelopmentSet
+from training.development import DevelopmentSet, warn_of_few
 from training.distributed import Processes
 from training.interruption import Signals, StoppedError
 from training.log import RunLog
@@ -45,7 +53,7 @@ from training.setup import (
     open_pictures,
     read_datasets,
 )
-from training.state import random_state, read_state, set_random_state, write_state
+from training.state import damaged, random_state, read_state, set_random_state, write_state
 
 LOG_EVERY = 50  # steps
 EXPLODED = 10  # times the loss of a network that has learned nothing
@@ -84,8 +92,6 @@ class Run:
             for name, records in data.items()
             if any(one.split == "dev" for one in records)
         }
-        if not self.development or not len(self.examples):
-            raise DataError("the data sets hold no training pictures or no development pictures; both are needed")
         options = settings.optimizer
         self.steps_per_epoch = math.ceil(len(self.examples) / options.batch_size)
         groups = [
@@ -121,6 +127,15 @@ class Run:
             ConfigError: when the loss explodes. The last saved state is from before.
             OutputError: when the disk is full. The last state and the best checkpoint stay as they are.
         """
+        if self.finished:
+            self._say(
+                f"{self.folder}: finished after {self.evaluated} epochs; the best {self.settings.selection.metric} "
+                f"of its development pictures is {100 * self.best:.1f}"
+            )
+            return
+        for name, development in self.development.items():
+            if warning := warn_of_few(len(development)):
+                self._say(f"{name}: {warning}")
         with contextlib.closing(self.log), Signals() as signals:
             try:
                 if self.settings.start_from != "none" and self.best == -math.inf:
@@ -164,14 +179,20 @@ class Run:
             steps.append(done - begun)
             bar.set_postfix(loss=f"{self.terms[-1]['loss']:.3f}", refresh=False)
             bar.update(step.pictures)
-            if self.step % LOG_EVERY == 0:
-                self._log(
-                    epoch=epoch + 1,
+            if self.step % LOG_EVERY == 0 or self.step in (1, (epoch + 1) * self.steps_per_epoch):
+                values = {
                     **{name: fmean(each[name] for each in self.terms) for name in self.terms[-1]},
-                    pictures_per_second=pictures / (done - started),
-                    step_seconds=fmean(steps),
-                    wait_seconds=fmean(waits),
-                )
+                    "pictures_per_second": pictures / (done - started),
+                    "step_seconds": fmean(steps),
+                    "wait_seconds": fmean(waits),
+                }
+                self._log(epoch=epoch + 1, **values)
+                if bar.disable:  # no terminal
+                    self._say(
+                        f"epoch {epoch + 1}/{options.epochs}: step {self.step:,} of "
+                        f"{options.epochs * self.steps_per_epoch:,}, loss {values['loss']:.3f}, "
+                        f"{values['pictures_per_second']:.1f} pictures a second"
+                    )
                 started, pictures, waits, steps = done, 0, [], []
                 self.terms = []
             # All processes save or stop after the same step.
@@ -266,13 +287,23 @@ class Run:
         )
         metrics = dict.fromkeys((selection.metric, "CIDEr-D", "BLEU-4"))  # each once
         said = (
-            " ".join([f"{name}:", *(f"{metric} {each[metric]:.3f}" for metric in metrics)])
+            " ".join([f"{name}:", *(f"{metric} {100 * each[metric]:.1f}" for metric in metrics)])
             for name, each in scores.items()
         )
         self._say(f"epoch {self.evaluated}: {'  '.join(said)}")
 
     def _save_checkpoint(self, name: str, scores: dict[str, dict[str, float]]) -> None:
-        save_checkpoint(self.folder / name, self.averaged, self._header(scores), torch.float16)
+        save_checkpoint(self.folder / name, self.averaged, self._header(scores), torch.float16, self._graphs)
+
+    @cached_property
+    def _graphs(self) -> Graphs | None:
+        """The ONNX graphs of the network, which stay the same for the whole run."""
+        settings = self.settings
+        try:
+            return export_graphs(settings.model, len(self.vocabulary), settings.images.size)
+        except (MissingExtraError, UnsupportedError) as error:
+            self._say(f"the checkpoints of this run need the PyTorch engine: {error}")
+            return None
 
     def _header(self, scores: dict[str, dict[str, float]]) -> Header:
         data = {name: {"hash": self.data_hashes[name], **counts} for name, counts in self.data_counts.items()}
@@ -294,6 +325,7 @@ class Run:
             card,
             merges=self.vocabulary.merges,
             repeated=self.vocabulary.repeated,
+            search=self.settings.search,
         )
 
     def save_state(self) -> None:
@@ -323,10 +355,17 @@ class Run:
         """Go back to the last saved state; the log keeps no line from after it.
 
         Raises:
-            ConfigError: when there is none, or another number of processes saved it.
+            ConfigError: when there is none, it is damaged, or another number of processes saved it.
             DataError: when the data sets are others than when the run began.
         """
-        state = read_state(self.folder / "state.pt", self.device)
+        file = self.folder / "state.pt"
+        state = read_state(file, self.device)
+        try:
+            self._restore(state)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise damaged(file, error) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if len(state["random"]) != self.processes.count:
             raise ConfigError(
                 f"{self.folder}: run by {len(state['random'])} processes, and goes on only with as many, "
@@ -338,6 +377,8 @@ class Run:
                     f"{self.folder}: the data set {name!r} has changed since this run began; start anew"
                 )
         for name in ("step", "evaluated", "best", "stale", "reductions", "terms"):
+            if type(state[name]) is not type(getattr(self, name)):
+                raise TypeError(f"{name} is {state[name]!r:.40}")
             setattr(self, name, state[name])
         self._changing_part(self.network).load_state_dict(state["network"])
         self._changing_part(self.averaged).load_state_dict(state["averaged"])
@@ -357,8 +398,12 @@ class Run:
             self.log.write(self.step, **values)
 
     def _say(self, text: str) -> None:
+        """Print a message of the first process; one that cannot be printed does not end the run."""
         if self.processes.rank == 0:
-            tqdm.write(text, file=sys.stderr)
+            try:
+                tqdm.write(escape_controls(text), file=sys.stderr)
+            except OSError:
+                silence(sys.stderr)
 
 
 def rate_share(options: OptimizerSettings, step: int, steps: int, reductions: int = 0) -> float:
@@ -384,19 +429,40 @@ def start_run(settings: TrainingSettings, runs: Path, processes: Processes | Non
 
     Raises:
         ConfigError: when the folder holds a run already.
+        OutputError: when it cannot be made or written.
     """
     folder = runs / settings.name
     first = processes is None or processes.rank == 0
-    if first and (folder / "settings.json").exists():
-        raise ConfigError(f"{folder}: holds a run already. Resume it, remove it, or choose another --set name=NAME")
-    run = Run(settings, folder, processes)
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
+    if first:  # before the data is read, and grids are computed for hours
+        _make_folder(folder)
+    try:
+        run = Run(settings, folder, processes)
+    except BaseException:
+        if first:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless something is in it
+        raise
     run.save_state()
     if first:  # last: where it stands, there is a state to resume from
         with write_atomically(folder / "settings.json") as file:
             file.write(json.dumps(config.to_dict(settings), indent=2).encode())
     return run
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a new run, and try to write to it."""
+    try:
+        if (folder / "settings.json").exists():
+            raise ConfigError(
+                f"{folder}: holds a run already. Resume it, remove it, or choose another --set name=NAME"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot make this folder and write to it ({error.strerror}). Choose another with --runs"
+        ) from error
 
 
 def read_run_settings(folder: Path) -> TrainingSettings:
@@ -407,9 +473,11 @@ def read_run_settings(folder: Path) -> TrainingSettings:
     """
     file = folder / "settings.json"
     try:
-        values = json.loads(file.read_text())
+        values = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{folder}: holds no run to resume ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: damaged ({error}). Start the run again") from error
     return config.from_dict(TrainingSettings, values, source=str(file))
 
 

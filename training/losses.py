@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captioner.attention import Look
+from captioner.network.attention import Look
 from captioner.vocabulary import PAD
 from training.config import LossSettings
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from captioner.model import CaptioningNetwork
+from captioner.network.model import CaptioningNetwork
 from training.batches import Batch, Examples
 from training.config import TrainingSettings
 from training.development import annotate

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captioner.decoder import Decoder
+from captioner.network.decoder import Decoder
 from captioner.vocabulary import END, PAD, START, UNKNOWN
 from training.batches import Batch
 from training.config import SelfCriticalSettings
@@ -105,15 +105,13 @@ def write_captions(
     was_training = decoder.training
     decoder.eval()
     images, columns = len(annotations), samples + greedy
-    state = decoder.start(annotations)
-    state = state.select(torch.arange(images, device=annotations.device)[:, None].expand(-1, columns))
+    state = decoder.start(annotations).expand(columns)
     words = torch.full((images, columns), START, device=annotations.device)
     ended = torch.zeros_like(words, dtype=torch.bool)
     written: list[Tensor] = []
     while len(written) <= max_words and not ended.all():
-        log_probs, state, _ = decoder.step(words.flatten(), state)
-        odds = log_probs.float().index_fill(1, _NEVER_WRITTEN.to(words.device), -torch.inf).softmax(dim=1)
-        odds = odds.unflatten(0, (images, columns))
+        log_probs, state, _ = decoder.step(words, state)
+        odds = log_probs.float().index_fill(2, _NEVER_WRITTEN.to(words.device), -torch.inf).softmax(dim=2)
         # By the cumulative distribution: `multinomial` would take a random number for each word of the vocabulary.
         cumulative = odds[:, :samples].cumsum(dim=2)
         targets = cumulative[:, :, -1:] * torch.rand(images, samples, 1, device=words.device)

@@ -5,29 +5,68 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from captioner import config
-from captioner.captioning import choose_device
-from captioner.checkpoint import Header, load_checkpoint
-from captioner.decoder import Decoder
-from captioner.encoder import Encoder, load_encoder_weights
-from captioner.errors import ConfigError
-from captioner.model import CaptioningNetwork
-from captioner.vocabulary import Vocabulary
-from evaluation.datasets import Record, read_dataset
+from captioner.captioning import check_words
+from captioner.errors import ConfigError, DataError
+from captioner.model_file import SHIPPED, Header, find_checkpoint
+from captioner.network.checkpoint import load_checkpoint
+from captioner.network.decoder import Decoder
+from captioner.network.encoder import Encoder, load_encoder_weights
+from captioner.network.engine import choose_device
+from captioner.network.model import CaptioningNetwork
+from captioner.vocabulary import SPECIAL, Vocabulary, split
+from evaluation.datasets import Record, read_dataset, resolve_paths
+from evaluation.datasets.files import Problems
 from training.config import TrainingSettings, expand_path
 from training.features import PictureFiles, Pictures, cache_grids
 
 
 def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
-    """Return the records of each data set by its name, in the order of the settings."""
-    return {each.name: read_dataset(each.layout, expand_path(each.path)) for each in settings.datasets}
+    """Return the records of each data set by its name, in the order of the settings.
+
+    Raises:
+        DataError: as `read_dataset`; when there are no training or no development pictures; and when a training
+            picture of one data set is a development or test picture of another.
+    """
+    data = {each.name: read_dataset(each.layout, expand_path(each.path)) for each in settings.datasets}
+    splits = {record.split for records in data.values() for record in records}
+    for needed in ("train", "dev"):
+        if needed not in splits:
+            raise DataError(
+                f"{', '.join(data)}: the data sets hold no pictures of the split {needed!r}; a run needs training "
+                "pictures (train) and development pictures (dev)"
+            )
+    if len(data) > 1:
+        _check_splits(data)
+    return data
+
+
+def _check_splits(data: dict[str, list[Record]]) -> None:
+    first: dict[str, tuple[str, Record]] = {}
+    problems = Problems()
+    for name, records in data.items():
+        for record, path in zip(records, resolve_paths(records), strict=True):
+            other_name, other = first.setdefault(path, (name, record))
+            if (other.split == "train") != (record.split == "train"):
+                problems.add(
+                    "training pictures that are development or test pictures of another data set",
+                    f"{other.image_id} in {other_name} ({other.split}) and {name} ({record.split})",
+                )
+    problems.raise_any(", ".join(data))
 
 
 def build_vocabulary(settings: TrainingSettings, data: dict[str, list[Record]]) -> Vocabulary:
-    """Return the words, or pieces, of the training captions."""
+    """Return the words, or pieces, of the training captions.
+
+    Raises:
+        ConfigError: when `min_count` leaves no word.
+        DataError: when the training captions hold none.
+        CaptionerError: when `search` bans or requires words that it does not have.
+    """
     texts = [
         text
         for records in data.values()
@@ -35,15 +74,35 @@ def build_vocabulary(settings: TrainingSettings, data: dict[str, list[Record]]) 
         if record.split == "train"
         for text in record.captions
     ]
+    if not any(map(split, texts)):
+        raise DataError(
+            f"none of the {len(texts):,} training captions contains a word, only punctuation or nothing, "
+            f"such as {texts[0][:40]!r}"
+        )
     if settings.pieces:
-        return Vocabulary.build_pieces(texts, settings.pieces)
-    return Vocabulary.build(texts, settings.min_count)
+        vocabulary = Vocabulary.build_pieces(texts, settings.pieces)
+    else:
+        vocabulary = Vocabulary.build(texts, settings.min_count)
+    if len(vocabulary) == len(SPECIAL):
+        raise ConfigError(
+            f"min_count: no word occurs {settings.min_count:,} times in the {len(texts):,} training captions. "
+            "Set it lower"
+        )
+    check_words(settings.search, vocabulary)
+    return vocabulary
+
+
+def find_weights(name: str) -> Path:
+    """Return the file of weights that a setting names: a shipped checkpoint, a run's folder, or a file."""
+    return find_checkpoint(name if name in SHIPPED else expand_path(name))
 
 
 def load_encoder(encoder: Encoder, settings: TrainingSettings) -> None:
     """Fill the encoder with the weights that the settings name, and freeze what is not to learn."""
     weights = settings.encoder.weights
-    load_encoder_weights(encoder, weights if weights in ("none", "imagenet") else str(expand_path(weights)))
+    if weights not in ("none", "imagenet"):
+        weights = str(find_weights(weights))
+    load_encoder_weights(encoder, weights)
     if settings.start_from != "none":
         theirs = read_start(settings)[0].encoder.state_dict()
         ours = encoder.state_dict()
@@ -78,7 +137,7 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
         CheckpointError: when the file cannot be used.
         ConfigError: when its settings are not those of this run.
     """
-    network, header = load_checkpoint(expand_path(settings.start_from))
+    network, header = load_checkpoint(find_weights(settings.start_from))
     # What is no weight may differ.
     theirs = header.model.decoder
     here = replace(
@@ -154,7 +213,8 @@ def prepare(settings: TrainingSettings) -> None:
             f"encoder.train_from is {settings.encoder.train_from!r}: an encoder that learns has no grids "
             "to prepare. Start the run at once, or set it to 'none'."
         )
+    data = read_datasets(settings)
     torch.manual_seed(settings.seed)  # random weights, too, are those of the run
     encoder = Encoder(settings.model.encoder).to(choose_device(settings.device))
     load_encoder(encoder, settings)
-    open_pictures(settings, encoder, read_datasets(settings))
+    open_pictures(settings, encoder, data)

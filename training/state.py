@@ -30,15 +30,23 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
     """Return what was saved, tensors on the device.
 
     Raises:
-        ConfigError: when there is no such state, or another version of this program wrote it.
+        ConfigError: when there is no such state, it is damaged, or another version of this program wrote it.
     """
     try:
         state = torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
         raise ConfigError(f"{file}: no state to resume from ({error.strerror}). Start the run again") from error
-    if state.get("format") != FORMAT:
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise damaged(file, error) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ConfigError(f"{file}: written by another version, which has to finish this run; or start it again")
     return state
+
+
+def damaged(file: Path, error: Exception) -> ConfigError:
+    """Return the error for a state that cannot be used."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ConfigError(f"{file}: damaged, or not of this run ({reason:.200}). Start the run again")
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

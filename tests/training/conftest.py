@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.attention import AttentionSettings
-from captioner.decoder import DecoderSettings
-from captioner.encoder import EncoderSettings
+from captioner.config import to_dict
 from captioner.images import ImageSettings
-from captioner.model import ModelSettings
 from captioner.search import SearchSettings
+from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
 from training.config import (
     DatasetSettings,
     EncoderTraining,
@@ -58,6 +56,7 @@ def settings(dataset) -> TrainingSettings:
         device="cpu",
         min_count=1,
         model=ModelSettings(
+            encoder=EncoderSettings("small_cnn", stride=8, grid=(2, 2)),
             attention=AttentionSettings(size=16),
             decoder=DecoderSettings(hidden_size=48, embedding_size=24, dropout=0.1),
         ),
@@ -74,7 +73,6 @@ def learning(settings) -> TrainingSettings:
     """A run of seconds that trains the encoder, too, from random weights."""
     return replace(
         settings,
-        model=replace(settings.model, encoder=EncoderSettings("small_cnn", stride=8)),
         encoder=replace(settings.encoder, train_from="all", learning_rate=0.002),
     )
 
@@ -96,3 +94,24 @@ def stop_before_step(monkeypatch) -> Callable[[Run, int], None]:
             run.train()
 
     return stop
+
+
+@pytest.fixture
+def write_toml() -> Callable[[TrainingSettings, Path], Path]:
+    """Write settings to a TOML file, and return the file."""
+    return _write_toml
+
+
+def _write_toml(settings: TrainingSettings, file: Path) -> Path:
+    """Write settings as TOML, whose inline tables are JSON but for the equals signs."""
+
+    def show(value):
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {show(each)}" for key, each in value.items() if each is not None) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(show, value)) + "]"
+        return json.dumps(value)
+
+    values = {key: value for key, value in to_dict(settings).items() if value is not None}
+    file.write_text("".join(f"{key} = {show(value)}\n" for key, value in values.items()))
+    return file

@@ -1,12 +1,14 @@
 import itertools
+import re
 import shlex
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from captioner.errors import ConfigError
 from training.__main__ import main
-from training.config import expand_path, read_settings
+from training.config import DatasetSettings, SelfCriticalSettings, TrainingSettings, expand_path, read_settings
 from training.download import SOURCES
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -106,11 +108,82 @@ def test_paths_take_environment_variables(monkeypatch):
     monkeypatch.delenv("SOMEWHERE")
     with pytest.raises(ConfigError, match=r"\$SOMEWHERE/sets: set the environment variable"):
         expand_path("$SOMEWHERE/sets")
+    with pytest.raises(ConfigError, match="no such user"):
+        expand_path("~nobody-has-this-name/sets")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("name=2024", "2024"),
+        ("name=2024-01-01", "2024-01-01"),
+        ("name=true", "true"),
+        ('name="quoted"', "quoted"),
+        ("encoder.train_from=4", "4"),
+        ("optimizer.epochs=4", 4),
+        ("optimizer.learning_rate=1", 1.0),
+        ("model.encoder.grid=[2, 3]", (2, 3)),
+        ('search.ban=["a", "the"]', ("a", "the")),
+        ("self_critical.samples=7", 7),
+        ("card.year=2024", 2024),
+    ],
+)
+def test_the_type_of_a_setting_decides_what_its_value_means(override, expected):
+    value = read_settings(FOLDER / "flickr8k.toml", [override])
+    for key in override.partition("=")[0].split("."):
+        value = value[key] if isinstance(value, dict) else getattr(value, key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def numbers_of(settings, path=()):
+    """The path of every number among nested settings."""
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if is_dataclass(value):
+            yield from numbers_of(value, (*path, one.name))
+        elif type(value) in (int, float):
+            yield ".".join((*path, one.name)), type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [*numbers_of(TrainingSettings((DatasetSettings("a", "csv", "a"),), "x", self_critical=SelfCriticalSettings()))],
+)
+def test_every_number_is_bounded(key, kind):
+    """None is infinite, and none so large that it would overflow or never end."""
+    file = FOLDER / "flickr8k.toml"
+    extremes = ["nan", "inf", "-inf", "1e300", "-1e300"] if kind is float else ["0x" + "f" * 40, "-" + "9" * 40]
+    for value in extremes:
+        with pytest.raises(ConfigError, match=rf"{re.escape(key)}(:|\[)"):
+            read_settings(file, [f"{key}={value}"])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path):
+    file = tmp_path / "marked.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + (FOLDER / "flickr8k.toml").read_bytes())
+    assert read_settings(file, []) == read_settings(FOLDER / "flickr8k.toml", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = " + "[" * 100_000, "cannot be read as TOML"), ("x = " + "9" * 5000, "Exceeds the limit")],
+)
+def test_toml_beyond_what_python_reads_is_refused(tmp_path, text, message):
+    (tmp_path / "deep.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_settings(tmp_path / "deep.toml", [])
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["optimizer.weight_decay=-1"], "optimizer.weight_decay: must be at least 0"),
+        (["search.length_penalty=1000"], "search.length_penalty: must be at least -10 and at most 10"),
+        (["name=.."], "name: must be the name of a folder"),
+        (["name=a/b"], "name: must be the name of a folder"),
+        (["card.day=2024-01-01"], "card: expected text, numbers, true, false, lists and tables"),
+        (["model.decoder.layers=1000000"], "model.decoder.layers: must be at least 1 and at most 100"),
         (["optimizer.accumulate=33"], "optimizer.accumulate: 32 pictures make no 33 parts"),
         (["optimizer.plateau_factor=1"], "optimizer.plateau_factor: must be above 0 and below 1"),
         (["optimizer.schedule=linear"], "optimizer.schedule: expected one of 'cosine', 'plateau'"),
@@ -118,7 +191,7 @@ def test_paths_take_environment_variables(monkeypatch):
         (["selection.metric=CIDER-D"], "selection.metric: unknown 'CIDER-D'; did you mean 'CIDEr-D'"),
         (["selection.patience=-1"], "selection.patience: must be at least 0"),
         (["encoder.augment=true"], "encoder.augment: the grids of a frozen encoder"),
-        (["scheduled_sampling=2"], "scheduled_sampling: must be from 0 to 1"),
+        (["scheduled_sampling=2"], "scheduled_sampling: must be at least 0 and at most 1"),
         (
             ["scheduled_sampling=0.2", "model.decoder.kind=transformer", "model.attention.kind=multi_head"],
             "scheduled_sampling: the 'transformer' decoder reads all words of a caption at once",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.checkpoint import read_header
+from captioner.model_file import read_header
 from training.distributed import Processes
 
 ROOT = Path(__file__).parents[2]

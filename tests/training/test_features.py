@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from captioner import images
-from captioner.encoder import Encoder, EncoderSettings
 from captioner.errors import ConfigError, ImageError, OutputError
 from captioner.images import ImageSettings
+from captioner.network.encoder import Encoder
+from captioner.settings import EncoderSettings
 from evaluation.datasets import read_dataset
 from training import features
 from training.features import PictureFiles, cache_grids
@@ -27,7 +28,7 @@ def test_a_cached_grid_is_that_of_its_picture(encoder, dataset, tmp_path):
     records = read_dataset("jsonl", dataset)
     grids = cache_grids(tmp_path / "cache", encoder, SMALL, records, mirrored=True, batch_size=3)
     for place, record in enumerate(records):
-        pixels = images.prepare(images.open(record.image), SMALL)[0][None]
+        pixels = torch.from_numpy(images.prepare(images.open(record.image), SMALL)[0])[None]
         with torch.inference_mode():
             expected, mirrored = encoder(pixels)[0][0], encoder(pixels.flip(3))[0][0]
         torch.testing.assert_close(grids.read(place), expected, rtol=1e-3, atol=1e-3)
@@ -46,9 +47,9 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(encoder, dataset, tmp_pat
     broken.parent.mkdir(parents=True)
     broken.write_bytes(expected.read_bytes()[: size * 3 + size // 2])
     opened = []
-    original = images.open
+    original = images.open_frame
     monkeypatch.setattr(
-        images, "open", lambda source, **options: opened.append(source) or original(source, **options)
+        images, "open_frame", lambda source, settings: opened.append(source) or original(source, settings)
     )
     cache_grids(tmp_path / "broken", encoder, SMALL, records, mirrored=False, batch_size=2)
     assert broken.read_bytes() == expected.read_bytes()
@@ -126,7 +127,7 @@ def test_pixels_are_those_of_their_picture(dataset):
     halves.save(records[2].image)
     pictures = PictureFiles(records, SMALL, mirrored=True)
     for place, record in enumerate(records):
-        expected = images.prepare(images.open(record.image), SMALL)[0]
+        expected = torch.from_numpy(images.prepare(images.open(record.image), SMALL)[0])
         assert torch.equal(pictures.read(place), expected)
         assert torch.equal(pictures.read(place, mirrored=True), expected.flip(2))
 

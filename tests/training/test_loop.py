@@ -13,6 +13,7 @@ from PIL import Image
 from captioner.captioning import load
 from captioner.errors import ConfigError, DataError, MissingExtraError, OutputError
 from training.__main__ import main
+from training.check import check
 from training.config import OptimizerSettings, SelectionSettings
 from training.interruption import StoppedError
 from training.loop import rate_share, resume_run, start_run
@@ -56,7 +57,7 @@ def trained(settings, folder):
 def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
     rows = [json.loads(line) for line in dataset.read_text().splitlines()]
     dataset.write_text("".join(json.dumps({**row, "captions": row["captions"][:1]}) + "\n" for row in rows))
-    options = replace(settings.optimizer, epochs=60, learning_rate=0.005)
+    options = replace(settings.optimizer, epochs=30, learning_rate=0.01)
     run = start_run(replace(settings, optimizer=options), tmp_path / "runs")
     run.train()
     model = load(tmp_path / "runs" / "small" / "best.safetensors", device="cpu")
@@ -72,11 +73,9 @@ def test_four_images_are_learned_by_heart_from_random_weights(learning, dataset,
     for number, colour in enumerate(colours):
         picture = Image.new("RGB", (64, 64), "grey")
         picture.paste(colour, (20, 20, 44, 44))
-        picture.save(tmp_path / f"{number}.png")
-        rows += [
-            {"image": f"./{number}.png", "captions": [f"a {colour} square"], "split": "dev"},
-            {"image": f"{number}.png", "captions": [f"a {colour} square"], "split": "train"},
-        ]
+        for split in ("dev", "train"):
+            picture.save(tmp_path / f"{split}-{number}.png")
+            rows.append({"image": f"{split}-{number}.png", "captions": [f"a {colour} square"], "split": split})
     dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = replace(learning.optimizer, epochs=40, learning_rate=0.005)
     run = start_run(replace(learning, optimizer=options), tmp_path / "runs")
@@ -84,7 +83,7 @@ def test_four_images_are_learned_by_heart_from_random_weights(learning, dataset,
     model = load(run.folder / "best.safetensors", device="cpu")
     for number, colour in enumerate(colours):
         # The best checkpoint is the first with all captions right, where the end may still hang by a hair.
-        assert model.caption(tmp_path / f"{number}.png").words[:2] == ("a", colour)
+        assert model.caption(tmp_path / f"dev-{number}.png").words[:2] == ("a", colour)
 
 
 def encoders_of(run):
@@ -145,10 +144,49 @@ def test_the_log_says_what_a_step_takes(learning, tmp_path, monkeypatch):
     run.train()
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "step_seconds" in line]
-    assert [line["step"] for line in steps] == [2, 4, 6]
-    total = sum(2 * (line["step_seconds"] + line["wait_seconds"]) for line in steps)
+    assert [line["step"] for line in steps] == [1, 2, 4, 6]
+    total = sum(
+        count * (line["step_seconds"] + line["wait_seconds"])
+        for count, line in zip((1, 1, 2, 2), steps, strict=True)
+    )
     assert 0 < total < time.monotonic() - began
     assert all(line["step_seconds"] > 0 and line["wait_seconds"] > 0 for line in steps)
+
+
+def test_a_run_without_a_terminal_prints_its_loss_from_the_first_step_on_and_scores_times_100(
+    learning, tmp_path, capsys
+):
+    run = trained(learning, tmp_path)
+    steps = [line for line in read_log(run.folder) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 4, 6]  # the first, and the last of every epoch
+    printed = capsys.readouterr().err.splitlines()
+    for line, step in zip((each for each in printed if ": step " in each), steps, strict=True):
+        assert line.startswith(f"epoch {step['epoch']}/3: step {step['step']} of 6, loss {step['loss']:.3f}, ")
+    scores = [line["scores"]["colours"] for line in read_log(run.folder) if "scores" in line]
+    for line, score in zip((each for each in printed if "CIDEr-D" in each), scores, strict=True):
+        assert line.endswith(f"colours: CIDEr-D {100 * score['CIDEr-D']:.1f} BLEU-4 {100 * score['BLEU-4']:.1f}")
+
+
+def test_messages_that_cannot_be_printed_do_not_end_a_run(learning, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise BrokenPipeError
+
+    run = start_run(learning, tmp_path)
+    monkeypatch.setattr("training.loop.silence", lambda _: None)
+    monkeypatch.setattr("training.loop.tqdm.write", fail)
+    run.train()
+    assert run.finished
+
+
+def test_few_development_pictures_bring_a_warning(learning, tmp_path, monkeypatch, capsys):
+    warning = "colours: warning: only 4 development pictures choose the best checkpoint"
+    trained(learning, tmp_path / "few")
+    assert warning in capsys.readouterr().err
+    assert any(line.startswith(warning) for line in check(learning))
+    monkeypatch.setattr("training.development.FEW", 4)
+    trained(learning, tmp_path / "enough")
+    assert warning not in capsys.readouterr().err
+    assert not any(line.startswith(warning) for line in check(learning))
 
 
 def test_a_seed_decides_the_run(settings, tmp_path):
@@ -486,7 +524,7 @@ def test_a_run_ends_when_its_patience_does_also_when_it_was_resumed(learning, tm
     resumed = resume_run(run.folder)
     assert (resumed.evaluated, resumed.stale) == (3, 1)
     resumed.train()
-    log = read_log(run.folder)
+    log = [line for line in read_log(run.folder) if "scores" in line]
     assert [line["stopped_early"] for line in log] == [False, False, False, True]
     assert log[-1]["epoch"] == 4
     again = resume_run(run.folder)
@@ -509,7 +547,7 @@ def test_rates_go_down_on_a_plateau_also_after_it_was_resumed(learning, tmp_path
     run = start_run(settings, tmp_path)
     break_off(monkeypatch, run, "save_state", 10)
     resume_run(run.folder).train()
-    rates = [line["learning_rate"] for line in read_log(run.folder) if "words" in line]
+    rates = [line["learning_rate"] for line in read_log(run.folder) if "words" in line and line["step"] > 1]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001, 0.0001])
 
 
@@ -536,6 +574,8 @@ def test_progress_counts_pictures_and_shows_the_loss(learning, tmp_path, monkeyp
     bars = []
 
     class Bar:
+        disable = False
+
         def __init__(self, **options):
             self.options, self.shown, self.n = options, [], options["initial"]
             bars.append(self)
@@ -584,7 +624,7 @@ def test_what_the_log_holds_is_there_for_tensorboard(learning, tmp_path, monkeyp
 
 def test_without_tensorboard_a_run_that_asks_for_it_does_not_begin(learning, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"captioner\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"\[train\]"):
         start_run(replace(learning, tensorboard=True), tmp_path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.checkpoint import read_header
+from captioner.model_file import read_header
 from evaluation.__main__ import main as evaluate
 from evaluation.datasets import read_dataset
 from training.__main__ import main as train

@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from captioner.config import to_dict
 from evaluation import shapes
 from training.__main__ import main
 from training.config import DatasetSettings
@@ -28,21 +27,6 @@ def run_settings(learning, tmp_path):
         optimizer=replace(learning.optimizer, epochs=8, batch_size=4),
         save_minutes=0,
     )
-
-
-def write_toml(settings, file):
-    """Write settings as TOML, whose inline tables are JSON but for the equals signs."""
-
-    def show(value):
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key} = {show(each)}" for key, each in value.items() if each is not None) + "}"
-        if isinstance(value, list):
-            return "[" + ", ".join(map(show, value)) + "]"
-        return json.dumps(value)
-
-    values = {key: value for key, value in to_dict(settings).items() if value is not None}
-    file.write_text("".join(f"{key} = {show(value)}\n" for key, value in values.items()))
-    return file
 
 
 def start(*arguments):
@@ -108,7 +92,7 @@ def assert_equal(value, other, path="state"):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings, tmp_path):
+def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings, write_toml, tmp_path):
     config = write_toml(run_settings, tmp_path / "small.toml")
     whole = start("run", config, "--runs", tmp_path / "whole")
     setup, step = pace(whole, lambda: stamp(tmp_path / "whole" / "small" / "state.pt"), 8 * 15)
@@ -135,7 +119,7 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings,
 
 
 @pytest.mark.slow
-def test_grids_whose_maker_is_killed_at_twenty_moments_are_the_same(settings, tmp_path):
+def test_grids_whose_maker_is_killed_at_twenty_moments_are_the_same(settings, write_toml, tmp_path):
     shapes.generate(tmp_path / "shapes", train=1900, dev=20)
     data = (DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),)
     config = write_toml(replace(settings, datasets=data), tmp_path / "small.toml")

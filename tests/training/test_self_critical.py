@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captioner.attention import AttentionSettings
 from captioner.captioning import find_sentences
-from captioner.checkpoint import load_checkpoint
-from captioner.decoder import DecoderSettings, build_decoder
 from captioner.errors import CheckpointError, ConfigError
+from captioner.network.checkpoint import load_checkpoint
+from captioner.network.decoder import build_decoder
+from captioner.network.engine import TorchEngine
+from captioner.network.model import CaptioningNetwork
 from captioner.search import SearchSettings
+from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.batches import Batch
 from training.check import check
@@ -48,15 +50,15 @@ def make(kind, dropout=0.0):
 def likelihoods(decoder, annotations, written):
     """The log-probability (B, K) of captions, one step after another, of words that may be written."""
     images, columns, steps = written.shape
-    state = decoder.start(annotations).select(torch.arange(images)[:, None].expand(-1, columns))
-    words = torch.full((images * columns,), START)
-    total = torch.zeros(images * columns)
+    state = decoder.start(annotations).expand(columns)
+    words = torch.full((images, columns), START)
+    total = torch.zeros(images, columns)
     for time in range(steps):
         log_probs, state, _ = decoder.step(words, state)
-        log_probs = log_probs.index_fill(1, torch.tensor(NEVER), -torch.inf).log_softmax(dim=1)
-        words = written[:, :, time].flatten()
-        total = total + torch.where(words == PAD, 0, log_probs.gather(1, words[:, None].clamp(END)).squeeze(1))
-    return total.view(images, columns)
+        log_probs = log_probs.index_fill(2, torch.tensor(NEVER), -torch.inf).log_softmax(dim=2)
+        words = written[:, :, time]
+        total = total + torch.where(words == PAD, 0, log_probs.gather(2, words[..., None].clamp(END)).squeeze(2))
+    return total
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,10 +83,14 @@ def test_the_greedy_caption_is_that_of_a_beam_of_one(kind):
     decoder, annotations = make(kind, dropout=0.5)
     greedy = write_captions(decoder, annotations, samples=2, max_words=6, greedy=True)[:, 2].tolist()
     settings = SearchSettings(beam_size=1, max_words=6, min_words=0, repeat_size=0)
-    sentences = find_sentences(decoder.eval(), annotations, settings, Vocabulary([*SPECIAL, *"abcde"]))
+    engine = TorchEngine(CaptioningNetwork(torch.nn.Identity(), decoder.eval(), (2, 2)))
+    state = engine.start_from(annotations)
+    sentences = find_sentences(engine, state, len(annotations), settings, Vocabulary([*SPECIAL, *"abcde"]))
     for caption, found in zip(greedy, sentences, strict=True):
         words = [word for word in caption if word not in (PAD, END)]
-        assert words[:6] == found[0].words
+        # The search ends a sentence that would not end where its score is best.
+        assert found[0].words == words[: len(found[0].words)]
+        assert END not in caption or len(found[0].words) == len(words)
 
 
 def test_captions_are_drawn_with_their_probability():
@@ -211,7 +217,7 @@ def test_steps_along_the_gradient_raise_the_reward(kind, baseline):
     [
         ({"samples": 1}, "samples: must be at least 2 for this baseline"),
         ({"samples": 0, "baseline": "greedy"}, "samples: must be at least 1"),
-        ({"cross_entropy": 1.5}, "cross_entropy: must be 0 to 1"),
+        ({"cross_entropy": 1.5}, "cross_entropy: must be at least 0 and at most 1"),
         ({"bleu": -1.0}, "bleu: must be at least 0"),
     ],
 )

@@ -1,0 +1,345 @@
+"""`python -m training` where something is wrong: one line, exit status 2, and no traceback."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.__main__ import main
+from training.loop import start_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(learning, write_toml, tmp_path):
+    return write_toml(learning, tmp_path / "small.toml")
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Run a command that is refused, and return its message, of one line."""
+
+    def refusal(*arguments):
+        assert main(list(map(str, arguments))) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("python -m training: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err.removeprefix("python -m training: error: ").rstrip("\n")
+
+    return refusal
+
+
+def shell(line, *arguments):
+    command = f'train() {{ "{sys.executable}" -m training "$@"; }}; {line}'
+    return subprocess.run(
+        ["sh", "-c", command, "sh", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_check_whose_output_cannot_be_written_is_one_line(config):
+    ran = shell('train check "$1" > /dev/full; echo $?; train check "$1" >&-; echo $?', config)
+    assert ran.stdout == "2\n2\n"
+    full, closed = (line for line in ran.stderr.splitlines() if line.startswith("python"))
+    assert full == "python -m training: error: cannot write to standard output (No space left on device)"
+    assert closed.startswith("python -m training: error: standard output is closed.")
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+def test_a_reader_that_has_seen_enough_ends_a_check_without_a_word(config):
+    ran = shell('{ train check "$1"; echo $? >&2; } | true', config)
+    assert ran.stderr == "1\n"
+
+
+def test_messages_show_names_on_one_line(refusal, tmp_path):
+    assert refusal("run", tmp_path / "no\nsuch\x1b.toml").endswith(r"no\nsuch\x1b.toml: no such configuration")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
+    config, refusal, tmp_path, ordinary_user, monkeypatch
+):
+    monkeypatch.setattr("training.loop.read_datasets", pytest.fail)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    expected = f"{locked / 'runs' / 'small'}: cannot make this folder and write to it (Permission denied)"
+    assert refusal("run", config, "--runs", locked / "runs").startswith(expected)
+    assert refusal("run", config, "--runs", locked).startswith(f"{locked / 'small'}: cannot make this folder")
+    assert "Not a directory" in refusal("run", config, "--runs", config)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(config, refusal, tmp_path):
+    runs = tmp_path / "runs"
+    assert "no word occurs 1,000 times" in refusal("run", config, "--set", "min_count=1000", "--runs", runs)
+    assert not list(runs.iterdir())
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("min_count=1000", "min_count: no word occurs 1,000 times in the 9 training captions. Set it lower"),
+        ('search.ban=["a dog"]', "ban: expected one word, got 'a dog'"),
+        ('search.require=["zebra"]', "require: this model does not know the word 'zebra'"),
+    ],
+)
+def test_words_that_leave_nothing_to_learn_or_write_are_refused_at_the_start(
+    config, refusal, tmp_path, command, override, message, monkeypatch
+):
+    monkeypatch.setattr("training.loop.Run.train", pytest.fail)
+    assert message in refusal(command, config, "--set", override, "--runs", tmp_path / "runs")
+
+
+def test_captions_of_punctuation_alone_are_named_as_the_cause(config, dataset, refusal):
+    rows = [json.loads(line) for line in dataset.read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "train":
+            row["captions"] = ["...", "!"]
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = "none of the 8 training captions contains a word, only punctuation or nothing, such as '...'"
+    assert refusal("check", config) == message
+
+
+def test_data_without_a_needed_split_are_refused(config, dataset, refusal):
+    dataset.write_text("".join(line + "\n" for line in dataset.read_text().splitlines() if "dev-" not in line))
+    assert refusal("check", config).startswith("colours: the data sets hold no pictures of the split 'dev'")
+
+
+def test_a_training_picture_of_one_data_set_is_no_development_picture_of_another(
+    learning, dataset, write_toml, refusal, tmp_path
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"image": "./train-red.png", "captions": ["red"], "split": "dev"}\n')
+    sets = (*learning.datasets, replace(learning.datasets[0], name="other", path=str(other)))
+    message = refusal("check", write_toml(replace(learning, datasets=sets), tmp_path / "two.toml"))
+    names = "train-red.png in colours (train) and other (dev)"
+    assert f"development or test pictures of another data set: 1 ({names})" in message
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1000, -1000, -1])
+def test_a_state_that_is_cut_short_is_refused(learning, refusal, tmp_path, cut):
+    file = start_run(learning, tmp_path).folder / "state.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:cut])
+    assert refusal("resume", file.parent).startswith(f"{file}: damaged, or not of this run (")
+
+
+@pytest.mark.parametrize("change", [{"network": {}}, {"random": []}, {"step": None, "log": "long"}, {"terms": 5}])
+def test_a_state_that_lacks_something_is_refused(learning, refusal, tmp_path, change):
+    file = start_run(learning, tmp_path).folder / "state.pt"
+    state = torch.load(file, weights_only=True)
+    for key, value in change.items():
+        state[key] = value
+    torch.save(state | change, file)
+    assert str(file.parent) in refusal("resume", file.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "settings.json: damaged (Expecting value"),
+        ('{"name": "small", ', "settings.json: damaged (Expecting property name"),
+        ("[" * 100_000, "settings.json: damaged (lists or objects are nested too deep)"),
+        ("9" * 5000, "settings.json: damaged (Exceeds the limit"),
+        ("[]", "settings.json: the settings: expected a table"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_refused(refusal, tmp_path, text, message):
+    (tmp_path / "settings.json").write_text(text)
+    assert message in refusal("resume", tmp_path)
+
+
+def test_a_finished_run_says_so_when_it_is_resumed(learning, tmp_path, capsys):
+    run = start_run(learning, tmp_path)
+    run.train()
+    capsys.readouterr()
+    assert main(["resume", str(run.folder)]) == 0
+    message = capsys.readouterr().err
+    assert f"{run.folder}: finished after 3 epochs" in message
+    assert f"the best CIDEr-D of its development pictures is {100 * run.best:.1f}\n" in message
+
+
+def test_memory_that_is_not_there_is_one_line(config, refusal, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+
+    monkeypatch.setattr("training.setup.read_dataset", refuse)
+    assert refusal("check", config).startswith("not enough memory ([enforce fail] DefaultCPUAllocator")
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(config, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("training.setup.read_dataset", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["check", str(config)])
+
+
+KEYS = [
+    "name",
+    "seed",
+    "device",
+    "min_count",
+    "pieces",
+    "max_words",
+    "start_from",
+    "scheduled_sampling",
+    "precision",
+    "compile",
+    "tensorboard",
+    "save_minutes",
+    "datasets",
+    "model",
+    "images",
+    "encoder",
+    "loss",
+    "self_critical",
+    "optimizer",
+    "search",
+    "selection",
+    "card",
+    "card.about",
+    "card.x.y",
+    "unknown",
+    "model.encoder.name",
+    "model.encoder.stride",
+    "model.encoder.grid",
+    "model.attention.kind",
+    "model.attention.size",
+    "model.attention.score",
+    "model.attention.coverage",
+    "model.attention.heads",
+    "model.attention.radius",
+    "model.attention.pass_words",
+    "model.attention.choice",
+    "model.decoder.kind",
+    "model.decoder.attend",
+    "model.decoder.hidden_size",
+    "model.decoder.embedding_size",
+    "model.decoder.dropout",
+    "model.decoder.annotation_dropout",
+    "model.decoder.tied_output",
+    "model.decoder.normalize",
+    "model.decoder.layers",
+    "model.decoder.forget_bias",
+    "images.size",
+    "images.frame",
+    "images.mean",
+    "images.std",
+    "encoder.weights",
+    "encoder.train_from",
+    "encoder.learning_rate",
+    "encoder.cache",
+    "encoder.mirrored",
+    "encoder.augment",
+    "loss.label_smoothing",
+    "loss.doubly_stochastic",
+    "loss.coverage",
+    "loss.reinforce",
+    "loss.entropy",
+    "self_critical.samples",
+    "self_critical.baseline",
+    "self_critical.bleu",
+    "self_critical.cross_entropy",
+    "optimizer.epochs",
+    "optimizer.batch_size",
+    "optimizer.accumulate",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.schedule",
+    "optimizer.plateau_patience",
+    "optimizer.plateau_factor",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.average_decay",
+    "search.beam_size",
+    "search.candidates",
+    "search.max_words",
+    "search.min_words",
+    "search.length_penalty",
+    "search.diverse_groups",
+    "search.diversity",
+    "search.coverage_penalty",
+    "search.repeat_size",
+    "search.bar_repeats",
+    "search.bar_unknown",
+    "search.alternatives",
+    "search.ban",
+    "search.require",
+    "search.sample",
+    "search.temperature",
+    "search.top_k",
+    "search.top_p",
+    "search.seed",
+    "selection.metric",
+    "selection.patience",
+    "selection.keep_last",
+]
+
+WORDS = """
+0 1 2 3 4 7 8 -1 0.5 1.5 -0.5 1e-3 1e300 -1e300 1e-320 nan inf -inf true false
+99999999999999999999 -99999999999999999999 2147483648 9223372036854775808
+none all additive multi_head dot hard local_p general gru rnn transformer top_down small_cnn resnet18
+after before others greedy bfloat16 float16 cosine plateau crop pad BLEU-4 meta cuda:99 mps cpu
+"" [] {} [[1]] 2024-01-01 .. / a/b ~nobody-has-this-name/x $NOT_SET /dev/null ' "
+"""
+VALUES = [
+    *WORDS.split(),
+    *("", "[1, 2]", "[0.5, 0.5, 0.5]", "[1e300, 0, 0]", '["a"]', '["a", "the", "sky"]', "{x = 2024-01-01}"),
+    *("x" * 300, "\udcff", "a\nb = 1", "1\nb = 2", "\0", "[" * 5000, "9" * 5000, "0x" + "f" * 5000),
+]
+
+
+def check_random_lines(config, capfd, count, seed):
+    """Run `check` with one to three settings at random: each either works or is refused in plain words."""
+    generator = random.Random(seed)
+    statuses = {0: 0, 2: 0}
+    for _ in range(count):
+        line = ["check", str(config)]
+        for key in generator.sample(KEYS, generator.choice((1, 1, 2, 3))):
+            line += ["--set", f"{key}={generator.choice(VALUES)}"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own, such as of hidden sizes
+            status = main(line)
+        captured = capfd.readouterr()
+        assert status in statuses, line
+        statuses[status] += 1
+        if status == 2:
+            errors = [each for each in captured.err.splitlines() if each]
+            assert errors, line
+            assert all(each.startswith("python -m training: error: ") for each in errors), (line, captured.err)
+        else:
+            assert "time: an epoch takes" in captured.out, line
+    assert all(statuses.values())
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let a check measure everything once, and nothing be downloaded."""
+    monkeypatch.setattr("training.check.ROUNDS", 1)
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse, raising=False)
+
+
+def test_settings_at_random_work_or_are_refused(config, capfd, quick):
+    check_random_lines(config, capfd, 75, seed=0)
+
+
+@pytest.mark.slow
+def test_many_settings_at_random_work_or_are_refused(config, capfd, quick):
+    check_random_lines(config, capfd, 1250, seed=1)
