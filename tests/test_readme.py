@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.checkpoint import SHIPPED
 from captioner.cli import main
+from captioner.model_file import SHIPPED
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
