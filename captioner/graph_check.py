@@ -23,10 +23,10 @@ MAX_NODES = 10_000
 
 OPERATORS = frozenset(
     """
-    Add ArgMax AveragePool Cast Clip Concat ConstantOfShape Conv Cos CumSum Div Expand Floor Gather GatherND Gelu
-    HardSigmoid HardSwish Identity InstanceNormalization IsNaN LayerNormalization LessOrEqual LogSoftmax MatMul
-    MaxPool Mod Mul Pow Range ReduceMean ReduceSum Relu Reshape Round ScatterElements Shape Sigmoid Sin Slice
-    Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
+    Add ArgMax AveragePool BatchNormalization Cast Clip Concat ConstantOfShape Conv Cos CumSum Div Expand Floor
+    Gather GatherND Gelu HardSigmoid HardSwish Identity InstanceNormalization IsNaN LayerNormalization
+    LessOrEqual LogSoftmax MatMul MaxPool Mod Mul Pow Range ReduceMean ReduceSum Relu Reshape Round
+    ScatterElements Shape Sigmoid Sin Slice Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
     """.split()  # noqa: SIM905 (a list would take a line an operator)
 )
 """Operators that graphs may use, those of the exported networks: of the standard domain, without subgraphs."""
@@ -54,7 +54,6 @@ _ATTRIBUTE = {
     2: ("f", _FLOAT),
     3: ("i", _INTEGER),
     4: ("s", _BYTES),
-    5: ("t", _TENSOR),
     8: ("ints", [_INTEGER]),
     20: ("type", _INTEGER),
 }
@@ -110,8 +109,6 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
         _check_domain(node)
         if (operator := _text(node, "op_type")) not in OPERATORS:
             raise GraphError(f"the operator {operator!r} is not allowed")
-        for attribute in node.get("attribute", []):
-            _check_constant(attribute.get("t", {}))
     initializers = graph.get("initializer", [])
     if len({tensor.get("name") for tensor in initializers}) < len(initializers):
         raise GraphError("several initializers have the same name")
@@ -120,22 +117,15 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
         if "external_data" in tensor or "data_location" in tensor:
             used.append(_check_weight(tensor, weights))
         else:
-            _check_constant(tensor)
+            dims = tensor.get("dims", [])
+            if any(size < 0 for size in dims) or math.prod(dims) > MAX_CONSTANT:
+                raise GraphError(f"the constant {_text(tensor, 'name')!r} has more than {MAX_CONSTANT:,} elements")
     return tuple(used)
 
 
 def _check_domain(message: dict[str, Any]) -> None:
     if domain := _text(message, "domain"):
         raise GraphError(f"operators of the domain {domain!r} are not allowed, only those of ONNX itself")
-
-
-def _check_constant(tensor: dict[str, Any]) -> None:
-    """Check a tensor whose values are in the graph."""
-    if "external_data" in tensor or "data_location" in tensor:
-        raise GraphError("an attribute refers to data outside of the graph")
-    dims = tensor.get("dims", [])
-    if any(size < 0 for size in dims) or math.prod(dims) > MAX_CONSTANT:
-        raise GraphError(f"the constant {_text(tensor, 'name')!r} has more than {MAX_CONSTANT:,} elements")
 
 
 def _check_weight(tensor: dict[str, Any], weights: Mapping[str, tuple[int, ...]]) -> str:

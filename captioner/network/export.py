@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.errors import MissingExtraError, UnsupportedError
-from captioner.graph_check import WEIGHTS, check_graph
+from captioner.graph_check import WEIGHTS, GraphError, check_graph
 from captioner.model_file import Graphs
 from captioner.network.decoder import Decoder, State
 from captioner.network.fold import fold_batch_norms
@@ -192,7 +192,10 @@ def _export(
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     data = model.SerializeToString()
-    check_graph(data, weights)
+    try:
+        check_graph(data, weights)
+    except GraphError as error:
+        raise UnsupportedError(f"this network cannot be exported to ONNX: {error}") from error
     return data
 
 
