@@ -1,13 +1,13 @@
 """Pictures in, captions out: an engine together with its pictures and words."""
 
 import difflib
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, cast, overload
 
@@ -152,14 +152,16 @@ class Captioner:
         """Caption pictures that go through the network together; those who read pictures themselves need it.
 
         Raises:
-            CheckpointError: when the network's predictions are not numbers (NaN).
+            CheckpointError: when the network fails, or its predictions are not numbers (NaN).
         """
         if not pictures:
             return []
         settings = settings or self.search_settings
-        state = self.engine.start(np.stack([prepared.pixels for prepared in pictures]))
         try:
+            state = self.engine.start(np.stack([prepared.pixels for prepared in pictures]))
             found = find_sentences(self.engine, state, len(pictures), settings, self.vocabulary)
+            for hypothesis in itertools.chain.from_iterable(found):
+                _check_look(hypothesis)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}" if self.path else str(error)) from error
         captions = []
@@ -226,9 +228,20 @@ class Captioner:
         return tuple(alternatives)
 
 
+def _check_look(found: Hypothesis) -> None:
+    """Check that shares are shares: what draws them relies on it.
+
+    Raises:
+        CheckpointError: when they are not.
+    """
+    for values in (found.attention, found.visual, found.heads):
+        if values is not None and not ((values >= 0) & (values <= 1.001)).all():
+            raise CheckpointError("the model's attention is not between 0 and 1. Use another model file.")
+
+
 def _batches(pictures: Iterable[SourceT], size: int) -> Iterator[list[SourceT]]:
     pictures = iter(pictures)
-    while batch := list(islice(pictures, size)):
+    while batch := list(itertools.islice(pictures, size)):
         yield batch
 
 

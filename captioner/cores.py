@@ -5,49 +5,57 @@ import os
 from pathlib import Path
 
 
-def count_cores() -> int:
+def count_cores(root: Path = Path("/")) -> int:
     """Return how many cores this process may keep busy, at least 1.
 
     This is the least of what the scheduler (affinity) and the container (the CPU quota of its control group) allow.
     Threads beyond it wait for each other.
+
+    Args:
+        root: the folder that holds `proc` and `sys`.
     """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
-    return max(1, min(cores, _quota()))
+    return max(1, math.ceil(min(cores, _quota(root))))
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the CPU quota in whole cores, rounded up."""
-    for read in (_quota_v2, _quota_v1):
-        try:
-            return math.ceil(read(root))
-        except (OSError, ValueError, ZeroDivisionError):
+def _quota(root: Path) -> float:
+    """Return the CPU quota in cores: the least of the process's control group and of those that contain it.
+
+    Both versions are read: https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`) and
+    https://docs.kernel.org/scheduler/sched-bwc.html (`cpu.cfs_quota_us`).
+    """
+    quota = math.inf
+    mount = root / "sys" / "fs" / "cgroup"
+    for line in _read(root / "proc" / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
             continue
-    return 1 << 16
+        top = mount / "cpu" if controllers else mount
+        group = top / path.lstrip("/")
+        while group.is_relative_to(top):
+            # In a container, the path may be that outside of it. Then only the top exists.
+            values = _read(group / "cpu.max") or " ".join(
+                _read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
+            )
+            quota = min(quota, _cores(values))
+            group = group.parent
+    return quota
 
 
-def _quota_v2(root: Path) -> float:
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    path = next((line for line in lines if line.startswith("0::")), "0::/")
-    folder = root / path.removeprefix("0::").lstrip("/")
-    quotas = []
-    for group in (folder, *folder.parents):
-        if not group.is_relative_to(root):
-            break
-        file = group / "cpu.max"
-        if file.exists():
-            quota, period = file.read_text().split()
-            if quota != "max":
-                quotas.append(int(quota) / int(period))
-    if not quotas:
-        raise ValueError("no quota")
-    return min(quotas)
+def _cores(values: str) -> float:
+    """Return the quota that "200000 100000", microseconds of each period, stands for: 2.0."""
+    try:
+        quota, period = map(int, values.split())
+        return quota / period if quota >= 0 else math.inf
+    except (ValueError, ZeroDivisionError):  # "max 100000", or no such file
+        return math.inf
 
 
-def _quota_v1(root: Path) -> float:
-    quota = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-    if quota <= 0:
-        raise ValueError("no quota")
-    return quota / int((root / "cpu" / "cpu.cfs_period_us").read_text())
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

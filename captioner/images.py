@@ -115,8 +115,8 @@ class ImageSettings:
     """Standard deviation of red, green and blue in 0..1, divided by."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= 4096:
-            raise ValueError(f"size: expected 1 to 4096 pixels, got {self.size}")
+        if not 1 <= self.size <= 1024:  # a batch of larger frames would take gigabytes
+            raise ValueError(f"size: expected 1 to 1024 pixels, got {self.size}")
         if self.frame not in ("stretch", "crop", "pad"):
             raise ValueError(f"frame: expected 'stretch', 'crop' or 'pad', got {self.frame!r}")
         if len(self.mean) != 3 or not all(math.isfinite(value) for value in self.mean):

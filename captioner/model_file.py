@@ -52,8 +52,8 @@ MAX_BYTES = 4 << 30
 MAX_HEADER_BYTES = 8 << 20
 """Maximum length of the header of a `.safetensors` file. A vocabulary of 100,000 words takes 2 MB."""
 
-MAX_GRAPH_BYTES = 1 << 20
-"""Maximum length of an ONNX graph. Those of the deepest encoders take 0.1 MB."""
+MAX_GRAPH_BYTES = 2 << 20
+"""Maximum length of an ONNX graph. Those of the deepest networks take less than 1 MB."""
 
 GRAPH = "graph."
 """How the names of tensors begin that hold graphs."""

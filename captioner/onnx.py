@@ -105,7 +105,7 @@ class OnnxEngine:
         """Encode images (B, 3, S, S); see `captioner.engine.Engine`.
 
         Raises:
-            CaptionerError: when the graph of the model file fails.
+            CheckpointError: when the graph of the model file fails.
         """
         session = self._sessions().start
         parts = []

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from captioner.errors import CheckpointError, ConfigError, ImageError
+from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError
+from captioner.installation import install_hint
 from captioner.settings import OWN_NETWORK, SMALL_NETWORK, TORCHVISION_NETWORKS, EncoderSettings
 
 _ROUNDED_UP = {"vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
@@ -66,12 +67,19 @@ class Encoder(nn.Module):
         return grid.flatten(2).transpose(1, 2), (rows, columns)
 
     def grid(self, size: int) -> tuple[int, int]:
-        """Return the grid (rows, columns) of square images of `size` pixels, without looking at any."""
-        if self.settings.grid is not None:
-            return self.settings.grid
+        """Return the grid (rows, columns) of square images of `size` pixels, without looking at any.
+
+        Raises:
+            ConfigError: when the settings ask for more cells than the network gives.
+        """
         up = _ROUNDED_UP.get(self.settings.name, self.settings.stride)
         cells = math.ceil(size / up) // (self.settings.stride // up)
-        return cells, cells
+        grid = self.settings.grid or (cells, cells)
+        if max(grid) > cells:
+            raise ConfigError(
+                f"encoder.grid: {self.settings.name} gives {cells} x {cells} cells to average, got {grid}"
+            )
+        return grid
 
     def train(self, mode: bool = True) -> "Encoder":
         """Stay in eval mode, whatever `mode` says."""
@@ -174,8 +182,12 @@ def torchvision_features(name: str, stride: int) -> tuple[nn.Sequential, int]:
 
 
 def _torchvision_layers(name: str) -> dict[str, nn.Module]:
-    from torchvision import models
-
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the PyTorch engine needs torchvision for the encoder {name!r}. {install_hint('train')}"
+        ) from error
     network = models.get_model(name, weights=None)
     if not hasattr(network, "features"):
         parts = network.named_children()  # a resnet's; its average pool and classifier come last
