@@ -5,7 +5,6 @@ The frame comes with the rectangle of the picture that it shows, so that attenti
 
 import ctypes
 import logging
-import math
 import os
 import re
 import sys
@@ -119,10 +118,10 @@ class ImageSettings:
             raise ValueError(f"size: expected 1 to 1024 pixels, got {self.size}")
         if self.frame not in ("stretch", "crop", "pad"):
             raise ValueError(f"frame: expected 'stretch', 'crop' or 'pad', got {self.frame!r}")
-        if len(self.mean) != 3 or not all(math.isfinite(value) for value in self.mean):
-            raise ValueError(f"mean: expected three numbers, got {self.mean}")
-        if len(self.std) != 3 or not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise ValueError(f"std: expected three numbers above 0, got {self.std}")
+        if len(self.mean) != 3 or not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"mean: expected three numbers, 0 to 1, got {self.mean}")
+        if len(self.std) != 3 or not all(0.001 <= value <= 1000 for value in self.std):
+            raise ValueError(f"std: expected three numbers, 0.001 to 1000, got {self.std}")
 
 
 def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -195,6 +195,7 @@ class _Session:
                 graph,
                 options,
                 providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # it prints an error and tries again with the same provider
                 disabled_optimizers=["ConstantFolding"],  # it was done at the export, and its memory has no limit
             )
         except Exception as error:  # ONNX Runtime's exceptions have no base class but this

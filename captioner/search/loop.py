@@ -26,6 +26,7 @@ class Strategy(Protocol):
         ...
 
 
+@np.errstate(over="ignore")  # log-probabilities of damaged weights may sum to minus infinity: to no sentence
 def search(
     step: Callable[[np.ndarray, Any], Step],
     state: State,
