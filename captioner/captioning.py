@@ -377,8 +377,12 @@ def load(
     if not wants_torch:
         return Captioner(*load_onnx_engine(path, threads), path)
     if find_spec("torch") is None:
-        reason = "this model file holds no ONNX graphs" if device in ("auto", "cpu") else f"device {device!r}"
-        raise MissingExtraError(f"{path}: {reason} and PyTorch is not installed. {install_hint('torch')}")
+        what = f"{path}: holds no ONNX graphs and"
+        if device not in ("auto", "cpu"):
+            what = f"device {device!r}"
+        elif engine == "torch":
+            what = "engine 'torch'"
+        raise MissingExtraError(f"{what} needs PyTorch, which is not installed. {install_hint('torch')}")
     from captioner.network.engine import load_torch_engine
 
     return Captioner(*load_torch_engine(path, device), path)
