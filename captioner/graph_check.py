@@ -109,6 +109,8 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
         _check_domain(node)
         if (operator := _text(node, "op_type")) not in OPERATORS:
             raise GraphError(f"the operator {operator!r} is not allowed")
+        if operator == "Split":
+            _check_split(node)
     initializers = graph.get("initializer", [])
     if len({tensor.get("name") for tensor in initializers}) < len(initializers):
         raise GraphError("several initializers have the same name")
@@ -126,6 +128,14 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
 def _check_domain(message: dict[str, Any]) -> None:
     if domain := _text(message, "domain"):
         raise GraphError(f"operators of the domain {domain!r} are not allowed, only those of ONNX itself")
+
+
+def _check_split(node: dict[str, Any]) -> None:
+    """Check that a Split has as many outputs as it says: if not, ONNX Runtime 1.32 ends the process."""
+    outputs = len(node.get("output", []))
+    for attribute in node.get("attribute", []):
+        if _text(attribute, "name") == "num_outputs" and attribute.get("i") != outputs:
+            raise GraphError(f"a Split with {outputs} outputs says that it has {attribute.get('i')}")
 
 
 def _check_weight(tensor: dict[str, Any], weights: Mapping[str, tuple[int, ...]]) -> str:

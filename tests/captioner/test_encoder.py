@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from captioner import config
-from captioner.errors import CheckpointError, ConfigError, ImageError
+from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError
 from captioner.network.encoder import Encoder, load_encoder_weights
+from captioner.network.fold import fold_batch_norms
 from captioner.settings import TORCHVISION_NETWORKS, EncoderSettings
 
 # channels at stride 32 and at stride 16
@@ -436,3 +437,41 @@ def test_the_imagenet_weights_fit_and_work_as_in_torchvisions_class(reference):
         expected = reference.features(images)
     assert grid == (7, 7)
     torch.testing.assert_close(annotations.mT.unflatten(2, grid), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "folded"),
+    [("efficientnet_v2_b0", 32, 59), ("efficientnet_v2_b0", 16, 34), ("resnet18", 32, 20)],
+)
+def test_folding_batch_norms_changes_nothing_but_rounding(name, stride, folded):
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSettings(name, stride)).requires_grad_(False)
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:  # as different from what they are at the start as trained ones are
+        for values, low, high in (
+            (norm.weight, 0.5, 1.5),
+            (norm.bias, -0.2, 0.2),
+            (norm.running_mean, -0.2, 0.2),
+            (norm.running_var, 0.5, 1.5),
+        ):
+            values.uniform_(low, high)
+    images = torch.randn(2, 3, 96, 96)
+    expected, grid = encoder(images)
+    assert len(fold_batch_norms(encoder)) == folded == len(norms)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
+    found, same_grid = encoder(images)
+    assert same_grid == grid
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_grid_has_no_more_cells_than_the_network_gives():
+    assert Encoder(EncoderSettings("small_cnn", 8, grid=(8, 1))).grid(64) == (8, 1)
+    with pytest.raises(ConfigError, match=r"encoder.grid: small_cnn gives 8 x 8 cells to average, got \(9, 1\)"):
+        Encoder(EncoderSettings("small_cnn", 8, grid=(9, 1))).grid(64)
+
+
+def test_a_network_of_torchvision_says_that_it_needs_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # what Python does where it cannot be imported
+    with pytest.raises(MissingExtraError, match=r"torchvision for the encoder 'resnet18'.*\[train\]"):
+        Encoder(EncoderSettings("resnet18", 32))

@@ -89,6 +89,10 @@ OUTSIDE = "outside of the model file"
         (lambda model: model.training_info.add(), "field 20 of the model"),
         (lambda model: model.metadata_props.add(key="ort_config", value="{}"), "field 14 of the model"),
         (lambda model: model.graph.node.extend([onnx.NodeProto(op_type="Relu")] * MAX_NODES), "at most 10,000"),
+        (
+            lambda model: model.graph.node.append(helper.make_node("Split", ["x"], ["a", "b"], num_outputs=1)),
+            "a Split with 2 outputs says that it has 1",
+        ),
         # attributes
         (add_attribute(g=GRAPH), "field 6 of attribute"),
         (add_attribute(graphs=[GRAPH]), "field 11 of attribute"),

@@ -925,11 +925,13 @@ def test_a_folder_scan_takes_image_suffixes(path, taken):
     ("values", "field"),
     [
         ({"size": 0}, "size"),
-        ({"size": 100_000}, "size"),
+        ({"size": 1025}, "size"),
         ({"frame": "squash"}, "frame"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean"),
         ({"mean": (0.5, 0.5)}, "mean"),
+        ({"mean": (0.5, 0.5, 1e308)}, "mean"),
         ({"std": (0.2, 0.0, 0.2)}, "std"),
+        ({"std": (0.2, 1e-300, 0.2)}, "std"),
         ({"std": (0.2, float("inf"), 0.2)}, "std"),
     ],
 )

@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -6,9 +9,11 @@ from PIL import Image, ImageDraw
 from captioner import SearchSettings
 from captioner.captioning import load
 from captioner.config import from_dict, to_dict
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, UnsupportedError
+from captioner.graph_check import OPERATORS
 from captioner.images import ImageSettings
 from captioner.model_file import FORMAT, Header, read_header
+from captioner.network import export
 from captioner.network.attention import KINDS as ATTENTIONS
 from captioner.network.checkpoint import save_checkpoint
 from captioner.network.decoder import KINDS as DECODERS
@@ -171,3 +176,45 @@ def test_a_dot_product_is_refused_when_the_state_is_not_as_wide_as_the_annotatio
     settings = ModelSettings(ENCODER, AttentionSettings("dot"), DecoderSettings(hidden_size=64))
     with pytest.raises(ConfigError, match=r"decoder\.hidden_size must be 128, the encoder's; got 64"):
         build_network(settings, len(WORDS), image_size=64)
+
+
+EXPORTED = {
+    "own encoder": replace(model("adaptive"), encoder=EncoderSettings("efficientnet_v2_b0", 32)),
+    "own encoder, finer": replace(model("hard"), encoder=EncoderSettings("efficientnet_v2_b0", 16)),
+    "resnet": replace(model("local_m"), encoder=EncoderSettings("resnet18", 16, grid=(2, 2))),
+    "mobilenet": replace(model("hard", choice="sample"), encoder=EncoderSettings("mobilenet_v3_large", 16)),
+    "convnext": replace(model("multi_head", "transformer"), encoder=EncoderSettings("convnext_tiny", 32)),
+}
+"""Encoders of all families but densenet, with decoders that together need every operator."""
+
+
+@pytest.mark.slow
+def test_encoders_are_exported_and_need_every_operator_that_is_allowed():
+    used = {"AveragePool", "BatchNormalization"}  # of densenet121, whose export takes a minute
+    for settings in EXPORTED.values():
+        for graph in export_graphs(settings, len(WORDS), 64)[:2]:
+            used |= {node.op_type for node in onnx.load_from_string(graph).graph.node}
+    assert used == OPERATORS
+
+
+class Determinant(torch.nn.Module):
+    """A mechanism that ONNX can express, with an operator that graphs of model files may not use."""
+
+    def forward(self, matrices):
+        return torch.linalg.det(matrices)
+
+
+class Eigenvalues(torch.nn.Module):
+    """A mechanism that ONNX cannot express."""
+
+    def forward(self, matrices):
+        return torch.linalg.eigvals(matrices).abs()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [(Determinant, "the operator 'Det' is not allowed"), (Eigenvalues, "linalg_eigvals|linalg.eig")],
+)
+def test_what_cannot_be_exported_is_refused_with_the_reason(module, reason):
+    with pytest.raises(UnsupportedError, match=f"this network cannot be exported to ONNX: .*(?:{reason})"):
+        export._export(module(), (torch.randn(2, 3, 3),), ({0: "B"},), ["matrices"], ["values"], {})

@@ -20,6 +20,7 @@ from captioner.captioning import load
 from captioner.errors import CheckpointError
 from captioner.graph_check import OPERATORS
 from captioner.model_file import KEY
+from captioner.settings import WIDEST
 
 ENGINES = ("onnx", "torch")
 
@@ -277,6 +278,22 @@ ATTACKS = {
 """What both engines refuse: changes of an intact file, and what the message says."""
 
 TORCH_ATTACKS = {
+    "largest network": (
+        header(
+            model__decoder__hidden_size=WIDEST,
+            model__decoder__embedding_size=WIDEST,
+            model__decoder__layers=100,
+            model__attention__size=WIDEST,
+        ),
+        "the weights are not those its header describes",
+    ),
+    "largest transformer": (
+        header(
+            model__decoder={"kind": "transformer", "hidden_size": WIDEST, "layers": 100},
+            model__attention={"kind": "multi_head", "size": WIDEST},
+        ),
+        "the weights are not those its header describes",
+    ),
     "missing weight": (lambda parts: (parts.tensors.pop("decoder.gate.bias"), parts.pack())[1], "is missing"),
     "weight of whole numbers": (tensor("decoder.gate.bias", dtype="I32"), "must be real numbers"),
     "weight of another shape": (tensor("decoder.gate.bias", shape=[1, 1]), r"must be real numbers \(1,\)"),
