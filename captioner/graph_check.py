@@ -41,19 +41,14 @@ EXTERNAL = 1
 # dictionary is a message.
 _INTEGER, _BYTES, _FLOAT = "integer", "bytes", "float"
 _ENTRY = {1: ("key", _BYTES), 2: ("value", _BYTES)}
-_TENSOR = {
-    1: ("dims", [_INTEGER]),
-    2: ("data_type", _INTEGER),
-    8: ("name", _BYTES),
-    9: ("raw_data", _BYTES),
-    13: ("external_data", [_ENTRY]),
-    14: ("data_location", _INTEGER),
-}
+_CONSTANT = {1: ("dims", [_INTEGER]), 2: ("data_type", _INTEGER), 8: ("name", _BYTES), 9: ("raw_data", _BYTES)}
+_INITIALIZER = {**_CONSTANT, 13: ("external_data", [_ENTRY]), 14: ("data_location", _INTEGER)}
 _ATTRIBUTE = {
     1: ("name", _BYTES),
     2: ("f", _FLOAT),
     3: ("i", _INTEGER),
     4: ("s", _BYTES),
+    5: ("t", _CONSTANT),
     8: ("ints", [_INTEGER]),
     20: ("type", _INTEGER),
 }
@@ -71,7 +66,7 @@ _VALUE = {1: ("name", _BYTES), 2: ("type", {1: ("tensor_type", _TENSOR_TYPE)}), 
 _GRAPH = {
     1: ("node", [_NODE]),
     2: ("name", _BYTES),
-    5: ("initializer", [_TENSOR]),
+    5: ("initializer", [_INITIALIZER]),
     11: ("input", [_VALUE]),
     12: ("output", [_VALUE]),
 }
@@ -111,6 +106,8 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
             raise GraphError(f"the operator {operator!r} is not allowed")
         if operator == "Split":
             _check_split(node)
+        for attribute in node.get("attribute", []):
+            _check_size(attribute.get("t", {}))
     initializers = graph.get("initializer", [])
     if len({tensor.get("name") for tensor in initializers}) < len(initializers):
         raise GraphError("several initializers have the same name")
@@ -119,9 +116,7 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
         if "external_data" in tensor or "data_location" in tensor:
             used.append(_check_weight(tensor, weights))
         else:
-            dims = tensor.get("dims", [])
-            if any(size < 0 for size in dims) or math.prod(dims) > MAX_CONSTANT:
-                raise GraphError(f"the constant {_text(tensor, 'name')!r} has more than {MAX_CONSTANT:,} elements")
+            _check_size(tensor)
     return tuple(used)
 
 
@@ -136,6 +131,12 @@ def _check_split(node: dict[str, Any]) -> None:
     for attribute in node.get("attribute", []):
         if _text(attribute, "name") == "num_outputs" and attribute.get("i") != outputs:
             raise GraphError(f"a Split with {outputs} outputs says that it has {attribute.get('i')}")
+
+
+def _check_size(constant: dict[str, Any]) -> None:
+    dims = constant.get("dims", [])
+    if any(size < 0 for size in dims) or math.prod(dims) > MAX_CONSTANT:
+        raise GraphError(f"the constant {_text(constant, 'name')!r} has more than {MAX_CONSTANT:,} elements")
 
 
 def _check_weight(tensor: dict[str, Any], weights: Mapping[str, tuple[int, ...]]) -> str:

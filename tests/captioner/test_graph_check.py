@@ -96,7 +96,8 @@ OUTSIDE = "outside of the model file"
         # attributes
         (add_attribute(g=GRAPH), "field 6 of attribute"),
         (add_attribute(graphs=[GRAPH]), "field 11 of attribute"),
-        (add_attribute(t=TensorProto()), "field 5 of attribute"),
+        (add_attribute(t=weight("w", (3, 4))), "field 13 of t"),
+        (add_attribute(t=TensorProto(dims=[1 << 40])), "'' has more than 65,536"),
         (add_attribute(tensors=[TensorProto()]), "field 10 of attribute"),
         (add_attribute(sparse_tensor=SPARSE), "field 22 of attribute"),
         (add_attribute(sparse_tensors=[SPARSE]), "field 23 of attribute"),
