@@ -195,6 +195,7 @@ class _Session:
                 graph,
                 options,
                 providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which would try the same again, and print that it does
                 disabled_optimizers=["ConstantFolding"],  # it was done at the export, and its memory has no limit
             )
         except Exception as error:  # ONNX Runtime's exceptions have no base class but this
