@@ -116,8 +116,8 @@ def figure(
 ) -> str:
     """Return the picture over its caption, each word of which shows where the network looked.
 
-    The light is that of `overlay.light_up`. While a word shows it, the line below the picture tells the word's
-    probability, the largest attention weight, which is full light, and where the mechanism can tell, the share of
+    The light is that of `overlay.light_up`. While a word shows it, the line below the picture gives the word's
+    probability, the largest attention weight, which is full light, and if the mechanism computes it, the share of
     the word's context that came from the picture; then the word's alternatives, if they were asked for.
 
     Args:
@@ -146,13 +146,18 @@ def figure(
 def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> str:
     """Return a word after the space that it stands behind, with its light for a photograph of this size."""
     word, weights = caption.words[place], caption.attention[place]
-    figures = [f"probability {math.exp(caption.log_probs[place]):.1%}", f"peak weight {weights.max():.1%}"]
+    figures = [
+        f"{_percent(math.exp(caption.log_probs[place]))} likely",
+        f"brightest spot: {_percent(weights.max())} of the attention",
+    ]
     if caption.visual is not None:
-        figures.append(f"visual {caption.visual[place]:.0%}")
+        figures.append(f"{_percent(caption.visual[place])} from the picture")
     told = " · ".join(figures)
     if caption.alternatives and caption.alternatives[place]:
-        others = (f"{other} {math.exp(log_prob):.1%}" for other, log_prob in caption.alternatives[place].items())
-        told = f"{told}<br>or {html.escape(', '.join(others))}"
+        others = (
+            f"{other} ({_percent(math.exp(log_prob))})" for other, log_prob in caption.alternatives[place].items()
+        )
+        told = f"{told}<br>instead: {html.escape(', '.join(others))}"
     light = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
     space = join(["", word]).removesuffix(word) if place else ""
     return (
@@ -160,6 +165,10 @@ def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> 
         f'<img class="panel" alt="" src="{_to_png(light)}">'
         f'<span class="figures">{told}</span></span></span>'
     )
+
+
+def _percent(share: float) -> str:
+    return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def _to_jpeg(photograph: Image.Image) -> str:

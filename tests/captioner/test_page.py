@@ -1,6 +1,5 @@
 import base64
 import io
-import math
 import re
 from html import unescape
 
@@ -71,11 +70,11 @@ def test_what_the_network_did_not_see_is_dim():
     assert shown[:, width // 4 + 5 : -width // 4 - 5].min() > 120
 
 
-def test_words_tell_their_probability_and_peak_weight():
+def test_a_word_has_its_probability_and_its_largest_weight_in_words():
     page = figure(Image.new("RGB", (9, 9)), make_caption(["dog"], one_bright_place(0, 0)))
-    assert f"probability {math.exp(-0.5):.1%} · peak weight {1 / 1.048:.1%}</span>" in page
+    assert ">61% likely · brightest spot: 95% of the attention</span>" in page
     page = figure(Image.new("RGB", (9, 9)), make_caption(["dog"], visual=(0.25,)))
-    assert "peak weight 2.0% · visual 25%</span>" in page
+    assert "brightest spot: 2% of the attention · 25% from the picture</span>" in page
 
 
 def test_the_words_read_as_the_caption_and_so_does_the_alternative_text():
@@ -199,8 +198,8 @@ def test_a_narrow_window_never_scrolls_sideways(visit, size):
 
 
 def test_alternatives_stand_beside_a_words_probability():
-    others = ({"cat": -1.0, "<b>": -2.0}, {})
+    others = ({"cat": -1.0, "<b>": -9.0}, {})
     page = figure(Image.new("RGB", (9, 9)), make_caption(["dog", "runs"], alternatives=others))
-    assert f"<br>or cat {math.exp(-1):.1%}, &lt;b&gt; {math.exp(-2):.1%}</span>" in page
-    assert page.count("<br>or") == 1
+    assert "<br>instead: cat (37%), &lt;b&gt; (under 1%)</span>" in page
+    assert page.count("<br>instead") == 1
     assert 'class="captioned roomy"' in page

@@ -3,12 +3,13 @@
  */
 
 import { copyText } from "./clipboard.js";
-import { describeSentence, describeWord } from "./figures.js";
+import { describeWord, toSentence } from "./figures.js";
 import { Light } from "./light.js";
 import { Words } from "./words.js";
 
 /** @typedef {import("./server.js").Sentence} Sentence */
 /** @typedef {import("./server.js").Reply} Reply */
+/** @typedef {"waiting" | "working" | "failed" | "captioned"} State */
 
 const MOMENT = 2500; // milliseconds for which a button tells what it did
 
@@ -18,11 +19,14 @@ let made = 0;
 export class Card {
   #file;
   #say;
+  #changed;
   #light;
   #words;
   #number = ++made;
   #leaving = new AbortController();
   #address = "";
+  /** @type {State} */
+  #state = "waiting";
   /** @type {Sentence | undefined} the caption that is shown */
   #sentence;
 
@@ -31,11 +35,13 @@ export class Card {
    * @param {object} owner
    * @param {(text: string) => void} owner.say tells people who hear the page
    * @param {(card: Card) => void} owner.tryAgain
-   * @param {(neighbour: Element | null) => void} owner.removed is called when the card is gone
+   * @param {(card: Card, neighbour: Element | null) => void} owner.removed is called when the card is gone
+   * @param {() => void} owner.changed is called when `state` has changed
    */
-  constructor(file, { say, tryAgain, removed }) {
+  constructor(file, { say, tryAgain, removed, changed }) {
     this.#file = file;
     this.#say = say;
+    this.#changed = changed;
     const template = /** @type {HTMLTemplateElement} */ (document.getElementById("card"));
     this.element = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
     const heading = this.#part("h2");
@@ -47,12 +53,22 @@ export class Card {
     this.#words = new Words(this.#part(".caption"), (place) => this.#lookAt(place));
     this.#part(".copy").addEventListener("click", () => this.#copy());
     this.#part(".again").addEventListener("click", () => tryAgain(this));
-    this.#part(".remove").addEventListener("click", () => removed(this.#remove()));
+    this.#part(".remove").addEventListener("click", () => removed(this, this.remove()));
   }
 
   /** The picture's file. */
   get file() {
     return this.#file;
+  }
+
+  /** How far the caption has come. */
+  get state() {
+    return this.#state;
+  }
+
+  /** The caption as a sentence; empty while there is none. */
+  get text() {
+    return toSentence(this.#sentence?.caption ?? "");
   }
 
   /** Is aborted when the card is removed. */
@@ -111,14 +127,15 @@ export class Card {
   }
 
   /**
-   * @param {"waiting" | "working" | "failed" | "captioned"} state
+   * @param {State} state
    * @param {string} text
    */
   #enter(state, text) {
-    this.element.dataset.state = state;
+    this.#state = this.element.dataset.state = state;
     this.element.ariaBusy = String(state === "waiting" || state === "working");
     this.#part(".state").textContent = text;
     this.#part(".again").hidden = true;
+    this.#changed();
   }
 
   /**
@@ -134,7 +151,7 @@ export class Card {
   #showSentence(sentence) {
     this.#sentence = sentence;
     this.#words.show(sentence.caption, sentence.words, this.#part(".figures").id);
-    this.#part("img").alt = sentence.caption;
+    this.#part("img").alt = this.text;
     this.#say(`${this.#file.name}: ${sentence.caption || "no words"}`);
   }
 
@@ -143,16 +160,13 @@ export class Card {
     const choice = document.createElement("label");
     const input = document.createElement("input");
     const text = document.createElement("span");
-    const figure = document.createElement("span");
     choice.className = "candidate";
     input.type = "radio";
     input.name = `candidates-${this.#number}`;
     input.addEventListener("change", () => this.#showSentence(sentence));
     text.className = "text";
     text.textContent = sentence.caption || "no words";
-    figure.className = "figure";
-    figure.textContent = describeSentence(sentence);
-    choice.append(input, text, figure);
+    choice.append(input, text);
     return choice;
   }
 
@@ -169,7 +183,7 @@ export class Card {
   }
 
   async #copy() {
-    const text = this.#sentence?.caption ?? "";
+    const text = this.text;
     const copied = await copyText(text, this.#part(".caption"));
     const button = this.#part(".copy");
     button.textContent = copied ? "Copied" : "Selected: press Ctrl-C";
@@ -178,7 +192,7 @@ export class Card {
   }
 
   /** Take the card off the page, end what is under way for it, and return the card that stood beside it. */
-  #remove() {
+  remove() {
     const neighbour = this.element.nextElementSibling ?? this.element.previousElementSibling;
     this.#leaving.abort();
     this.element.remove();

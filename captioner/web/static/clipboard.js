@@ -1,5 +1,6 @@
 /**
- * Copy a text, and tell whether that worked. Otherwise the element that shows it is left selected.
+ * Copy a text, and tell whether that worked. Otherwise the element that shows it is left selected, and copying that
+ * by hand copies the text.
  * @param {string} text
  * @param {Element} element
  */
@@ -10,6 +11,14 @@ export async function copyText(text, element) {
   } catch {
     // Pages have no clipboard in most browsers unless they come over https or from this very machine.
     getSelection()?.selectAllChildren(element);
+    document.addEventListener(
+      "copy",
+      (event) => {
+        event.preventDefault();
+        event.clipboardData?.setData("text/plain", text);
+      },
+      { once: true },
+    );
     return document.execCommand("copy");
   }
 }

@@ -3,9 +3,18 @@
  */
 
 import { Card } from "./card.js";
+import { copyText } from "./clipboard.js";
+import { save, toLines, toTable } from "./results.js";
 import { caption, check, Problem } from "./server.js";
 
-const cards = /** @type {HTMLElement} */ (document.getElementById("cards"));
+const MOMENT = 2500; // milliseconds for which a button tells what it did
+
+/** @type {Card[]} in the order of the page */
+let cards = [];
+const shelf = /** @type {HTMLElement} */ (document.getElementById("cards"));
+const together = /** @type {HTMLElement} */ (document.getElementById("together"));
+const count = /** @type {HTMLElement} */ (document.getElementById("count"));
+const copyAll = /** @type {HTMLButtonElement} */ (document.getElementById("copy-all"));
 const choose = /** @type {HTMLInputElement} */ (document.getElementById("choose"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
 const said = /** @type {HTMLElement} */ (document.getElementById("said"));
@@ -13,6 +22,31 @@ const said = /** @type {HTMLElement} */ (document.getElementById("said"));
 choose.addEventListener("change", () => {
   add(choose.files);
   choose.value = ""; // so that the same file can be chosen again
+});
+
+copyAll.addEventListener("click", async () => {
+  const copied = await copyText(toLines(results()), shelf);
+  copyAll.textContent = copied ? "Copied" : "Selected: press Ctrl-C";
+  say(copied ? "Copied all captions" : "The captions are selected: press Ctrl-C");
+  setTimeout(() => (copyAll.textContent = "Copy all"), MOMENT);
+});
+document.getElementById("save-text")?.addEventListener("click", () => {
+  save("captions.txt", "text/plain", toLines(results()));
+});
+document.getElementById("save-table")?.addEventListener("click", () => {
+  save("captions.csv", "text/csv", toTable(results()));
+});
+document.getElementById("remove-all")?.addEventListener("click", () => {
+  if (results().length && !confirm("Remove all pictures and their captions from this page?")) return;
+  for (const card of cards) card.remove();
+  cards = [];
+  showCount();
+  choose.focus();
+});
+
+// A browser asks before it leaves the page, and all captions with it.
+addEventListener("beforeunload", (event) => {
+  if (cards.some((card) => card.state !== "failed")) event.preventDefault();
 });
 
 document.addEventListener("paste", (event) => add(event.clipboardData?.files, "There is no picture to paste."));
@@ -37,9 +71,12 @@ document.addEventListener("drop", (event) => {
  * @param {string} [nothing] what to tell if there is none
  */
 function add(files, nothing = "") {
-  const added = [...(files ?? [])].map((file) => new Card(file, { say, tryAgain: process, removed: moveFocus }));
+  const added = [...(files ?? [])].map(
+    (file) => new Card(file, { say, tryAgain: process, removed: forget, changed: showCount }),
+  );
   notice.textContent = added.length ? "" : nothing;
-  cards.prepend(...added.map((card) => card.element));
+  cards = [...added, ...cards];
+  shelf.prepend(...added.map((card) => card.element));
   added[0]?.element.scrollIntoView({ block: "nearest" });
   added.forEach(process);
 }
@@ -95,10 +132,29 @@ function say(text) {
   said.replaceChildren(line);
 }
 
+/** The captions that there are. */
+function results() {
+  return cards
+    .filter((card) => card.state === "captioned")
+    .map((card) => ({ name: card.file.name, text: card.text }));
+}
+
+/** Say how many captions there are, and offer what can be done with all of them. */
+function showCount() {
+  const failed = cards.filter((card) => card.state === "failed").length;
+  const captioned = results().length;
+  together.hidden = cards.length < 2;
+  together.classList.toggle("none", captioned === 0);
+  count.textContent = `${captioned} of ${cards.length} captioned` + (failed ? `, ${failed} failed` : "");
+}
+
 /**
- * Keep the keyboard's place when a card is gone.
+ * Forget a card that was removed, and keep the keyboard's place.
+ * @param {Card} gone
  * @param {Element | null} neighbour the card that stood beside it
  */
-function moveFocus(neighbour) {
+function forget(gone, neighbour) {
+  cards = cards.filter((card) => card !== gone);
+  showCount();
   /** @type {HTMLElement} */ (neighbour?.querySelector(".remove") ?? choose).focus();
 }
