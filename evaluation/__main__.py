@@ -76,7 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     for command in (run, report):
         command.add_argument(
-            "checkpoint", type=console.text, help="a shipped checkpoint by its name, or a .safetensors file"
+            "checkpoint",
+            type=console.text,
+            help="a shipped checkpoint by its name, a .safetensors file, or the folder of a training run",
         )
         command.add_argument(
             "--data", type=console.text, required=True, metavar="LAYOUT:PATH", help=f"layouts: {', '.join(READERS)}"

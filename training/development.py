@@ -22,9 +22,8 @@ from training.features import Pictures
 _BATCH = 32  # pictures
 
 FEW = 100
-"""Development pictures below which a warning is given: scores of fewer say more about the pictures than about the
-network.
-side."""
+"""Number of development pictures below which a warning is given: the fewer there are, the more the scores of two
+epochs differ by chance."""
 
 
 def warn_of_few(pictures: int) -> str:
@@ -32,8 +31,8 @@ def warn_of_few(pictures: int) -> str:
     if pictures >= FEW:
         return ""
     return (
-        f"warning: only {pictures} development pictures choose the best checkpoint, which is then mostly chance; "
-        f"{FEW} or more are better"
+        f"warning: only {pictures} development pictures choose the best checkpoint, and scores of so few differ by "
+        f"chance; use at least {FEW}"
     )
 
 

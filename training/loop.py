@@ -362,6 +362,8 @@ class Run:
         state = read_state(file, self.device)
         try:
             self._restore(state)
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise damaged(file, error) from error
 

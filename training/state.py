@@ -36,6 +36,8 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
         raise ConfigError(f"{file}: no state to resume from ({error.strerror}). Start the run again") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # a damaged file raises whatever its bytes lead to
         raise damaged(file, error) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
