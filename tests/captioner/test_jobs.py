@@ -409,7 +409,7 @@ def test_alternatives_are_written_only_when_they_are_asked_for(run, here):
     assert "alternatives" not in json.loads(run("a.png", "-f", "jsonl", *page)[1])
     row = json.loads(run("a.png", "-f", "jsonl", *page, "--alternatives", 2, "--overwrite")[1])
     assert {len(others) for others in row["alternatives"]} == {2}
-    assert Path("seen/a.html").read_text().count("<br>or ") == len(row["words"])
+    assert Path("seen/a.html").read_text().count("<br>instead: ") == len(row["words"])
 
 
 # Streams of pictures
