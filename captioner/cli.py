@@ -74,7 +74,7 @@ def add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--threads",
         type=whole_number(1, MOST_THREADS),
         metavar="N",
-        help="threads of ONNX Runtime (default: as many as there are cores to use)",
+        help="threads that compute (default: as many as there are cores to use)",
     )
 
 

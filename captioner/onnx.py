@@ -1,13 +1,13 @@
 """The ONNX Runtime engine, the default: runs the graphs of a model file on the CPU."""
 
-import ctypes
 import math
 import os
-import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from captioner.model_file import (
 )
 
 AT_ONCE = 4
-"""Images that go through the encoder together: more would not stay in the processor's cache, and take memory."""
+"""Images that a thread encodes together: more would not stay in the processor's cache, and take memory."""
 
 MAX_MEMORY = 4 << 30
 """Maximum number of bytes of intermediate results of all engines of a process together. Damaged or malicious graphs
@@ -61,8 +61,16 @@ class OnnxState:
         return OnnxState(kept, {name: tensor[where] for name, tensor in self.rows.items()})
 
 
+PartT = TypeVar("PartT")
+FoundT = TypeVar("FoundT")
+
+
 class OnnxEngine:
-    """A captioning network in ONNX Runtime. Any number of threads may share it."""
+    """A captioning network in ONNX Runtime. Any number of threads may share it.
+
+    Each thread computes images of its own. Threads that share the work on one image wait for each other at every
+    operator; beside other work on the machine, that takes several times as long.
+    """
 
     def __init__(
         self,
@@ -82,12 +90,12 @@ class OnnxEngine:
         Raises:
             ValueError: when a graph is refused, or does not fit the header.
         """
-        self._graphs = graphs
-        self._weights = weights
+        self._start, self._step = (_Session(*each) for each in zip(graphs[:2], weights, strict=True))
         self._threads = threads or count_cores()
-        self._open_sessions()
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
         self.grid = self._find_grid(header)
-        cells, heads = math.prod(self.grid), self._opened.step.outputs.get("heads", ())[2:3]
+        cells, heads = math.prod(self.grid), self._step.outputs.get("heads", ())[2:3]
         self._axes = {
             "log_probs": (len(header.words),),
             "attention": (cells,),
@@ -107,23 +115,21 @@ class OnnxEngine:
         Raises:
             CheckpointError: when the graph of the model file fails.
         """
-        session = self._sessions().start
-        parts = []
-        for at in range(0, len(pixels), AT_ONCE):
-            part = session({"pixels": pixels[at : at + AT_ONCE]})
-            rows = (len(pixels[at : at + AT_ONCE]), 1)
-            for name, tensor in part.items():
-                if tensor.shape[: 2 if name.startswith(ROW) else 1] != rows[: 2 if name.startswith(ROW) else 1]:
-                    raise _wrong_output(name, tensor)
-            parts.append(part)
-        tensors = {
-            name: tensor if len(parts) == 1 else np.concatenate([part[name] for part in parts])
-            for name, tensor in parts[0].items()
-        }
+        size = min(AT_ONCE, math.ceil(len(pixels) / self._threads))
+        parts = self._map(self._encode, (pixels[at : at + size] for at in range(0, len(pixels), size)))
+        tensors = _join(parts)
         return OnnxState(
             {name: tensor for name, tensor in tensors.items() if name.startswith(IMAGE)},
             {name: tensor for name, tensor in tensors.items() if name.startswith(ROW)},
         )
+
+    def _encode(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        found = self._start({"pixels": pixels})
+        for name, tensor in found.items():
+            axes = (len(pixels), 1) if name.startswith(ROW) else (len(pixels),)
+            if tensor.shape[: len(axes)] != axes:
+                raise _wrong_output(name, tensor)
+        return found
 
     def step(self, words: np.ndarray, state: OnnxState) -> Step:
         """Read the previous words (B, K) and predict the next; see `captioner.engine.Engine`.
@@ -131,7 +137,12 @@ class OnnxEngine:
         Raises:
             CheckpointError: when the graph of the model file fails.
         """
-        found = self._sessions().step({"words": words, **state.images, **state.rows})
+        inputs = {"words": words, **state.images, **state.rows}
+        size = math.ceil(len(words) / self._threads)
+        parts = (
+            {name: tensor[at : at + size] for name, tensor in inputs.items()} for at in range(0, len(words), size)
+        )
+        found = _join(self._map(self._step, parts))
         for name, tensor in found.items():
             axes = self._axes.get(name, tensor.shape[2:])
             if tensor.shape != (*words.shape, *axes) or (name in self._axes and tensor.dtype != np.float32):
@@ -142,7 +153,7 @@ class OnnxEngine:
 
     def _find_grid(self, header: Header) -> tuple[int, int]:
         """Return rows and columns of the grid, if the graphs take the images and write the words of the header."""
-        start, step = self._opened.start, self._opened.step
+        start, step = self._start, self._step
         rows = {NEXT + name for name in start.outputs if name.startswith(ROW)}
         if (
             start.inputs.keys() != {"pixels"}
@@ -161,30 +172,37 @@ class OnnxEngine:
             raise ValueError(f"expected attention to a grid of {grid} and {words} words")
         return grid
 
-    def _open_sessions(self) -> None:
-        start, step = (
-            _Session(graph, weights, self._threads)
-            for graph, weights in zip(self._graphs[:2], self._weights, strict=True)
-        )
-        self._opened = _Sessions(start, step, os.getpid())
+    def _map(self, function: Callable[[PartT], FoundT], parts: Iterable[PartT]) -> list[FoundT]:
+        """Return what a function returns for each part, computed in the threads of this engine."""
+        parts = list(parts)
+        if len(parts) == 1 or self._threads == 1:
+            return [function(part) for part in parts]
+        if self._pool is None or self._process != os.getpid():  # a fork copies the pool, but not its threads
+            self._pool, self._process = ThreadPoolExecutor(self._threads, "onnx"), os.getpid()
+        return list(self._pool.map(function, parts))
 
-    def _sessions(self) -> "_Sessions":
-        if self._opened.process != os.getpid():  # a fork copies sessions, but not their threads
-            self._open_sessions()
-        return self._opened
+
+def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join the tensors of the parts of a batch, by name."""
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise CheckpointError(
+            f"its graph returned tensors that do not fit together ({error}). {DAMAGED}"
+        ) from error
 
 
 class _Session:
     """A graph with its weights, ready to run."""
 
-    def __init__(self, graph: bytes, weights: dict[str, np.ndarray], threads: int):
+    def __init__(self, graph: bytes, weights: dict[str, np.ndarray]):
         _limit_memory()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1  # the thread that calls; a session with others would not survive a fork
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors come as exceptions
-        # Threads that spin while they wait would take the cores from other processes, and from each other.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.use_env_allocators", "1")  # that of `_limit_memory`
         # A graph may look like the other format of ONNX Runtime, which `check_graph` does not read.
         options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -200,7 +218,6 @@ class _Session:
             )
         except Exception as error:  # ONNX Runtime's exceptions have no base class but this
             raise ValueError(f"ONNX Runtime refuses the graph: {_shorten(error)}") from error
-        _alive.add(self._session)
         self.inputs = {each.name: tuple(each.shape) for each in self._session.get_inputs()}
         self.outputs = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self._names = list(self.outputs)
@@ -210,20 +227,6 @@ class _Session:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
         except Exception as error:
             raise CheckpointError(f"ONNX Runtime cannot run the graph: {_shorten(error)}") from error
-
-
-_alive: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
-"""The sessions of this process."""
-
-
-def _keep_sessions_forever() -> None:
-    """Keep the sessions that a forked process inherits: freeing them would wait for threads that it did not."""
-    for session in _alive:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_sessions_forever)
 
 
 def _wrong_output(name: str, tensor: np.ndarray) -> CheckpointError:
@@ -241,12 +244,6 @@ def _limit_memory() -> None:
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": MAX_MEMORY}))
-
-
-class _Sessions(NamedTuple):
-    start: _Session
-    step: _Session
-    process: int
 
 
 def load_onnx_engine(path: Path, threads: int | None = None) -> tuple[OnnxEngine, Header]:
