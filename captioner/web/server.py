@@ -44,6 +44,9 @@ from captioner.web.uploads import (
 
 STATIC = Path(__file__).parent / "static"
 
+EXAMPLE = Path(__file__).parents[1] / "example.jpg"
+"""The photograph of the package, to try the page with."""
+
 MOST_CANDIDATES = 5
 MOST_ALTERNATIVES = 10
 
@@ -228,6 +231,11 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
+
+    @app.head("/example.jpg", include_in_schema=False)
+    @app.get("/example.jpg", include_in_schema=False)
+    async def example() -> FileResponse:
+        return FileResponse(EXAMPLE)
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
