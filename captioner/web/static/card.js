@@ -234,7 +234,7 @@ export class Card {
     const button = this.#part(".copy");
     button.textContent = copied ? "Copied" : "Selected: press Ctrl-C";
     this.#say(copied ? `Copied: ${text}` : "The caption is selected: press Ctrl-C");
-    setTimeout(() => (button.textContent = "Copy alt text"), MOMENT);
+    setTimeout(() => (button.textContent = "Copy"), MOMENT);
   }
 
   /** Take the card off the page, end what is under way for it, and return the card that stood beside it. */
