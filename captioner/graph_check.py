@@ -21,7 +21,7 @@ MAX_CONSTANT = 1 << 16
 MAX_NODES = 10_000
 """Maximum number of nodes of a graph. ONNX Runtime spends kilobytes on each."""
 
-OPERATORS = frozenset(
+OWN_OPERATORS = frozenset(
     """
     Add ArgMax AveragePool BatchNormalization Cast Clip Concat ConstantOfShape Conv Cos CumSum Div Expand Floor
     Gather GatherND Gelu HardSigmoid HardSwish Identity InstanceNormalization IsNaN LayerNormalization
@@ -29,7 +29,19 @@ OPERATORS = frozenset(
     ScatterElements Shape Sigmoid Sin Slice Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
     """.split()  # noqa: SIM905 (a list would take a line an operator)
 )
-"""Operators that graphs may use, those of the exported networks: of the standard domain, without subgraphs."""
+"""Operators of the networks of this package."""
+
+FURTHER_OPERATORS = frozenset(
+    """
+    Abs And Equal Exp Greater GreaterOrEqual Less Log Max Min Neg Not Or Reciprocal ReduceL2 ReduceMax ReduceMin
+    Sign Softplus Sqrt
+    """.split()  # noqa: SIM905
+)
+"""Further operators, for mechanisms outside of this package: of each element or along an axis, as `Add` and
+`ReduceSum` are, with outputs no larger than theirs."""
+
+OPERATORS = OWN_OPERATORS | FURTHER_OPERATORS
+"""Operators that graphs may use: of the standard domain, without subgraphs."""
 
 FLOAT32 = 1
 """`TensorProto.DataType.FLOAT`."""

@@ -195,7 +195,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     except ImageError:
         raise
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def prepare(picture: Image.Image, settings: ImageSettings) -> tuple[np.ndarray, Rectangle]:
@@ -339,7 +339,7 @@ def _decode(
     except ImageError:
         raise
     except Exception as error:  # damaged files make decoders raise nearly anything
-        raise _damaged(source, error) from error
+        raise _unreadable(source, error, max_pixels) from error
 
 
 def _picture(source: Source) -> Image.Image:
@@ -546,8 +546,26 @@ def _too_long(source: Source) -> ImageError:
     )
 
 
-def _damaged(source: Source, error: Exception) -> ImageError:
+_UNSUPPORTED = re.compile(r"unsupported|unknown pixel mode|unknown value|not available", re.IGNORECASE)
+"""How Pillow's decoders call what they do not decode. Damage in a header may look the same."""
+
+
+def _unreadable(source: Source, error: Exception, max_pixels: int = MAX_PIXELS) -> ImageError:
+    """Return what to raise for an error of a decoder."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):  # of sizes that no header told
+        pixels = re.search(r"\d+", reason)
+        return ImageTooLargeError(
+            f"{name(source)}: {f'{int(pixels[0]):,}' if pixels else 'so many'} pixels are too many "
+            f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
+        )
+    if reason.isdecimal():  # such as the number of a compression in a TIFF file, a KeyError
+        reason = f"unknown value {reason} in its header"
+    if _UNSUPPORTED.search(reason):
+        return ImageError(
+            f"{name(source)}: cannot read this image ({reason}). It is of a kind that Pillow does not decode, or "
+            "damaged. Convert it to JPEG or PNG."
+        )
     return ImageError(f"{name(source)}: cannot read this image ({reason}). Is the file complete and undamaged?")
 
 

@@ -67,21 +67,10 @@ class EncoderSettings:
 class AttentionSettings:
     """Which mechanism, and how wide."""
 
-    kind: Literal[
-        "none",
-        "mean",
-        "additive",
-        "concat",
-        "general",
-        "dot",
-        "location",
-        "scaled_dot",
-        "multi_head",
-        "local_m",
-        "local_p",
-        "adaptive",
-        "hard",
-    ] = "additive"
+    kind: str = "additive"
+    """`none`, `mean`, `additive`, `concat`, `general`, `dot`, `location`, `scaled_dot`, `multi_head`, `local_m`,
+    `local_p`, `adaptive`, `hard`, or the name of a mechanism of your own (`captioner.network.attention.register`).
+    Whether there is such a mechanism is checked when a network is built; ONNX Runtime needs the graphs alone."""
     size: int = 512  # A, width of the layer in which image and state meet
     score: Literal["additive", "concat", "general", "dot", "location", "scaled_dot"] = "additive"
     """What `local_m`, `local_p`, `adaptive` and `hard` score locations by."""
@@ -92,6 +81,8 @@ class AttentionSettings:
     choice: Literal["argmax", "sample"] = "argmax"  # how `hard` chooses when captioning
 
     def __post_init__(self) -> None:
+        if not self.kind.isidentifier() or len(self.kind) > 100:
+            raise ValueError(f"kind: expected the name of a mechanism, such as 'additive', got {self.kind[:60]!r}")
         check_ranges(self, {"size": (1, WIDEST), "heads": (1, WIDEST), "pass_words": (1, 1_000_000)})
         if not 0 < self.radius <= 1e6:
             raise ValueError(f"radius: must be above 0 and at most 1e6, got {self.radius}")

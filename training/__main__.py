@@ -4,6 +4,7 @@ It is a program of the checkout, not of the installed package: run it from the c
 """
 
 import argparse
+import importlib
 import signal
 import sys
 from pathlib import Path
@@ -24,23 +25,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     parser = Parser(prog=PROGRAM, description=__doc__)
+    network = Parser(add_help=False)
+    network.add_argument(
+        "--import",
+        type=console.text,
+        action="append",
+        default=[],
+        metavar="MODULE",
+        dest="modules",
+        help="import a Python module first, such as one that registers an attention mechanism of your own "
+        "(docs/attention.md); may be repeated",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in {
         "check": "try one batch, and report what the run will read and need",
         "prepare": "compute and keep the grids of all pictures",
         "run": "train from the start",
     }.items():
-        sub = commands.add_parser(command, help=text)
+        sub = commands.add_parser(command, help=text, parents=[network])
         sub.add_argument("config", type=console.path, help="a TOML file, such as those in configs/")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
         sub.add_argument("--runs", type=console.path, default=Path("runs"), help="folder of all runs (%(default)s)")
-    resume = commands.add_parser("resume", help="resume an interrupted run")
+    resume = commands.add_parser("resume", help="resume an interrupted run", parents=[network])
     resume.add_argument("folder", type=console.path, help="the run's folder, such as runs/default")
     fetch = commands.add_parser("download", help="download a published data set, or resume its download")
     fetch.add_argument("name", choices=SOURCES)
     fetch.add_argument("directory", type=console.path, help="the data set's folder, such as data/coco2017")
     fetch.add_argument("--from", dest="base", metavar="URL", help="take the archives from here, and unverified")
-    export = commands.add_parser("export", help="add ONNX graphs to a model file that has none")
+    export = commands.add_parser("export", help="add ONNX graphs to a model file that has none", parents=[network])
     export.add_argument("model", type=console.path, help="the model file, such as runs/default/best.safetensors")
     options = parser.parse_args(arguments)
     try:
@@ -60,6 +72,8 @@ def _run(options: argparse.Namespace) -> None:
     from captioner.network.engine import limit_threads
 
     limit_threads()
+    for name in options.modules:
+        _import(name)
     try:
         {"export": _export, "resume": _resume}.get(options.command, _train)(options)
     except (MemoryError, RuntimeError) as error:
@@ -69,6 +83,15 @@ def _run(options: argparse.Namespace) -> None:
         raise CaptionerError(
             f"not enough memory ({reason}). Lower optimizer.batch_size, or raise optimizer.accumulate"
         ) from error
+
+
+def _import(name: str) -> None:
+    """Import a module of the user's."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever that module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise CaptionerError(f'--import {name}: {reason}. To see where: python -c "import {name}"') from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -13,15 +13,18 @@ alone (Tu et al. 2016, arXiv 1601.04811; See et al. 2017, arXiv 1704.04368).
 Code that runs in inference must be traceable by `torch.export` with any number of images and rows: it takes sizes
 from `tensor.shape`, as `len(tensor)` becomes a constant, and does not depend on values in Python.
 
-To add a mechanism: write a class here and name it in `KINDS` and in `AttentionSettings.kind`.
+To add a mechanism to this package: write a class here and name it in `KINDS`. To use one of your own without
+changing this package: write the class in a module of yours, and call `register`.
 """
 
+import difflib
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from captioner import config
 from captioner.errors import ConfigError
 from captioner.network.additive_score import AdditiveScore
 from captioner.settings import AttentionSettings
@@ -156,9 +159,9 @@ class AdditiveAttention(SoftAttention):
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
         super().__init__(settings, sizes)
-        self.from_image = nn.Linear(sizes.annotation, settings.size)
-        self.from_state = nn.Linear(sizes.hidden, settings.size, bias=False)
-        self.score = nn.Linear(settings.size, 1, bias=False)  # softmax cancels a bias
+        self.from_image = nn.Linear(sizes.annotation, settings.size)  # W
+        self.from_state = nn.Linear(sizes.hidden, settings.size, bias=False)  # U
+        self.score = nn.Linear(settings.size, 1, bias=False)  # v; softmax cancels a bias
 
     @property
     def coverage_size(self) -> int:
@@ -167,14 +170,17 @@ class AdditiveAttention(SoftAttention):
     def prepare(self, annotations: Tensor) -> Tensor:
         return self.from_image(annotations)
 
-    def scores(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
-        query = self.from_state(hidden)  # (B, K, A)
-        if torch.is_grad_enabled() and self.from_coverage is None:  # the same in less memory
-            return AdditiveScore.apply(keys, query, self.score.weight[0].to(keys.dtype))
-        sums = keys[:, None] + query[:, :, None]  # (B, K, L, A)
+    def formula(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
+        """Return the scores as the papers write them; `scores` returns the same."""
+        sums = keys[:, None] + self.from_state(hidden)[:, :, None]  # W a + U h, (B, K, L, A)
         if self.from_coverage is not None:
             sums = sums + coverage[..., None] * self.from_coverage
-        return self.score(sums.tanh()).squeeze(-1)
+        return self.score(sums.tanh()).squeeze(-1)  # v . tanh(W a + U h), (B, K, L)
+
+    def scores(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.from_coverage is None:  # in less memory, tested against `formula`
+            return AdditiveScore.apply(keys, self.from_state(hidden), self.score.weight[0].to(keys.dtype))
+        return self.formula(hidden, keys, coverage)
 
 
 class ConcatAttention(AdditiveAttention):
@@ -477,12 +483,39 @@ KINDS: dict[str, type[Attention]] = {
 }
 
 
+def register(name: str, mechanism: type[Attention]) -> None:
+    """Make a mechanism of your own known by a name, for `AttentionSettings.kind`, in this process.
+
+    Call it wherever a network of this kind is trained, or run by PyTorch: model files name their mechanism, and
+    never bring its code. ONNX Runtime needs neither the class nor this call.
+
+    Args:
+        name: a Python identifier.
+        mechanism: built as `mechanism(settings, sizes)`.
+
+    Raises:
+        ConfigError: when this is no name, or it is taken, or this is no subclass of `Attention`.
+    """
+    config.from_dict(AttentionSettings, {"kind": name}, source="attention")
+    if not (isinstance(mechanism, type) and issubclass(mechanism, Attention)):
+        raise ConfigError(f"attention {name!r}: expected a subclass of Attention, got {mechanism!r}")
+    if KINDS.setdefault(name, mechanism) is not mechanism:
+        raise ConfigError(f"attention {name!r}: the name is taken by {KINDS[name].__qualname__}. Choose another")
+
+
 def build_attention(settings: AttentionSettings, sizes: Sizes) -> Attention:
     """Return the mechanism that `settings.kind` names, with random weights.
 
     Raises:
-        ConfigError: when the mechanism does not fit these sizes.
+        ConfigError: when there is no such mechanism, or it does not fit these sizes.
     """
+    if settings.kind not in KINDS:
+        near = difflib.get_close_matches(settings.kind, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}."
+        raise ConfigError(
+            f"model.attention.kind: unknown mechanism {settings.kind!r}; {hint} One of your own must be registered "
+            "first: `captioner.network.attention.register`, or `--import MODULE` of `python -m training`"
+        )
     return KINDS[settings.kind](settings, sizes)
 
 

@@ -74,9 +74,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
             with torch.device("meta"):  # shapes alone: no memory is spent before they have been compared
                 network = build_network(header.model, len(header.words), header.images.size)
         except ConfigError as error:
-            raise CheckpointError(f"{path}: its header describes an impossible network: {error}") from error
+            raise CheckpointError(f"{path}: the network of its header cannot be built: {error}") from error
         except RuntimeError as error:  # sizes beyond what any tensor can have
-            raise CheckpointError(f"{path}: its header describes an impossible network ({error})") from error
+            raise CheckpointError(f"{path}: the network of its header cannot be built ({error})") from error
         expected = {name: _describe(tensor) for name, tensor in network.state_dict().items()}
         found = {name: _describe_slice(file.get_slice(name)) for name in file.keys() if not name.startswith(GRAPH)}  # noqa: SIM118
         if problem := _difference(expected, found):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -43,6 +43,9 @@ from captioner.web.uploads import (
 )
 
 STATIC = Path(__file__).parent / "static"
+
+EXAMPLE = Path(__file__).parents[1] / "example.jpg"
+"""The photograph of the package, to try the page with."""
 
 MOST_CANDIDATES = 5
 MOST_ALTERNATIVES = 10
@@ -223,24 +226,42 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     app.add_exception_handler(CaptionerError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_parameters)
     app.mount("/static", StaticFiles(directory=STATIC))
+    bare = [Depends(_refuse_parameters)]
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
+    @app.head("/example.jpg", include_in_schema=False)
+    @app.get("/example.jpg", include_in_schema=False)
+    async def example() -> FileResponse:
+        return FileResponse(EXAMPLE)
+
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def reference() -> HTMLResponse:
         return HTMLResponse(reference_page(app.openapi()))
 
-    @app.head("/health", include_in_schema=False)
-    @app.get("/health", summary="How the server is", response_description="It is well.")
+    @app.head("/health", include_in_schema=False, dependencies=bare)
+    @app.get(
+        "/health",
+        summary="How the server is",
+        response_description="It is well.",
+        responses={422: PROBLEMS[422]},
+        dependencies=bare,
+    )
     async def health() -> Health:
         return Health(status="ok", version=__version__, model=model, queue=batcher.waiting)
 
-    @app.head("/api/limits", include_in_schema=False)
-    @app.get("/api/limits", summary="What the server permits", response_description="The limits.")
+    @app.head("/api/limits", include_in_schema=False, dependencies=bare)
+    @app.get(
+        "/api/limits",
+        summary="What the server permits",
+        response_description="The limits.",
+        responses={422: PROBLEMS[422]},
+        dependencies=bare,
+    )
     async def limits() -> Limits:
         return Limits(bytes=settings.max_bytes, candidates=most_candidates)
 
@@ -273,6 +294,14 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
         return JSONResponse({"width": width, "height": height, **found.to_dict(attention=True)})
 
     return app
+
+
+async def _refuse_parameters(request: Request) -> None:
+    """Refuse a request that has any, of a path that takes none."""
+    if request.query_params:
+        raise RequestValidationError(
+            [{"type": "extra_forbidden", "loc": ("query", name)} for name in request.query_params]
+        )
 
 
 async def _disconnect(request: Request) -> None:
@@ -311,7 +340,7 @@ async def _explain_parameters(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     reasons = {"extra_forbidden": "there is no such parameter"}
     problems = [
-        f"{problem['loc'][-1]}: {reasons.get(problem['type'], problem['msg'])}" for problem in error.errors()
+        f"{problem['loc'][-1]}: {reasons.get(problem['type']) or problem['msg']}" for problem in error.errors()
     ]
     return JSONResponse({"detail": "; ".join(problems)}, 422)
 

@@ -15,7 +15,16 @@ from captioner.config import from_dict
 from captioner.errors import ConfigError
 from captioner.network import additive_score
 from captioner.network.additive_score import AdditiveScore
-from captioner.network.attention import KINDS, Query, ScoredAttention, Sizes, build_attention
+from captioner.network.attention import (
+    KINDS,
+    AdditiveAttention,
+    Query,
+    ScoredAttention,
+    Sizes,
+    SoftAttention,
+    build_attention,
+    register,
+)
 from captioner.settings import AttentionSettings
 
 B, K, T = 3, 2, 3  # images, rows of each, words
@@ -207,7 +216,6 @@ def test_every_mechanism_has_its_formula_here():
     assert not missing, f"write the formula of {missing} into FORMULAS, so that it is tested like the others"
     assert {settings.kind for settings in CASES} == KINDS.keys() == FORMULAS.keys()
     hints = get_type_hints(AttentionSettings)
-    assert set(get_args(hints["kind"])) == KINDS.keys()
     assert set(get_args(hints["score"])) == SCORES.keys()
 
 
@@ -308,13 +316,23 @@ def test_the_additive_score_of_training_equals_the_plain_formula(monkeypatch, bl
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("coverage", [False, True])
 @pytest.mark.parametrize("kind", ["additive", "concat"])
-def test_additive_attention_scores_alike_with_and_without_gradients(kind):
-    mechanism, query, annotations = make(AttentionSettings(kind, A))
-    with_gradients = look(mechanism, query, annotations)
-    assert with_gradients["weights"].requires_grad
+def test_the_scores_of_additive_attention_are_its_formula(kind, coverage):
+    """In training, where `AdditiveScore` computes them, with the same gradients."""
+    mechanism, query, annotations = make(AttentionSettings(kind, A, coverage=coverage))
+    annotations.requires_grad_()
+    hidden, seen = query.hidden[0].requires_grad_(), torch.rand(B, K, L, dtype=torch.double)
+    learning = [hidden, annotations, *mechanism.parameters()]
+    direction = torch.randn(B, K, L, dtype=torch.double)
+    found = []
+    for function in (mechanism.formula, mechanism.scores):
+        scores = function(hidden, mechanism.prepare(annotations), seen)
+        found.append((scores, *torch.autograd.grad((scores * direction).sum(), learning)))
+    torch.testing.assert_close(*found)
+    assert all(gradient.any() for gradient in found[0][1:])
     with torch.no_grad():
-        torch.testing.assert_close(look(mechanism, query, annotations), with_gradients)
+        torch.testing.assert_close(mechanism.scores(hidden, mechanism.prepare(annotations), seen), found[0][0])
 
 
 def test_additive_attention_in_training_stores_nothing_of_every_row_and_location():
@@ -419,7 +437,9 @@ def test_the_centre_of_local_p_stays_inside_the_grid():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "sharp"}, "kind: expected one of 'none', 'mean', 'additive'"),
+        ({"kind": ""}, "kind: expected the name of a mechanism, such as 'additive', got ''"),
+        ({"kind": "my.module:Sharp"}, "kind: expected the name of a mechanism"),
+        ({"kind": "x" * 101}, "kind: expected the name of a mechanism"),
         ({"size": 0}, "size: must be at least 1"),
         ({"radius": 0.0}, "radius: must be above 0"),
         ({"radius": float("nan")}, "radius: must be above 0"),
@@ -439,3 +459,33 @@ def test_impossible_settings_are_refused_with_the_reason(values, message):
 def test_a_dot_product_of_unlike_sizes_is_refused(settings):
     with pytest.raises(ConfigError, match=r"decoder\.hidden_size must be 7, the encoder's; got 5\. 'general'"):
         build_attention(AttentionSettings(**settings), Sizes(D, H, E, GRID))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("additiv", "did you mean 'additive'"), ("zebra", "known: none, mean, additive"), ("os", "register")],
+)
+def test_an_unknown_mechanism_is_refused_with_what_to_do(kind, message):
+    with pytest.raises(ConfigError, match=f"kind: unknown mechanism '{kind}'; .*{message}"):
+        build_attention(AttentionSettings(kind), Sizes(D, H, E, GRID))
+
+
+class Mine(SoftAttention):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "mechanism", "message"),
+    [
+        ("additive", Mine, "'additive': the name is taken by AdditiveAttention"),
+        ("my-own", Mine, "kind: expected the name of a mechanism"),
+        (5, Mine, "kind: expected text, got 5"),
+        ("mine", torch.nn.Linear, "'mine': expected a subclass of Attention"),
+        ("mine", "my_module:Mine", "'mine': expected a subclass of Attention"),
+    ],
+)
+def test_a_mechanism_of_ones_own_has_a_name_of_its_own(name, mechanism, message):
+    with pytest.raises(ConfigError, match=message):
+        register(name, mechanism)
+    assert "mine" not in KINDS
+    assert KINDS["additive"] is AdditiveAttention

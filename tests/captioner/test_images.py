@@ -556,7 +556,6 @@ def test_a_file_too_long_is_refused_before_it_fills_the_memory(monkeypatch, tmp_
         MemoryError(),
         RecursionError(),
         UserWarning("odd"),
-        Image.DecompressionBombError("bomb"),
     ],
 )
 def test_whatever_a_decoder_raises_becomes_one_line(monkeypatch, error):
@@ -567,6 +566,80 @@ def test_whatever_a_decoder_raises_becomes_one_line(monkeypatch, error):
     message = failure(encode(scene(4, 3), format="PNG"))
     reason = " ".join(str(error).split()) or type(error).__name__
     assert message.startswith(f"image bytes: cannot read this image ({reason}).")
+
+
+def bmp(bits, compression):
+    """A BMP file of 8 x 8 pixels and 64 bytes of masks, palette and whatever else stands before them."""
+    content = bytes(64 + 8 * 8 * 4)
+    about = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, bits, compression, len(content), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(content), 0, 0, 54 + 64) + about + content
+
+
+def tiff(samples, bits, kind, compression=1):
+    """A TIFF file of 4 x 4 pixels: tags of 4 bytes each, then what needs more, then the pixels."""
+    several = [bits] * samples + [kind] * samples
+    tags = {
+        256: 4,
+        257: 4,
+        258: (8, samples),
+        259: compression,
+        262: 2 if samples == 3 else 1,
+        273: 0,
+        277: samples,
+    }
+    tags |= {278: 4, 279: 2 * samples * bits, 339: (8 + 2 * samples, samples)}
+    after = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = after + 2 * len(several)
+    entries = b""
+    for tag, value in tags.items():
+        if not isinstance(value, tuple):
+            entries += struct.pack("<HHII", tag, 4, 1, value)
+        elif samples == 1:
+            entries += struct.pack("<HHIHH", tag, 3, 1, bits if tag == 258 else kind, 0)
+        else:
+            entries += struct.pack("<HHII", tag, 3, samples, after - 8 + value[0])
+    pixels = bytes(2 * samples * bits)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + entries + bytes(4) + struct.pack(f"<{len(several)}H", *several) + pixels
+
+
+def test_kinds_of_bmp_and_tiff_that_are_decoded():
+    """As do all that are whole, so that those below are refused for nothing but their kind."""
+    assert images.open(bmp(24, 0)).size == (8, 8)
+    assert images.open(tiff(3, 8, 1)).size == images.open(tiff(1, 32, 3)).size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (bmp(2, 0), "Unsupported BMP pixel depth (2)"),
+        (bmp(64, 0), "Unsupported BMP pixel depth (64)"),
+        (bmp(24, 4), "Unsupported BMP compression (4)"),
+        (bmp(16, 3), "Unsupported BMP bitfields layout"),
+        (tiff(3, 32, 3), "unknown pixel mode"),
+        (tiff(3, 16, 3), "unknown pixel mode"),
+        (tiff(1, 64, 3), "unknown pixel mode"),
+        (tiff(3, 8, 1, compression=34712), "unknown value 34712 in its header"),
+    ],
+)
+def test_a_kind_that_is_not_decoded_is_called_so(content, reason):
+    assert failure(content) == (
+        f"image bytes: cannot read this image ({reason}). It is of a kind that Pillow does not decode, or damaged. "
+        "Convert it to JPEG or PNG."
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [12_000, 20_000])
+def test_a_gif_whose_first_frame_is_larger_than_its_header_tells_is_too_large(side):
+    """Pillow itself refuses the larger of them, by a limit of its own."""
+    frame = struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\x00;"
+    content = b"GIF89a" + struct.pack("<HHBBB", 3, 3, 0x80, 0, 0) + bytes(6) + b"," + frame
+    with pytest.raises(ImageTooLargeError) as caught:
+        images.open(content, max_pixels=64_000_000)
+    told = f"{side * side:,}" if side == 20_000 else f"{side} x {side}"
+    expected = f"image bytes: {told} pixels are too many (limit: 64 million). Make the picture smaller."
+    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)

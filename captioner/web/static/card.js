@@ -5,6 +5,8 @@
 import { copyText } from "./clipboard.js";
 import { describeWord, toSentence } from "./figures.js";
 import { Light } from "./light.js";
+import { save, toStems } from "./results.js";
+import { drawSheet } from "./sheet.js";
 import { Words } from "./words.js";
 
 /** @typedef {import("./server.js").Sentence} Sentence */
@@ -51,7 +53,11 @@ export class Card {
     this.#part(".figures").id = `figures-${this.#number}`;
     this.#light = new Light(this.#part("canvas"));
     this.#words = new Words(this.#part(".caption"), (place) => this.#lookAt(place));
+    this.#part(".edited").setAttribute("aria-label", `Alt text of ${file.name}`);
+    this.#part(".edited").addEventListener("input", () => this.#retell());
     this.#part(".copy").addEventListener("click", () => this.#copy());
+    this.#part(".edit").addEventListener("click", () => this.#edit(this.#part(".edited").hidden));
+    this.#part(".save").addEventListener("click", () => this.#save());
     this.#part(".again").addEventListener("click", () => tryAgain(this));
     this.#part(".remove").addEventListener("click", () => removed(this, this.remove()));
   }
@@ -66,9 +72,10 @@ export class Card {
     return this.#state;
   }
 
-  /** The caption as a sentence; empty while there is none. */
+  /** The caption as a sentence, as somebody may have edited it; empty while there is none. */
   get text() {
-    return toSentence(this.#sentence?.caption ?? "");
+    const field = this.#part(".edited");
+    return field.hidden ? toSentence(this.#sentence?.caption ?? "") : field.value.trim().replaceAll(/\s+/g, " ");
   }
 
   /** Is aborted when the card is removed. */
@@ -84,7 +91,7 @@ export class Card {
       if (!this.#sentence) this.#shape(image.naturalWidth, image.naturalHeight); // the server knows better
     });
     image.addEventListener("error", () => {
-      image.hidden = true;
+      image.hidden = this.#part(".save").hidden = true;
       this.#part(".stand-in").hidden = false;
     });
     this.#address = image.src = URL.createObjectURL(this.#file);
@@ -122,8 +129,24 @@ export class Card {
     this.#part("fieldset").append(...sentences.map((sentence) => this.#toChoice(sentence)));
     this.#part("fieldset input").checked = true;
     this.#part(".candidates").hidden = sentences.length < 2;
-    for (const part of [".caption", ".hint", ".copy"]) this.#part(part).hidden = false;
+    for (const part of [".caption", ".hint", ".copy", ".edit"]) this.#part(part).hidden = false;
     this.#showSentence(reply);
+  }
+
+  /**
+   * Draw the picture once for each word, lit; nothing where there are no words or this browser cannot show it.
+   * @returns {Promise<Blob | undefined>}
+   */
+  async drawSheet() {
+    if (!this.#sentence?.words.length) return undefined;
+    const image = new Image(); // that of the card is not loaded while it is far from the window
+    image.src = this.#address;
+    try {
+      await image.decode();
+    } catch {
+      return undefined;
+    }
+    return drawSheet(image, this.#sentence);
   }
 
   /**
@@ -151,7 +174,8 @@ export class Card {
   #showSentence(sentence) {
     this.#sentence = sentence;
     this.#words.show(sentence.caption, sentence.words, this.#part(".figures").id);
-    this.#part("img").alt = this.text;
+    this.#edit(false);
+    this.#part(".save").hidden = !sentence.words.length || this.#part("img").hidden;
     this.#say(`${this.#file.name}: ${sentence.caption || "no words"}`);
   }
 
@@ -182,13 +206,35 @@ export class Card {
     }
   }
 
+  /** @param {boolean} start to edit the sentence, or else go back to it as it came */
+  #edit(start) {
+    const field = this.#part(".edited");
+    const button = this.#part(".edit");
+    if (start) field.value = this.text;
+    field.hidden = !start;
+    button.textContent = start ? "Undo edits" : "Edit";
+    if (start) field.focus();
+    this.#retell();
+  }
+
+  /** Let people who hear the page hear the sentence as it is now. */
+  #retell() {
+    this.#part("img").alt = this.text;
+  }
+
+  async #save() {
+    const image = await this.drawSheet();
+    if (image) save(`${toStems([this.#file.name])[0]}-words.png`, image);
+  }
+
   async #copy() {
     const text = this.text;
-    const copied = await copyText(text, this.#part(".caption"));
+    const field = this.#part(".edited");
+    const copied = await copyText(text, field.hidden ? this.#part(".caption") : field);
     const button = this.#part(".copy");
     button.textContent = copied ? "Copied" : "Selected: press Ctrl-C";
     this.#say(copied ? `Copied: ${text}` : "The caption is selected: press Ctrl-C");
-    setTimeout(() => (button.textContent = "Copy alt text"), MOMENT);
+    setTimeout(() => (button.textContent = "Copy"), MOMENT);
   }
 
   /** Take the card off the page, end what is under way for it, and return the card that stood beside it. */

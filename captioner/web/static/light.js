@@ -38,27 +38,31 @@ export class Light {
    * Light the picture where the weights are, and dim it elsewhere.
    * @param {Weights} weights
    * @param {Rectangle} rectangle the part of the picture that they cover
+   * @param {number} [milliseconds] that the light takes; 0: it is there when this returns
    */
-  show(weights, rectangle) {
+  show(weights, rectangle, milliseconds = MILLISECONDS) {
     const light = spreadLight(weights, rectangle, this.#canvas.width, this.#canvas.height);
     const layer = new Float32Array(2 * light.length);
     light.forEach((bright, pixel) => {
       layer[2 * pixel] = GLOW * bright;
       layer[2 * pixel + 1] = 1 - DIMMED - (1 - DIMMED - GLOW) * bright;
     });
-    this.#passTo(layer);
+    this.#passTo(layer, milliseconds);
   }
 
   /** Leave the picture as it is. */
   hide() {
-    this.#passTo(new Float32Array(this.#layer.length));
+    this.#passTo(new Float32Array(this.#layer.length), MILLISECONDS);
   }
 
-  /** @param {Float32Array} target */
-  #passTo(target) {
+  /**
+   * @param {Float32Array} target
+   * @param {number} milliseconds
+   */
+  #passTo(target, milliseconds) {
     cancelAnimationFrame(this.#frame);
     const before = this.#layer;
-    const duration = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : MILLISECONDS;
+    const duration = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : milliseconds;
     const start = performance.now();
     /** @param {number} now */
     const step = (now) => {

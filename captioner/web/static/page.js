@@ -1,11 +1,12 @@
 /**
- * Captions for the pictures that are chosen, dropped or pasted: a card each, the newest first.
+ * Captions for the pictures that are chosen, dropped or pasted: a card each, in the order in which they came.
  */
 
 import { Card } from "./card.js";
 import { copyText } from "./clipboard.js";
-import { save, toLines, toTable } from "./results.js";
-import { caption, check, Problem } from "./server.js";
+import { save, toFile, toLines, toStems, toTable } from "./results.js";
+import { caption, check, getExample, Problem } from "./server.js";
+import { zip } from "./zip.js";
 
 const MOMENT = 2500; // milliseconds for which a button tells what it did
 
@@ -15,6 +16,8 @@ const shelf = /** @type {HTMLElement} */ (document.getElementById("cards"));
 const together = /** @type {HTMLElement} */ (document.getElementById("together"));
 const count = /** @type {HTMLElement} */ (document.getElementById("count"));
 const copyAll = /** @type {HTMLButtonElement} */ (document.getElementById("copy-all"));
+const saveZip = /** @type {HTMLButtonElement} */ (document.getElementById("save-zip"));
+const example = /** @type {HTMLButtonElement} */ (document.getElementById("example"));
 const choose = /** @type {HTMLInputElement} */ (document.getElementById("choose"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
 const said = /** @type {HTMLElement} */ (document.getElementById("said"));
@@ -31,10 +34,30 @@ copyAll.addEventListener("click", async () => {
   setTimeout(() => (copyAll.textContent = "Copy all"), MOMENT);
 });
 document.getElementById("save-text")?.addEventListener("click", () => {
-  save("captions.txt", "text/plain", toLines(results()));
+  save("captions.txt", toFile("text/plain", toLines(results())));
 });
 document.getElementById("save-table")?.addEventListener("click", () => {
-  save("captions.csv", "text/csv", toTable(results()));
+  save("captions.csv", toFile("text/csv", toTable(results())));
+});
+saveZip.addEventListener("click", async () => {
+  saveZip.disabled = true;
+  try {
+    save("captions.zip", await zip(await toFiles()));
+  } finally {
+    saveZip.disabled = false;
+  }
+});
+example.addEventListener("click", async () => {
+  example.disabled = true;
+  try {
+    add([await getExample()]);
+    choose.focus();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    notice.textContent = error.message;
+  } finally {
+    example.disabled = false;
+  }
 });
 document.getElementById("remove-all")?.addEventListener("click", () => {
   if (results().length && !confirm("Remove all pictures and their captions from this page?")) return;
@@ -66,8 +89,8 @@ document.addEventListener("drop", (event) => {
 });
 
 /**
- * Show files above those that are there, and caption them in their order.
- * @param {FileList | null | undefined} files
+ * Show files below those that are there, and caption them in their order.
+ * @param {Iterable<File> | null | undefined} files
  * @param {string} [nothing] what to tell if there is none
  */
 function add(files, nothing = "") {
@@ -75,8 +98,8 @@ function add(files, nothing = "") {
     (file) => new Card(file, { say, tryAgain: process, removed: forget, changed: showCount }),
   );
   notice.textContent = added.length ? "" : nothing;
-  cards = [...added, ...cards];
-  shelf.prepend(...added.map((card) => card.element));
+  cards.push(...added);
+  shelf.append(...added.map((card) => card.element));
   added[0]?.element.scrollIntoView({ block: "nearest" });
   added.forEach(process);
 }
@@ -132,20 +155,37 @@ function say(text) {
   said.replaceChildren(line);
 }
 
+/** The cards that have a caption. */
+function captioned() {
+  return cards.filter((card) => card.state === "captioned");
+}
+
 /** The captions that there are. */
 function results() {
-  return cards
-    .filter((card) => card.state === "captioned")
-    .map((card) => ({ name: card.file.name, text: card.text }));
+  return captioned().map((card) => ({ name: card.file.name, text: card.text }));
+}
+
+/** A text file for each caption and, where it can be drawn, the picture lit for each word. */
+async function toFiles() {
+  const done = captioned();
+  const stems = toStems(done.map((card) => card.file.name));
+  /** @type {{name: string, content: Blob}[]} */
+  const files = [];
+  for (const [place, card] of done.entries()) {
+    files.push({ name: `${stems[place]}.txt`, content: new Blob([`${card.text}\n`]) });
+    const sheet = await card.drawSheet();
+    if (sheet) files.push({ name: `${stems[place]}-words.png`, content: sheet });
+  }
+  return files;
 }
 
 /** Say how many captions there are, and offer what can be done with all of them. */
 function showCount() {
   const failed = cards.filter((card) => card.state === "failed").length;
-  const captioned = results().length;
+  const done = captioned().length;
   together.hidden = cards.length < 2;
-  together.classList.toggle("none", captioned === 0);
-  count.textContent = `${captioned} of ${cards.length} captioned` + (failed ? `, ${failed} failed` : "");
+  together.classList.toggle("none", done === 0);
+  count.textContent = `${done} of ${cards.length} captioned` + (failed ? `, ${failed} failed` : "");
 }
 
 /**

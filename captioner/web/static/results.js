@@ -22,18 +22,43 @@ export function toTable(results) {
 }
 
 /**
- * Let the browser save a text as a file.
- * @param {string} name
+ * Return a text as a file. Spreadsheets take a table for UTF-8 if it begins with a byte-order mark.
  * @param {string} type
  * @param {string} text
  */
-export function save(name, type, text) {
+export function toFile(type, text) {
+  return new Blob(["\ufeff", text], { type: `${type};charset=utf-8` });
+}
+
+/**
+ * Let the browser save a file.
+ * @param {string} name
+ * @param {Blob} content
+ */
+export function save(name, content) {
   const link = document.createElement("a");
-  // Spreadsheets take a table for UTF-8 if it begins with a byte-order mark.
-  link.href = URL.createObjectURL(new Blob(["\ufeff", text], { type: `${type};charset=utf-8` }));
+  link.href = URL.createObjectURL(content);
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // when it has been read
+}
+
+/**
+ * Return the names of files without their suffixes, or with them or a number where they would be the same.
+ * @param {string[]} names
+ */
+export function toStems(names) {
+  const taken = new Set();
+  return names.map((name) => {
+    const whole = name.replaceAll(/[/\\\p{Cc}]/gu, " ");
+    const stem = whole.replace(/(.)\.[^.]*$/, "$1");
+    let free = [stem, whole].find((each) => !taken.has(each.toLowerCase()));
+    for (let number = 2; !free; number++) {
+      if (!taken.has(`${stem}-${number}`.toLowerCase())) free = `${stem}-${number}`;
+    }
+    taken.add(free.toLowerCase());
+    return free;
+  });
 }
 
 /** @param {string} text */

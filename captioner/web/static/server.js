@@ -84,6 +84,16 @@ export async function caption(file, signal, tellWait) {
   }
 }
 
+/**
+ * Return the picture that the server has to try the page with.
+ * @throws {Problem}
+ */
+export async function getExample() {
+  const response = await reach("example.jpg");
+  if (!response.ok) throw new Problem(`The server has no example (${response.status}).`, false);
+  return new File([await response.blob()], "example.jpg", { type: "image/jpeg" });
+}
+
 async function getLimits() {
   limits ??= reach("api/limits").then(toJson);
   try {

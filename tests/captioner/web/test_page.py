@@ -3,6 +3,7 @@ import io
 import json
 import re
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,10 +266,10 @@ def test_the_keyboard_alone_goes_from_the_start_to_the_copied_text_and_on(visit)
     assert said(tab) == "Copied: A dog's ball."
     assert tab.evaluate("navigator.clipboard.readText()") == "A dog's ball."
     reached = []
-    for _ in range(3):
+    for _ in range(5):
         press("Tab")
         reached.append(tab.locator(":focus").text_content())
-    assert reached == ["Remove", "Other captions", "API"]
+    assert reached == ["Edit", "Save PNG", "Remove", "Other captions", "API"]
     press("Tab")
     assert tab.locator(":focus").count() == 0  # no trap: it has left the page
 
@@ -277,7 +278,7 @@ def test_the_keyboard_alone_goes_from_the_start_to_the_copied_text_and_on(visit)
 def test_text_is_copied_without_a_clipboard_of_pages_too(visit):
     tab = visit(script="delete Navigator.prototype.clipboard")
     choose(tab, to_file())
-    tab.get_by_role("button", name="Copy alt text").click()
+    tab.get_by_role("button", name="Copy", exact=True).click()
     tab.get_by_role("button", name="Copied").wait_for()
     assert tab.evaluate("getSelection().toString()") == "a dog's ball"
     tab.set_content("<textarea></textarea>")
@@ -329,7 +330,7 @@ def test_pictures_can_be_dropped_anywhere(visit, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_are_captioned_one_after_another_and_the_newest_stand_first(visit):
+def test_pictures_are_captioned_one_after_another_and_stand_in_the_order_in_which_they_came(visit):
     tab = visit()
     under_way, most = set(), []
     tab.on("request", lambda request: under_way.add(request) if request.method == "POST" else None)
@@ -337,7 +338,7 @@ def test_pictures_are_captioned_one_after_another_and_the_newest_stand_first(vis
     tab.on("requestfinished", lambda request: under_way.discard(request))
     choose(tab, to_file("1.png"))
     choose(tab, *(to_file(f"{number}.png") for number in (2, 3, 4)))
-    assert tab.locator("h2").all_text_contents() == ["2.png", "3.png", "4.png", "1.png"]
+    assert tab.locator("h2").all_text_contents() == ["1.png", "2.png", "3.png", "4.png"]
     assert captions_of(tab) == ["a dog's ball"] * 4
     assert max(most) == 1
     tab.locator(".card").nth(1).locator(".word").nth(3).hover()
@@ -359,7 +360,7 @@ def test_another_candidate_becomes_the_caption_with_its_own_words_and_maps(visit
     assert tab.get_by_role("img", name="two cats").is_visible()
     tab.locator(".word").nth(1).hover()
     assert_lit(look_at(tab), 1)
-    tab.get_by_role("button", name="Copy alt text").click()
+    tab.get_by_role("button", name="Copy", exact=True).click()
     tab.get_by_role("button", name="Copied").wait_for()
     assert tab.evaluate("navigator.clipboard.readText()") == "Two cats."
     choices.nth(0).check()
@@ -375,14 +376,99 @@ def test_all_captions_are_copied_and_saved_as_text_and_as_a_table(visit):
     assert tab.locator("#count").text_content() == "2 of 3 captioned, 1 failed"
     tab.get_by_role("button", name="Copy all").click()
     tab.get_by_role("button", name="Copied").wait_for()
-    lines = "dog.png\tA dog's ball.\na \"b\", c.png\tA dog's ball.\n"
+    lines = "a \"b\", c.png\tA dog's ball.\ndog.png\tA dog's ball.\n"
     assert tab.evaluate("navigator.clipboard.readText()") == lines
-    table = 'image,caption\r\ndog.png,A dog\'s ball.\r\n"a ""b"", c.png",A dog\'s ball.\r\n'
+    table = 'image,caption\r\n"a ""b"", c.png",A dog\'s ball.\r\ndog.png,A dog\'s ball.\r\n'
     for button, name, content in (("text", "captions.txt", lines), ("CSV", "captions.csv", table)):
         with tab.expect_download() as saving:
             tab.get_by_role("button", name=f"Save as {button}").click()
         assert saving.value.suggested_filename == name
         assert Path(saving.value.path()).read_bytes().decode("utf-8-sig") == content
+
+
+def test_a_sentence_can_be_edited_before_it_is_copied_and_saved(visit):
+    tab = visit()
+    choose(tab, to_file(), to_file("2.png"))
+    card = tab.locator(".card").first
+    card.get_by_role("button", name="Edit").click()
+    field = tab.get_by_role("textbox", name="Alt text of dog.png")
+    assert field.input_value() == "A dog's ball."
+    assert field.evaluate("field => field == document.activeElement")
+    field.fill("  The ball\nof a dog. ")
+    assert tab.get_by_role("img", name="The ball of a dog.").is_visible()
+    assert captions_of(tab)[0] == "a dog's ball"  # what the network wrote, with its light, stays
+    card.locator(".word").nth(1).hover()
+    assert_lit(look_at(tab), 1)
+    for button, expected in (
+        (card.get_by_role("button", name="Copy", exact=True), "The ball of a dog."),
+        (tab.get_by_role("button", name="Copy all"), "dog.png\tThe ball of a dog.\n2.png\tA dog's ball.\n"),
+    ):
+        button.click()
+        tab.wait_for_function("text => navigator.clipboard.readText().then(found => found == text)", arg=expected)
+    card.get_by_role("button", name="Undo edits").click()
+    assert field.is_hidden()
+    assert tab.get_by_role("img", name="A dog's ball.").count() == 2
+    card.get_by_role("button", name="Edit").click()
+    field.fill("Mine")
+    card.get_by_text("Other captions").click()
+    card.get_by_role("radio").nth(1).check()
+    assert field.is_hidden()
+    assert tab.get_by_role("img", name="Two cats.").is_visible()
+
+
+def test_the_empty_page_offers_a_picture_to_try(visit):
+    tab = visit()
+    example = tab.get_by_role("button", name="Try an example")
+    assert example.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    example.click()
+    wait_for(tab, 1)
+    assert tab.locator("h2").all_text_contents() == ["example.jpg"]
+    assert captions_of(tab) == ["a dog's ball"]
+    assert example.is_hidden()
+    tab.get_by_role("button", name="Remove").click()
+    assert example.is_visible()
+
+
+def save(tab, button):
+    with tab.expect_download() as saving:
+        button.click()
+    return saving.value.suggested_filename, Path(saving.value.path())
+
+
+def test_the_picture_is_saved_lit_for_each_word(visit):
+    tab = visit()
+    choose(tab, to_file())
+    name, path = save(tab, tab.get_by_role("button", name="Save PNG"))
+    assert name == "dog-words.png"
+    sheet = Image.open(path).convert("RGB")
+    assert sheet.size == (4 * (320 + 16) + 16, 320 + 40 + 2 * 16)
+    for place in range(4):
+        left = 16 + place * (320 + 16)
+        panel = sheet.crop((left, 16, left + 320, 16 + 320)).resize((70, 70))
+        assert_lit(np.asarray(panel)[10:60, 10:60].astype(int), place)
+        word = np.asarray(sheet.crop((left, 16 + 320, left + 320, 16 + 320 + 40)))
+        assert word.min() < 100 < word.max()
+
+
+@pytest.mark.slow
+def test_texts_and_pictures_of_all_are_saved_together(visit):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise
+    tab = visit()
+    choose(
+        tab, to_file("dog.jpeg", (400, 100), exif=exif), to_file("Dog.png"), to_file("scan.tiff"), to_file("né.png")
+    )
+    name, path = save(tab, tab.get_by_role("button", name="Save as ZIP"))
+    assert name == "captions.zip"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        texts = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".txt")}
+        sheets = {name: Image.open(archive.open(name)).size for name in archive.namelist() if name.endswith(".png")}
+    stems = ["dog", "Dog.png", "scan", "né"]
+    assert texts == {f"{stem}.txt": "A dog's ball.\n" for stem in stems}
+    assert list(sheets) == [f"{stem}-words.png" for stem in stems if stem != "scan"]  # the browser shows no TIFF
+    assert sheets["dog-words.png"] == (4 * (160 + 16) + 16, 320 + 40 + 2 * 16)
+    assert tab.locator(".card").nth(2).get_by_role("button", name="Save PNG").count() == 0
 
 
 @pytest.mark.slow

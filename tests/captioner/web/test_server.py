@@ -152,6 +152,27 @@ def test_an_unknown_parameter_is_called_so(client):
     assert json.loads(answer.content) == {"detail": expected}
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/health", "/api/limits"])
+def test_a_path_without_parameters_refuses_them_too(client, method, path):
+    answer = client.ask(method, f"{path}?model=other&verbose=")
+    assert answer.status == 422
+    if method == "GET":
+        expected = "model: there is no such parameter; verbose: there is no such parameter"
+        assert json.loads(answer.content) == {"detail": expected}
+
+
+@pytest.mark.parametrize("path", ["/?from=mail", "/static/page.css?version=2", "/docs?x"])
+def test_pages_for_people_open_whatever_their_links_add(client, path):
+    assert client.ask("GET", path).status == 200
+
+
+def test_the_example_is_the_photograph_of_the_package(client):
+    answer = client.ask("GET", "/example.jpg")
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (451, 300)
+
+
 def test_the_fields_of_a_reply_are_those_that_are_documented(client):
     description = json.loads(client.ask("GET", "/openapi.json").content)
     schemas = description["components"]["schemas"]
@@ -172,7 +193,9 @@ def test_health_and_limits_tell_how_the_server_is(client):
     assert json.loads(client.ask("GET", "/api/limits").content) == {"bytes": 1 << 20, "candidates": 5}
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/docs", "/api/limits", "/openapi.json", "/static/page.css"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/docs", "/api/limits", "/openapi.json", "/static/page.css", "/example.jpg"]
+)
 def test_head_gives_the_headers_of_get(client, path):
     got, headers = client.ask("GET", path), client.ask("HEAD", path)
     assert (headers.status, headers.content) == (200, b"")
