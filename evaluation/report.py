@@ -41,8 +41,8 @@ GALLERIES = {
 }
 
 HINT = """Point at a word, tap it, or reach it with the Tab key: the picture dims, and stays light where the network
-looked while it wrote the word. The brightest place is where it looked most; the peak weight, in the line below the
-picture, says how much."""
+looked while it wrote the word. The line below the picture says how much attention the brightest spot got: 1.0 ×
+average would be a look at everything alike."""
 
 STYLE = """
 main { max-width: 78rem; margin: 0 auto; }
