@@ -34,9 +34,7 @@ LEGEND_HEIGHT = 24  # of a line below the panels
 PAPER, INK, FAINT_INK, ACCENT = "#ffffff", "#1a1a1a", "#767676", "#a8480f"
 
 DIMMED = 0.15  # share of the picture that shows where the network did not look
-VEIL = (
-    0.12  # grey that shows instead, 0 to 1: brighter than black, or a dark picture would look the same everywhere
-)
+VEIL = 0.12  # grey that shows instead, 0 to 1; with black, a dark picture would look the same everywhere
 FULL = 2  # weight that has full light, over the average weight, if no weight is larger
 SOFTNESS = 1.5  # 1: light is proportional to what a weight is above the average; more: it rises faster at first
 COLOURED = 0.65  # opacity of colours over the picture

@@ -11,7 +11,7 @@ import numpy as np
 from captioner.caption import Caption
 from evaluation.bootstrap import Tally
 from evaluation.datasets import Record
-from evaluation.pointing import attention_mass, object_shares, points_at
+from evaluation.pointing import attention_mass, points_at
 
 
 class Noun(NamedTuple):
@@ -21,11 +21,11 @@ class Noun(NamedTuple):
     """Of the caption."""
     name: Hashable
     """What is named. Nouns of the same name, such as "man" and "people", name the same objects."""
-    mask: np.ndarray | None
-    """bool (H, W), the objects in the whole picture; None: nobody has marked them."""
+    shares: np.ndarray | None
+    """(rows, columns), the share of each cell that the objects cover; None: nobody has marked them."""
 
 
-class Look(NamedTuple):
+class GroundedCaption(NamedTuple):
     """A caption with its nouns."""
 
     record: Record
@@ -33,9 +33,9 @@ class Look(NamedTuple):
     nouns: Sequence[Noun]
 
     @property
-    def marked(self) -> list[Noun]:
-        """The nouns whose objects are marked, the only ones that can be measured."""
-        return [noun for noun in self.nouns if noun.mask is not None]
+    def marked(self) -> list[tuple[Noun, np.ndarray]]:
+        """The nouns whose objects are marked, the only ones that can be measured, with the shares of these."""
+        return [(noun, noun.shares) for noun in self.nouns if noun.shares is not None]
 
 
 def map_of(noun: Noun, caption: Caption) -> np.ndarray:
@@ -48,11 +48,11 @@ def has_peak(attention: np.ndarray) -> bool:
     return bool(attention.min() < attention.max())
 
 
-def tally_attention(looks: Sequence[Look]) -> dict[str, Tally[str]]:
+def tally_attention(captions: Sequence[GroundedCaption]) -> dict[str, Tally[str]]:
     """Return the tallies of the maps of all nouns whose objects are marked.
 
-    Even attention and the centre cell are what a mechanism gets that sees nothing of the picture. The centre of
-    grids with an even number of rows is below their middle, that of an even number of columns right of it.
+    Even attention and the centre cell are what a mechanism gets that sees nothing of the picture. In a grid with an
+    even number of rows or columns, the centre cell is the lower or right one of the middle.
 
     Returns:
         "attention mass": attention on the object, "mass, even attention" and "mass, centre cell": what these maps
@@ -64,21 +64,18 @@ def tally_attention(looks: Sequence[Look]) -> dict[str, Tally[str]]:
         "entropy": of the maps, over that of even attention; "largest weight"; of nouns.
     """
     tallies: dict[str, Tally[str]] = {}
-    for look in looks:
-        for name, part in _count(look).items():
-            tallies.setdefault(name, {})[look.record.image_id] = part
+    for grounded in captions:
+        for name, part in _count(grounded).items():
+            tallies.setdefault(name, {})[grounded.record.image_id] = part
     return tallies
 
 
-def _count(look: Look) -> dict[str, tuple[float, float]]:
+def _count(grounded: GroundedCaption) -> dict[str, tuple[float, float]]:
     """Return the part and the whole of each tally, of one picture."""
-    marked = look.marked
+    marked = grounded.marked
     mass = even = centre = hits = peaks = any_cell = centre_hits = above = pairs = entropy = largest = 0.0
-    for noun in marked:
-        attention = map_of(noun, look.caption)
-        assert noun.mask is not None
-        rows, columns = attention.shape
-        shares = object_shares(noun.mask, (rows, columns), look.caption.rectangle)
+    for noun, shares in marked:
+        attention, (rows, columns) = map_of(noun, grounded.caption), shares.shape
         mass += attention_mass(attention, shares)
         even += shares.mean()
         centre += shares[rows // 2, columns // 2]
@@ -87,9 +84,9 @@ def _count(look: Look) -> dict[str, tuple[float, float]]:
         if has_peak(attention):
             hits += points_at(attention, shares)
             peaks += 1
-        for other in look.nouns:
+        for other in grounded.nouns:
             if other.name != noun.name:
-                difference = attention_mass(attention - map_of(other, look.caption), shares)
+                difference = attention_mass(attention - map_of(other, grounded.caption), shares)
                 above += 0.5 + 0.5 * np.sign(difference)
                 pairs += 1
         entropy += _relative_entropy(attention)

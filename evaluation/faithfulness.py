@@ -15,7 +15,7 @@ import numpy as np
 from captioner.captioning import Captioner
 from captioner.cores import count_cores
 from captioner.vocabulary import END, START
-from evaluation.attention import Look, Noun, has_peak, map_of
+from evaluation.attention import GroundedCaption, Noun, has_peak, map_of
 from evaluation.bootstrap import Tally
 
 SHARE = 0.2
@@ -25,14 +25,16 @@ DRAWS = 10
 """How many times random cells are drawn for each noun."""
 
 
-def tally_faithfulness(model: Captioner, looks: Sequence[Look], batch_size: int = 64) -> dict[str, Tally[str]]:
+def tally_faithfulness(
+    model: Captioner, captions: Sequence[GroundedCaption], batch_size: int = 64
+) -> dict[str, Tally[str]]:
     """Return the tallies of what the log-probabilities of nouns lose, in nats, of nouns.
 
     A noun is measured if its object is marked and its map has a peak. That of several tokens loses the sum.
 
     Args:
         model: which wrote the captions.
-        looks: its captions.
+        captions: its captions.
         batch_size: pictures that go through the network together.
 
     Returns:
@@ -43,12 +45,12 @@ def tally_faithfulness(model: Captioner, looks: Sequence[Look], batch_size: int 
         ImageError: when a picture cannot be read.
     """
     random = np.random.default_rng(0)
-    measured = {look.record.image_id: _find_measured(look) for look in looks}
+    measured = {grounded.record.image_id: _find_measured(grounded) for grounded in captions}
     falls = dict.fromkeys(measured, np.zeros(1 + DRAWS))
-    named = [look for look in looks if measured[look.record.image_id]]
+    named = [grounded for grounded in captions if measured[grounded.record.image_id]]
     for at in range(0, len(named), batch_size):
         batch = named[at : at + batch_size]
-        images = [look.record.image_id for look in batch]
+        images = [grounded.record.image_id for grounded in batch]
         falls |= zip(images, _measure(model, batch, [measured[image] for image in images], random), strict=True)
     counts = {image: float(len(nouns)) for image, nouns in measured.items()}
     own = {image: (float(fall[0]), counts[image]) for image, fall in falls.items()}
@@ -60,32 +62,39 @@ def tally_faithfulness(model: Captioner, looks: Sequence[Look], batch_size: int 
     }
 
 
-def _find_measured(look: Look) -> list[Noun]:
-    return [noun for noun in look.marked if has_peak(map_of(noun, look.caption))]
+def _find_measured(grounded: GroundedCaption) -> list[Noun]:
+    return [noun for noun, _ in grounded.marked if has_peak(map_of(noun, grounded.caption))]
 
 
 def _measure(
-    model: Captioner, looks: Sequence[Look], nouns: Sequence[Sequence[Noun]], random: np.random.Generator
+    model: Captioner,
+    captions: Sequence[GroundedCaption],
+    nouns: Sequence[Sequence[Noun]],
+    random: np.random.Generator,
 ) -> np.ndarray:
     """Return what the nouns of each caption lose, float64 (captions, 1 + DRAWS): first without their own cells."""
     with ThreadPoolExecutor(count_cores()) as readers:
-        pixels = [read.pixels for read in readers.map(model.prepare, [look.record.image for look in looks])]
-    tokens = [model.vocabulary.encode(look.caption.text) for look in looks]
+        pixels = [
+            read.pixels for read in readers.map(model.prepare, [grounded.record.image for grounded in captions])
+        ]
+    tokens = [model.vocabulary.encode(grounded.caption.text) for grounded in captions]
     replaced: dict[tuple[int, int], np.ndarray] = {}  # bool (1 + DRAWS, L), by caption and place among its tokens
-    for number, look in enumerate(looks):
+    for number, grounded in enumerate(captions):
         spans = model.vocabulary.spans(tokens[number])
         for noun in nouns[number]:
-            cells = choose_cells(map_of(noun, look.caption), random)
+            cells = choose_cells(map_of(noun, grounded.caption), random)
             for span in spans[noun.words]:
                 replaced |= {(number, place): cells for place in range(span.start, span.stop)}
 
-    falls = np.zeros((len(looks), 1 + DRAWS))
-    state, previous = model.engine.start(np.stack(pixels)), np.full((len(looks), 1), START)
+    falls = np.zeros((len(captions), 1 + DRAWS))
+    state, previous = model.engine.start(np.stack(pixels)), np.full((len(captions), 1), START, dtype=np.int64)
     for place in range(1 + max(place for _, place in replaced)):
         step = model.engine.step(previous, state)
-        images = np.array([number for number in range(len(looks)) if (number, place) in replaced], dtype=int)
+        images = np.array(
+            [number for number in range(len(captions)) if (number, place) in replaced], dtype=np.int64
+        )
         if len(images):
-            before = state.select(images, np.zeros((len(images), 1), dtype=int))
+            before = state.select(images, np.zeros((len(images), 1), dtype=np.int64))
             cells = np.stack([replaced[number, place] for number in images])
             written = np.array([tokens[number][place] for number in images])
             for draw in range(1 + DRAWS):
@@ -93,7 +102,7 @@ def _measure(
                 fall = step.log_probs[images, 0, written] - without.log_probs[np.arange(len(images)), 0, written]
                 falls[images, draw] += fall
         state = step.state
-        previous = np.array([[each[place] if place < len(each) else END] for each in tokens])
+        previous = np.array([[ids[place] if place < len(ids) else END] for ids in tokens], dtype=np.int64)
     return falls
 
 

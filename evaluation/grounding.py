@@ -7,15 +7,18 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from captioner.caption import Caption
 from captioner.captioning import Captioner
-from evaluation.attention import Look, Noun, tally_attention
+from evaluation.attention import GroundedCaption, Noun, tally_attention
 from evaluation.bootstrap import Ratio, Tally
 from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record
 from evaluation.faithfulness import tally_faithfulness
 from evaluation.instances import Instances, read_instances
 from evaluation.objects import find_mentions
+from evaluation.pointing import object_shares
 from evaluation.shapes import Scene, is_true, mentions, read_scenes
 from evaluation.tokenize import tokenize
 
@@ -89,10 +92,12 @@ def tally(
         references = {record.image_id: record.captions for record, _ in results}
         tallies |= tally_hallucinations(captions, references, truth.instances)
     if truth != NOTHING:
-        looks = [Look(record, caption, find_nouns(record, caption, truth)) for record, caption in results]
-        tallies |= tally_attention(looks)
+        grounded = [
+            GroundedCaption(record, caption, find_nouns(record, caption, truth)) for record, caption in results
+        ]
+        tallies |= tally_attention(grounded)
         if model is not None:
-            tallies |= tally_faithfulness(model, looks, batch_size)
+            tallies |= tally_faithfulness(model, grounded, batch_size)
     return tallies
 
 
@@ -102,10 +107,15 @@ def find_nouns(record: Record, caption: Caption, truth: Truth) -> list[Noun]:
     In scenes, each noun of a true caption names one object. Elsewhere, a noun names all objects of its category
     together; there are none if nothing is known of the picture. Boxes go before instances.
     """
+    _, rows, columns = caption.attention.shape
+
+    def covered_by(mask: np.ndarray) -> np.ndarray:
+        return object_shares(mask, (rows, columns), caption.rectangle)
+
     if truth.scenes:
         scene = truth.scenes[record.image_id]
         return [
-            Noun(slice(place, place + 1), shape, scene.mask(shape))
+            Noun(slice(place, place + 1), shape, covered_by(scene.mask(shape)))
             for place, shape in mentions(caption.words, scene)
         ]
     known: Mapping[str, Boxes | Instances] = truth.boxes or truth.instances
@@ -115,7 +125,7 @@ def find_nouns(record: Record, caption: Caption, truth: Truth) -> list[Noun]:
         Noun(
             slice(mention.start, mention.stop),
             mention.category,
-            objects.mask(mention.category) if mention.category in objects.outlines else None,
+            covered_by(objects.mask(mention.category)) if mention.category in objects.outlines else None,
         )
         for mention in find_mentions(caption.words)
     ]

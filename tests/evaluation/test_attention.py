@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from captioner.caption import Caption, Rectangle
-from evaluation.attention import Look, Noun, tally_attention
+from evaluation.attention import GroundedCaption, Noun, tally_attention
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
+from evaluation.pointing import object_shares
 
 WHOLE = Rectangle(0, 0, 1, 1)
 LEFT_HALF = np.repeat([[True, False]], 4, axis=0).repeat(2, axis=1)  # (4, 4)
@@ -15,9 +16,17 @@ LOWER_RIGHT_PIXEL[3, 3] = True
 
 
 def look_at(maps, *nouns, image="1", rectangle=WHOLE):
+    """A caption with these maps, and nouns with masks for shares."""
     words = tuple("abcdefgh"[: len(maps)])
-    caption = Caption(" ".join(words), words, (0.0,) * len(words), 0.0, 0.0, np.array(maps, np.float32), rectangle)
-    return Look(Record(Path(f"{image}.jpg"), image, ("a",), "dev"), caption, nouns)
+    attention = np.array(maps, np.float32)
+    caption = Caption(" ".join(words), words, (0.0,) * len(words), 0.0, 0.0, attention, rectangle)
+    nouns = [
+        noun
+        if noun.shares is None
+        else noun._replace(shares=object_shares(noun.shares, attention.shape[1:], rectangle))
+        for noun in nouns
+    ]
+    return GroundedCaption(Record(Path(f"{image}.jpg"), image, ("a",), "dev"), caption, nouns)
 
 
 def tallied(look):
@@ -106,7 +115,7 @@ def test_what_is_measured_lies_where_the_map_covers_the_picture():
 
 
 def test_pictures_are_tallied_one_by_one_and_sum_to_ratios():
-    looks = [look_at([*EVEN, *SOFT], DOG), look_at(EVEN, image="2"), look_at([*EVEN, *EVEN], DOG, image="3")]
-    tallies = tally_attention(looks)
+    captions = [look_at([*EVEN, *SOFT], DOG), look_at(EVEN, image="2"), look_at([*EVEN, *EVEN], DOG, image="3")]
+    tallies = tally_attention(captions)
     assert tallies["attention mass"] == {"1": pytest.approx((0.7, 1)), "2": (0, 0), "3": (0.5, 1)}
     assert ratios(tallies)["attention mass"].value == pytest.approx(0.6)

@@ -79,7 +79,7 @@ def caption_of(text):
 def test_words_for_people_are_marked_and_others_are_not(records):
     truth = Truth({}, {}, {"images/a.jpg": Boxes({"person": [[0, 0, 1, 1]]})})
     found = find_nouns(records[0], caption_of("a man throws the girls a frisbee"), truth)
-    assert [(noun.words.start, noun.name, noun.mask is not None) for noun in found] == [
+    assert [(noun.words.start, noun.name, noun.shares is not None) for noun in found] == [
         (1, "person", True),
         (4, "person", True),
         (6, "frisbee", False),
@@ -92,7 +92,7 @@ def test_boxes_go_before_instances(records):
         {}, {"images/a.jpg": Instances((2, 2), {"dog": []})}, {"images/a.jpg": Boxes({"person": [[0, 0, 1, 1]]})}
     )
     found = find_nouns(records[0], caption_of("man dog"), truth)
-    assert [noun.mask is not None for noun in found] == [True, False]
+    assert [noun.shares is not None for noun in found] == [True, False]
 
 
 def test_run_measures_attention_with_boxes(tiny_checkpoint, tmp_path, capsys):

@@ -8,17 +8,16 @@ import pytest
 
 from captioner.caption import Caption, Rectangle
 from captioner.captioning import load
-from captioner.engine import Look as EngineLook
-from captioner.engine import Step
+from captioner.engine import Look, Step
 from captioner.vocabulary import SPECIAL, START, Vocabulary
-from evaluation.attention import Look, Noun
+from evaluation.attention import GroundedCaption, Noun
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
 from evaluation.faithfulness import DRAWS, choose_cells, tally_faithfulness
 
 WHOLE = Rectangle(0, 0, 1, 1)
 WORDS = (*SPECIAL, "a", "dog", "ball")
-MASK = np.ones((2, 2), bool)
+SHARES = np.ones((2, 5))
 LENGTH = 10
 """Cells of the toy's grid (2 rows of 5): two of them, a fifth, are replaced."""
 
@@ -58,7 +57,7 @@ class Toy:
     def step(self, words, state):
         self.reading.append(words.ravel().tolist())
         log_probs = (state.cells @ self.reads.T)[:, None]
-        return Step(log_probs, state, EngineLook(np.full((len(words), 1, LENGTH), 1 / LENGTH)))
+        return Step(log_probs, state, Look(np.full((len(words), 1, LENGTH), 1 / LENGTH)))
 
 
 def peak_at(*cells):
@@ -71,7 +70,7 @@ def peak_at(*cells):
 def look_at(text, maps, *nouns, image="1"):
     words = tuple(text.split())
     caption = Caption(text, words, (0.0,) * len(words), 0.0, 0.0, np.array(maps, np.float32), WHOLE)
-    return Look(Record(Path(image), image, ("a",), "dev"), caption, nouns)
+    return GroundedCaption(Record(Path(image), image, ("a",), "dev"), caption, nouns)
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def toy():
     return Toy(np.random.default_rng(5).normal(size=(len(WORDS), LENGTH)))
 
 
-DOG, BALL = (Noun(slice(place, place + 1), name, MASK) for place, name in ((1, "dog"), (3, "ball")))
+DOG, BALL = (Noun(slice(place, place + 1), name, SHARES) for place, name in ((1, "dog"), (3, "ball")))
 
 
 def fall_by_hand(toy, look, word, cells):
@@ -105,31 +104,31 @@ def test_what_a_noun_loses_without_its_cells_is_what_they_gave_it(toy):
 
 def test_random_cells_cost_on_average_what_the_mean_cell_costs(toy):
     """The mean over all choices of 2 cells of 10 is a fifth of what replacing all of them costs."""
-    looks = [
+    captions = [
         look_at("a dog", [peak_at(0), peak_at(3)], DOG, image=f"{number:0{1 + number % 7}}")
         for number in range(300)
     ]
-    falls = tally_faithfulness(toy, looks)["fall without random cells, nats"]
-    expected = np.mean([fall_by_hand(toy, look, "dog", range(LENGTH)) / 5 for look in looks])
+    falls = tally_faithfulness(toy, captions)["fall without random cells, nats"]
+    expected = np.mean([fall_by_hand(toy, look, "dog", range(LENGTH)) / 5 for look in captions])
     assert np.mean([part for part, _ in falls.values()]) == pytest.approx(expected, abs=0.05)
     assert np.abs([part - expected for part, _ in falls.values()]).max() > 0.1
 
 
 def test_nouns_without_a_mark_or_a_peak_are_not_measured(toy):
     even = np.full((2, 5), 0.1)
-    looks = [
+    captions = [
         look_at("a dog", [even, even], DOG, image="1"),
-        look_at("a dog", [even, peak_at(3)], DOG._replace(mask=None), image="2"),
+        look_at("a dog", [even, peak_at(3)], DOG._replace(shares=None), image="2"),
         look_at("a dog", [even, peak_at(3)], image="3"),
     ]
-    found = tally_faithfulness(toy, looks)
+    found = tally_faithfulness(toy, captions)
     assert found["faithfulness, nats"] == {"1": (0, 0), "2": (0, 0), "3": (0, 0)}
     assert toy.reading == []
     assert ratios(found)["faithfulness, nats"].value is None
 
 
 def test_a_noun_of_several_words_loses_what_each_of_them_does(toy):
-    look = look_at("a dog ball", [peak_at(0), peak_at(3), peak_at(3, 7)], Noun(slice(1, 3), "dog", MASK))
+    look = look_at("a dog ball", [peak_at(0), peak_at(3), peak_at(3, 7)], Noun(slice(1, 3), "dog", SHARES))
     found = tally_faithfulness(toy, [look])["fall without its cells, nats"]["1"]
     expected = sum(fall_by_hand(toy, look, word, (3, 7)) for word in ("dog", "ball"))
     assert found == pytest.approx((expected, 1))
@@ -147,19 +146,20 @@ def test_a_fifth_of_the_cells_is_replaced_and_one_at_least():
 
 
 def caption_and_name(model, pictures):
-    """Looks at the captions of pictures, whose every second word is taken for a noun."""
-    looks = []
+    """The captions of pictures, whose every second word is taken for a noun."""
+    captions = []
     for picture, caption in zip(pictures, model.caption(pictures), strict=True):
-        nouns = [Noun(slice(place, place + 1), place, MASK) for place in range(0, len(caption.words), 2)]
-        looks.append(Look(Record(picture, picture.name, ("a",), "dev"), caption, nouns))
-    return looks
+        nouns = [Noun(slice(place, place + 1), place, SHARES) for place in range(0, len(caption.words), 2)]
+        captions.append(GroundedCaption(Record(picture, picture.name, ("a",), "dev"), caption, nouns))
+    return captions
 
 
 def test_it_is_the_same_whatever_the_batches_and_the_engine(tiny_checkpoint, pictures):
     onnx, torch = (load(tiny_checkpoint, device="cpu", engine=engine) for engine in ("onnx", "torch"))
-    looks = caption_and_name(onnx, pictures)
+    captions = caption_and_name(onnx, pictures)
     together, apart, other = (
-        tally_faithfulness(model, looks, batch_size) for model, batch_size in ((onnx, 64), (onnx, 2), (torch, 64))
+        tally_faithfulness(model, captions, batch_size)
+        for model, batch_size in ((onnx, 64), (onnx, 2), (torch, 64))
     )
     assert sum(whole for _, whole in together["faithfulness, nats"].values()) > 9
     assert max(abs(part) for part, _ in together["faithfulness, nats"].values()) > 0.01
@@ -187,7 +187,7 @@ def test_the_words_before_a_noun_are_those_of_its_caption(tiny, pictures):
         vocabulary, prepare, engine = tiny.vocabulary, tiny.prepare, Recording()
 
     last = len(look.caption.words) - 1
-    marked = look._replace(nouns=[Noun(slice(last, last + 1), "last", MASK)])
+    marked = look._replace(nouns=[Noun(slice(last, last + 1), "last", SHARES)])
     tally_faithfulness(Model(), [marked])
     tokens = tiny.vocabulary.encode(look.caption.text)
     found = [stepped[place][token] for place, token in enumerate(tokens)]
