@@ -293,18 +293,18 @@ def test_a_start_that_does_not_fit_is_refused(first, tmp_path, change, message):
 
 def test_words_that_the_start_has_keep_their_weights_and_new_words_are_unlikely(first, dataset, tmp_path):
     before, settings = first
-    text = dataset.read_text().replace("snow", "sleet").replace("red", "crimson")
+    text = dataset.read_text().replace("snow", "sleet").replace("grass", "moss")
     (dataset.parent / "other.jsonl").write_text(text)
     datasets = (DatasetSettings("other", "jsonl", str(dataset.parent / "other.jsonl")),)
     run = start_run(replace(settings, datasets=datasets), tmp_path / "runs")
     old, new = before.vocabulary.words, run.vocabulary.words
-    assert set(new) - set(old) == {"sleet", "crimson"}
+    assert set(new) - set(old) == {"sleet", "moss"}
     stored = load_checkpoint(before.folder / "best.safetensors")[0].decoder.state_dict()
     weights = run.network.decoder.state_dict()
     for name in ("embedding.weight", "output_weight", "output_bias"):
         for word in set(new) & set(old):
             assert torch.equal(weights[name][new.index(word)], stored[name][old.index(word)])
-    for word in ("sleet", "crimson"):
+    for word in ("sleet", "moss"):
         assert weights["output_bias"][new.index(word)] == stored["output_bias"].min()
         assert weights["embedding.weight"][new.index(word)].norm() > 0.5
     assert "start_from: 2 of the" in "\n".join(check(replace(settings, datasets=datasets)))
