@@ -32,6 +32,18 @@ class State(Protocol):
         """
         ...
 
+    def replace_cells(self, cells: np.ndarray) -> "State":
+        """Return the state of images in which some cells show nothing of their own, to find out what they were for.
+
+        Their annotations, and the keys that attention computes from these, become the means over the grid: keys are
+        affine functions of annotations, so their mean is the key of the mean annotation. What was computed from the
+        whole grid (the first state of a decoder, its mean annotation) stays.
+
+        Args:
+            cells: bool (B, L), which cells of each image.
+        """
+        ...
+
 
 class Step(NamedTuple):
     """What an engine answers to one word of each row."""

@@ -60,6 +60,17 @@ class OnnxState:
         where = images[:, None], rows
         return OnnxState(kept, {name: tensor[where] for name, tensor in self.rows.items()})
 
+    def replace_cells(self, cells: np.ndarray) -> "OnnxState":
+        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+
+        def replace(tensor: np.ndarray) -> np.ndarray:  # (B, ..., L, size) if it is known of each cell
+            if tensor.shape[-2] != cells.shape[1]:
+                return tensor
+            where = cells.reshape(len(cells), *(1,) * (tensor.ndim - 3), -1, 1)
+            return np.where(where, tensor.mean(axis=-2, keepdims=True), tensor)
+
+        return OnnxState({name: replace(tensor) for name, tensor in self.images.items()}, self.rows)
+
 
 class OnnxEngine:
     """A captioning network in ONNX Runtime. Any number of threads may share it."""

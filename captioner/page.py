@@ -16,7 +16,7 @@ from PIL import Image
 
 from captioner import images
 from captioner.caption import Caption
-from captioner.overlay import PANEL_SIDE, draw_layer, fit_to_panel, panel_size
+from captioner.overlay import PANEL_SIDE, describe_look, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 
 QUALITY = 80  # of the photograph, as JPEG
@@ -117,7 +117,7 @@ def figure(
     """Return the picture over its caption, each word of which shows where the network looked.
 
     The light is that of `overlay.light_up`. While a word shows it, the line below the picture gives the word's
-    probability, the largest attention weight, which is full light, and if the mechanism computes it, the share of
+    probability, how far its largest weight is above the average, and if the mechanism computes it, the share of
     the word's context that came from the picture; then the word's alternatives, if they were asked for.
 
     Args:
@@ -148,7 +148,7 @@ def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> 
     word, weights = caption.words[place], caption.attention[place]
     figures = [
         f"{_percent(math.exp(caption.log_probs[place]))} likely",
-        f"brightest spot: {_percent(weights.max())} of the attention",
+        f"brightest spot: {describe_look(weights)} attention",
     ]
     if caption.visual is not None:
         figures.append(f"{_percent(caption.visual[place])} from the picture")

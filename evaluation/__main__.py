@@ -90,6 +90,12 @@ def make_parser() -> argparse.ArgumentParser:
             "--batch-size", type=whole_number(1, MOST_AT_ONCE), default=64, metavar="N", help="(%(default)s)"
         )
         command.add_argument("--device", type=console.text, default="auto", help="(%(default)s)")
+        command.add_argument(
+            "--boxes",
+            type=console.path,
+            metavar="FILE",
+            help="boxes around the people of the pictures, to measure attention where it is not known what else is",
+        )
 
     scoring = commands.add_parser("score", help="score a file of captions")
     scoring.add_argument(
@@ -224,7 +230,7 @@ def _open(options: argparse.Namespace) -> tuple[Captioner, list[Record], SearchS
     except ValueError as error:
         raise CaptionerError(str(error)) from error
     model = load(options.checkpoint, options.device)
-    return model, records, settings, read_truth(*_parse(options.data), records, options.instances)
+    return model, records, settings, read_truth(*_parse(options.data), records, options.instances, options.boxes)
 
 
 def _parse(data: str) -> tuple[str, Path]:

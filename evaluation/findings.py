@@ -78,7 +78,7 @@ def evaluate(
     looks = list(results) if truth != NOTHING else []
     captions = {record.image_id: caption.text for record, caption in looks or results}
     scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
-    return Findings(captions, scores, unavailable, tally(looks, truth))
+    return Findings(captions, scores, unavailable, tally(looks, truth, model, batch_size))
 
 
 def caption_pictures(

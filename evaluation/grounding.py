@@ -7,20 +7,27 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
-from captioner.caption import Caption, Rectangle
+from captioner.caption import Caption
+from captioner.captioning import Captioner
+from evaluation.attention import Look, Noun, tally_attention
 from evaluation.bootstrap import Ratio, Tally
+from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record
+from evaluation.faithfulness import tally_faithfulness
 from evaluation.instances import Instances, read_instances
 from evaluation.objects import find_mentions
-from evaluation.pointing import attention_mass, points_at
 from evaluation.shapes import Scene, is_true, mentions, read_scenes
 from evaluation.tokenize import tokenize
 
 Key = TypeVar("Key", bound=Hashable)
 
-_COUNTED = {"CHAIR-i": "mentions", "CHAIR-s": "captions", "true": "captions", "true of three": "captions"}
+_COUNTED = {
+    "CHAIR-i": "mentions",
+    "CHAIR-s": "captions",
+    "true": "captions",
+    "true of three": "captions",
+    "own map above other": "pairs",
+}
 """What the wholes of tallies count; all others count nouns."""
 
 
@@ -29,22 +36,26 @@ class Truth(NamedTuple):
 
     scenes: dict[str, Scene]
     instances: dict[str, Instances]
+    boxes: dict[str, Boxes]
 
 
-NOTHING = Truth({}, {})
+NOTHING = Truth({}, {}, {})
 
 
-def read_truth(layout: str, path: Path, records: Sequence[Record], files: Sequence[Path] = ()) -> Truth:
-    """Return what is known of pictures of a data set: the scenes of `shapes`, and COCO's instances.
+def read_truth(
+    layout: str, path: Path, records: Sequence[Record], files: Sequence[Path] = (), boxes: Path | None = None
+) -> Truth:
+    """Return what is known of pictures of a data set: the scenes of `shapes`, COCO's instances, people's boxes.
 
     Args:
         layout: of the data set.
         path: where it is.
         records: the pictures.
         files: of instances. If none are given, those that lie beside the captions of `coco` are read.
+        boxes: the file of boxes; None: there is none.
 
     Raises:
-        DataError: when a file cannot be read, or knows nothing of a picture.
+        DataError: when a file cannot be read, instances know nothing of a picture, or boxes of all pictures.
         MissingExtraError: when instances need a library that is not installed.
     """
     if layout == "coco" and not files:
@@ -54,69 +65,77 @@ def read_truth(layout: str, path: Path, records: Sequence[Record], files: Sequen
     return Truth(
         scenes=read_scenes(path) if layout == "shapes" else {},
         instances=read_instances(files, [record.image_id for record in records]) if files else {},
+        boxes=read_boxes(boxes, records) if boxes else {},
     )
 
 
-def tally(results: Sequence[tuple[Record, Caption]], truth: Truth) -> dict[str, Tally[str]]:
-    """Return the tallies of captions that the truth about their pictures allows."""
-    return {
-        **(tally_scenes(results, truth.scenes) if truth.scenes else {}),
-        **(tally_instances(results, truth.instances) if truth.instances else {}),
-    }
+def tally(
+    results: Sequence[tuple[Record, Caption]], truth: Truth, model: Captioner | None = None, batch_size: int = 64
+) -> dict[str, Tally[str]]:
+    """Return the tallies of captions that the truth about their pictures allows.
+
+    Args:
+        results: pictures and their captions.
+        truth: what is known of the pictures.
+        model: which wrote the captions, to measure faithfulness; None: it is not measured.
+        batch_size: pictures that go through the model together.
+
+    Returns:
+        Those of `tally_scenes`, `tally_hallucinations`, `tally_attention` and `tally_faithfulness`.
+    """
+    tallies = tally_scenes(results, truth.scenes) if truth.scenes else {}
+    if truth.instances:
+        captions = {record.image_id: caption.text for record, caption in results}
+        references = {record.image_id: record.captions for record, _ in results}
+        tallies |= tally_hallucinations(captions, references, truth.instances)
+    if truth != NOTHING:
+        looks = [Look(record, caption, find_nouns(record, caption, truth)) for record, caption in results]
+        tallies |= tally_attention(looks)
+        if model is not None:
+            tallies |= tally_faithfulness(model, looks, batch_size)
+    return tallies
+
+
+def find_nouns(record: Record, caption: Caption, truth: Truth) -> list[Noun]:
+    """Return the nouns of a caption that name what can be told from other things.
+
+    In scenes, each noun of a true caption names one object. Elsewhere, a noun names all objects of its category
+    together; there are none if nothing is known of the picture. Boxes go before instances.
+    """
+    if truth.scenes:
+        scene = truth.scenes[record.image_id]
+        return [
+            Noun(slice(place, place + 1), shape, scene.mask(shape))
+            for place, shape in mentions(caption.words, scene)
+        ]
+    known: Mapping[str, Boxes | Instances] = truth.boxes or truth.instances
+    if (objects := known.get(record.image_id)) is None:
+        return []
+    return [
+        Noun(
+            slice(mention.start, mention.stop),
+            mention.category,
+            objects.mask(mention.category) if mention.category in objects.outlines else None,
+        )
+        for mention in find_mentions(caption.words)
+    ]
 
 
 def tally_scenes(results: Sequence[tuple[Record, Caption]], scenes: Mapping[str, Scene]) -> dict[str, Tally[str]]:
     """Return the tallies of captions of coloured shapes.
 
     Returns:
-        "true": captions that are true, among all; "true of three": the same, of scenes of three objects;
-        "attention mass": attention on the object, among the nouns of true captions, each of which names one;
-        "pointing": nouns at which attention points at the object, among those whose map has a peak.
+        "true": captions that are true, among all; "true of three": the same, of scenes of three objects.
     """
     true: Tally[str] = {}
     true_of_three: Tally[str] = {}
-    mass: Tally[str] = {}
-    pointing: Tally[str] = {}
     for record, caption in results:
-        image, scene = record.image_id, scenes[record.image_id]
+        scene = scenes[record.image_id]
         is_of_three = len(scene.objects) == 3
         is_said_truly = is_true(caption.text, scene)
-        true[image] = (int(is_said_truly), 1)
-        true_of_three[image] = (int(is_said_truly and is_of_three), int(is_of_three))
-        mass[image], pointing[image] = _look(
-            ((caption.attention[place], scene.mask(shape)) for place, shape in mentions(caption.words, scene)),
-            caption.rectangle,
-        )
-    return {"true": true, "true of three": true_of_three, "attention mass": mass, "pointing": pointing}
-
-
-def tally_instances(
-    results: Sequence[tuple[Record, Caption]], instances: Mapping[str, Instances]
-) -> dict[str, Tally[str]]:
-    """Return the tallies of captions of pictures whose objects COCO's annotators marked.
-
-    Attention is measured at the mentions whose category is marked in the picture, against all objects of that
-    category together. A mention of two words has the mean of their maps.
-
-    Returns:
-        "CHAIR-i" and "CHAIR-s", as of `tally_hallucinations`; "attention mass" and "pointing", as of
-        `tally_scenes`.
-    """
-    captions = {record.image_id: caption.text for record, caption in results}
-    references = {record.image_id: record.captions for record, _ in results}
-    mass: Tally[str] = {}
-    pointing: Tally[str] = {}
-    for record, caption in results:
-        here = instances[record.image_id]
-        mass[record.image_id], pointing[record.image_id] = _look(
-            (
-                (caption.attention[mention.start : mention.stop].mean(axis=0), here.mask(mention.category))
-                for mention in find_mentions(caption.words)
-                if mention.category in here.outlines
-            ),
-            caption.rectangle,
-        )
-    return {**tally_hallucinations(captions, references, instances), "attention mass": mass, "pointing": pointing}
+        true[record.image_id] = (int(is_said_truly), 1)
+        true_of_three[record.image_id] = (int(is_said_truly and is_of_three), int(is_of_three))
+    return {"true": true, "true of three": true_of_three}
 
 
 def tally_hallucinations(
@@ -150,33 +169,25 @@ def _list_categories(captions: Iterable[str]) -> list[str]:
     return [mention.category for caption in captions for mention in find_mentions(tokenize(caption))]
 
 
-def _look(
-    named: Iterable[tuple[np.ndarray, np.ndarray]], rectangle: Rectangle
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return (mass, nouns) and (hits, nouns with a peak) of the map of each noun and the mask of its object."""
-    mass = 0.0
-    nouns = hits = peaks = 0
-    for attention, mask in named:
-        mass += attention_mass(attention, mask, rectangle)
-        nouns += 1
-        if attention.min() < attention.max():  # even attention has no peak
-            hits += points_at(attention, mask, rectangle)
-            peaks += 1
-    return (mass, nouns), (hits, peaks)
-
-
 def count_of(name: str) -> str:
     """Return what the whole of a tally counts."""
     return _COUNTED.get(name, "nouns")
 
 
+def format_value(name: str, value: float) -> str:
+    """Return a ratio as tables show it: in percent, or in nats where its name says so."""
+    return f"{value:.2f}" if name.endswith("nats") else f"{100 * value:.1f}"
+
+
 def objects_to_text(ratios: Mapping[str, Ratio]) -> str:
-    """Return a line for the ratio of each tally: in percent, with its interval, and of how many."""
-    lines = [f"{'%':>20}{'95 % interval':>17}"]
+    """Return a line for the ratio of each tally: its value, its interval, and of how many."""
+    width = max(14, *(2 + len(name) for name in ratios))
+    lines = [f"{'%':>{width + 6}}{'95 % interval':>17}"]
     for name, (value, low, high, whole) in ratios.items():
         if value is None or low is None or high is None:
-            lines.append(f"{name:<14}{'none':>6}")
+            lines.append(f"{name:<{width}}{'none':>6}")
         else:
-            interval = f"{100 * low:.1f} to {100 * high:.1f}"
-            lines.append(f"{name:<14}{100 * value:6.1f}{interval:>17}  of {whole:,.0f} {count_of(name)}")
+            interval = f"{format_value(name, low)} to {format_value(name, high)}"
+            count = f"{whole:,.0f} {count_of(name)}"
+            lines.append(f"{name:<{width}}{format_value(name, value):>6}{interval:>17}  of {count}")
     return "\n".join(lines)

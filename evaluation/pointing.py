@@ -10,24 +10,38 @@ import numpy as np
 from captioner.caption import Rectangle
 from captioner.errors import DataError
 
-WHOLE = Rectangle(0, 0, 1, 1)
+
+def object_shares(mask: np.ndarray, grid: tuple[int, int], rectangle: Rectangle) -> np.ndarray:
+    """Return the share of each cell that an object covers, 0 to 1: (rows, columns).
+
+    Args:
+        mask: the object, bool (H, W), in the whole picture.
+        grid: rows and columns of cells.
+        rectangle: the part of the picture that the cells divide.
+
+    Raises:
+        DataError: if the mask has another shape or type, or there is no cell.
+    """
+    if mask.ndim != 2 or mask.dtype != bool or not mask.size or len(grid) != 2 or 0 in grid:
+        raise DataError(
+            f"expected a bool mask (H, W) and a grid of cells, got {mask.dtype} {mask.shape} and {grid}"
+        )
+    (rows, columns), (height, width) = grid, mask.shape
+    left, top, right, bottom = rectangle
+    return _overlaps(rows, height, top, bottom) @ mask @ _overlaps(columns, width, left, right).T
 
 
-def attention_mass(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle = WHOLE) -> float:
+def attention_mass(attention: np.ndarray, shares: np.ndarray) -> float:
     """Return the share of attention that falls on an object, 0..1; each cell's weight is spread evenly over it.
 
     Args:
         attention: the map (rows, columns) of one word, summing to 1.
-        mask: the object, bool (H, W), in the whole picture.
-        rectangle: the part of the picture that the map covers.
-
-    Raises:
-        DataError: if the map or the mask has another shape or type.
+        shares: of the object, as `object_shares` returns them for this grid.
     """
-    return float((attention * _covered(attention, mask, rectangle)).sum())
+    return float((attention * shares).sum())
 
 
-def points_at(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle = WHOLE) -> bool:
+def points_at(attention: np.ndarray, shares: np.ndarray) -> bool:
     """Tell whether attention hits an object in the pointing game of Zhang et al. 2016 (arXiv 1608.00507).
 
     The peak is the cell of the greatest weight, the first in reading order where several are equal. It hits if it
@@ -36,25 +50,9 @@ def points_at(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle = WH
 
     Args:
         attention: the map (rows, columns) of one word.
-        mask: the object, bool (H, W), in the whole picture.
-        rectangle: the part of the picture that the map covers.
-
-    Raises:
-        DataError: if the map or the mask has another shape or type.
+        shares: of the object, as `object_shares` returns them for this grid.
     """
-    return bool(_covered(attention, mask, rectangle).flat[attention.argmax()] > 0)
-
-
-def _covered(attention: np.ndarray, mask: np.ndarray, rectangle: Rectangle) -> np.ndarray:
-    """Return (rows, columns): the share of each cell that the object covers."""
-    if attention.ndim != 2 or mask.ndim != 2 or mask.dtype != bool or not attention.size or not mask.size:
-        raise DataError(
-            "expected a map (rows, columns) and a bool mask (H, W), "
-            f"got {attention.shape} and {mask.dtype} {mask.shape}"
-        )
-    (rows, columns), (height, width) = attention.shape, mask.shape
-    left, top, right, bottom = rectangle
-    return _overlaps(rows, height, top, bottom) @ mask @ _overlaps(columns, width, left, right).T
+    return bool(shares.flat[attention.argmax()] > 0)
 
 
 def _overlaps(cells: int, pixels: int, start: float, stop: float) -> np.ndarray:

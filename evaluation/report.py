@@ -13,7 +13,7 @@ from captioner.caption import Caption
 from captioner.page import document, figure
 from evaluation.datasets import Record
 from evaluation.findings import Findings
-from evaluation.grounding import count_of
+from evaluation.grounding import count_of, format_value
 from evaluation.metrics import Scores
 from evaluation.statistics import CaptionStatistics, describe, to_rows
 from evaluation.tokenize import tokenize
@@ -41,8 +41,8 @@ GALLERIES = {
 }
 
 HINT = """Point at a word, tap it, or reach it with the Tab key: the picture dims, and stays light where the network
-looked while it wrote the word. The brightest place is where it looked most; the peak weight, in the line below the
-picture, says how much."""
+looked while it wrote the word. The line below the picture says how much attention the brightest spot got: 1.0 ×
+average would be a look at everything alike."""
 
 STYLE = """
 main { max-width: 78rem; margin: 0 auto; }
@@ -196,8 +196,9 @@ def _objects_table(findings: Findings) -> str:
         if value is not None and low is not None and high is not None:
             title = name[0].upper() + name[1:]
             lines.append(
-                f'<tr><th scope="row">{escape(title)}</th><td class="score">{100 * value:.1f}</td>'
-                f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td>{whole:,.0f} {count_of(name)}</td></tr>"
+                f'<tr><th scope="row">{escape(title)}</th><td class="score">{format_value(name, value)}</td>'
+                f"<td>{format_value(name, low)} to {format_value(name, high)}</td>"
+                f"<td>{whole:,.0f} {count_of(name)}</td></tr>"
             )
     if not lines:
         return ""

@@ -20,7 +20,7 @@ from captioner.settings import AttentionSettings, DecoderSettings
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record, read_dataset
 from evaluation.findings import caption_pictures
-from evaluation.grounding import tally_scenes
+from evaluation.grounding import Truth, tally
 from evaluation.metrics import Scorer
 from evaluation.shapes import Scene, read_scenes
 
@@ -117,7 +117,7 @@ def measure(run: FinishedRun, device: str = "auto") -> Row:
     scores = Scorer({record.image_id: record.captions for record in run.records}).score(
         {record.image_id: caption.text for record, caption in captions}
     )
-    known = tally_scenes(captions, run.scenes) if run.scenes else {}
+    known = tally(captions, Truth(run.scenes, {}, {}))
     shares = {name: ratio.value for name, ratio in ratios(known).items()}
     return Row(
         run=run.folder.name,

@@ -2,7 +2,14 @@
 
 import json
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.overlay import GAP, group_words
 from evaluation.datasets import read_dataset
+from scripts import gallery
+from scripts.gallery import TITLE_HEIGHT, WIDTH, draw_gallery
 from scripts.make_general import main, read_ids
 
 
@@ -29,3 +36,24 @@ def test_the_known_part_of_general_is_made_from_coco(tmp_path):
     records = read_dataset("jsonl", tmp_path / "general" / "captions.jsonl")
     assert [record.split for record in records] == ["train", "dev"]
     assert [record.image.resolve().parent.name for record in records] == ["train2017", "val2017"]
+
+
+def test_a_row_of_the_gallery_shows_a_photograph_and_reads_as_its_caption(tiny):
+    photographs = [Image.new("RGB", (400, 200), "green"), Image.new("RGB", (200, 200), "red")]
+    figure = np.asarray(draw_gallery(tiny, photographs))
+    counts = [1 + len(group_words(tiny.caption(photograph).words)) for photograph in photographs]
+    assert figure.shape[1] == GAP + max(counts) * (WIDTH + GAP)
+    tops = (GAP, GAP + WIDTH // 2 + TITLE_HEIGHT)
+    for count, top, colour in zip(counts, tops, ((0, 128, 0), (255, 0, 0)), strict=True):
+        assert (figure[top + 5, GAP + 5] == colour).all()  # the photograph itself, and panels to its right
+        line = figure[top + 5, GAP + WIDTH // 2 :: WIDTH + GAP]
+        assert (line != 255).any(axis=1).tolist() == [column < count for column in range(max(counts))]
+
+
+def test_the_gallery_is_written_as_one_picture(tmp_path, tiny_checkpoint):
+    pytest.importorskip("skimage")
+    file = tmp_path / "gallery.jpg"
+    gallery.main(file, str(tiny_checkpoint))
+    with Image.open(file) as figure:
+        assert figure.format == "JPEG"
+        assert figure.height > 4 * TITLE_HEIGHT

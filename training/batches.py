@@ -13,10 +13,11 @@ from torch import Tensor
 from captioner.ahead import one_ahead
 from captioner.cores import count_cores
 from captioner.vocabulary import END, PAD, START, Vocabulary
+from evaluation.boxes import CATEGORY, Boxes
 from evaluation.datasets import Record
 from training.features import Pictures
 from training.losses import Share
-from training.regions import Boxes, cover
+from training.regions import cover
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _POOL = 100  # batches sorted by length together
@@ -58,7 +59,7 @@ class _Example(NamedTuple):
     place: int  # of the picture among them
     captions: list[list[int]]  # START, words, END; longest first
     mirrors: bool  # may be shown mirrored
-    boxes: np.ndarray | None  # (N, 4), of persons
+    boxes: np.ndarray  # (N, 4), of persons
 
 
 class Examples:
@@ -72,7 +73,7 @@ class Examples:
         parts: Sequence[tuple[Sequence[Record], Pictures]],
         vocabulary: Vocabulary,
         max_words: int,
-        boxes: Sequence[Boxes | None] = (),
+        persons: Sequence[dict[str, Boxes]] = (),
         grid: tuple[int, int] = (1, 1),
     ):
         """Encode the captions.
@@ -81,22 +82,21 @@ class Examples:
             parts: records of each data set, with their pictures.
             vocabulary: of the captions.
             max_words: longer captions are cut.
-            boxes: of persons, of each data set; empty: of none.
+            persons: boxes of persons of each data set, by image id; empty: of none.
             grid: rows and columns of the encoder's grid.
         """
-        self._grid = grid if any(boxes) else None
+        self._grid = grid if any(persons) else None
         self._examples: list[_Example] = []
-        for (records, pictures), marked in zip(parts, boxes or [None] * len(parts), strict=True):
+        for (records, pictures), marked in zip(parts, persons or [{}] * len(parts), strict=True):
             for place, record in enumerate(records):
                 encoded = [[START, *vocabulary.encode(text), END] for text in record.captions]
                 captions = [caption[: max_words + 2] for caption in encoded if len(caption) > 2]
                 if record.split == "train" and captions:
                     captions.sort(key=len, reverse=True)
                     mirrors = pictures.mirrored and not any(map(_SIDES.search, record.captions))
-                    persons = marked.of(record.image) if marked else None
-                    self._examples.append(
-                        _Example(len(self._examples), pictures, place, captions, mirrors, persons)
-                    )
+                    known = marked.get(record.image_id, Boxes({})).outlines
+                    boxes = np.array(known.get(CATEGORY, ())).reshape(-1, 4)
+                    self._examples.append(_Example(len(self._examples), pictures, place, captions, mirrors, boxes))
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -183,5 +183,4 @@ def _read(shown: _Shown, variant: tuple[int, int], grid: tuple[int, int] | None)
     picture, part = example.pictures.show(example.place, mirrored, variant)
     if grid is None:
         return picture, None
-    boxes = np.empty((0, 4)) if example.boxes is None else example.boxes
-    return picture, cover(boxes, part, grid, mirrored=mirrored)
+    return picture, cover(example.boxes, part, grid, mirrored=mirrored)

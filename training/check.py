@@ -26,8 +26,8 @@ from training.setup import (
     count_records,
     load_decoder,
     load_encoder,
-    read_boxes,
     read_datasets,
+    read_persons,
 )
 
 ROUNDS = 3
@@ -70,7 +70,7 @@ def check(settings: TrainingSettings) -> Iterator[str]:
 
     # The pictures themselves, also where a run has their grids, which may not be on disk yet.
     parts = [(records, PictureFiles(records, settings.images, mirrored=False)) for records in data.values()]
-    examples = Examples(parts, vocabulary, settings.max_words, read_boxes(settings), network.grid)
+    examples = Examples(parts, vocabulary, settings.max_words, read_persons(settings, data), network.grid)
     options = settings.optimizer
     step = next(iter(examples.epoch(0, options.batch_size, settings.seed, cut=Cut(parts=options.accumulate))))
     batches = [batch.to(device) for batch in step.parts]

@@ -51,8 +51,8 @@ from training.setup import (
     load_decoder,
     load_encoder,
     open_pictures,
-    read_boxes,
     read_datasets,
+    read_persons,
 )
 from training.state import damaged, random_state, read_state, set_random_state, write_state
 
@@ -73,7 +73,7 @@ class Run:
 
         with self.processes.first_alone():  # some data sets are made when they are first read
             data = read_datasets(settings)
-        boxes = read_boxes(settings)
+        persons = read_persons(settings, data)
         self.data_hashes = {name: hash_records(records) for name, records in data.items()}
         self.data_counts = {name: count_records(records) for name, records in data.items()}
         self.vocabulary = build_vocabulary(settings, data)
@@ -88,7 +88,7 @@ class Run:
         with self.processes.first_alone():
             pictures = open_pictures(settings, self.network.encoder, data)
         parts = [(records, pictures[name]) for name, records in data.items()]
-        self.examples = Examples(parts, self.vocabulary, settings.max_words, boxes, self.network.grid)
+        self.examples = Examples(parts, self.vocabulary, settings.max_words, persons, self.network.grid)
         self.development = {
             name: DevelopmentSet(records, pictures[name])
             for name, records in data.items()

@@ -1,60 +1,17 @@
 """Where people have marked persons in training pictures, to teach attention where to look when it names one."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captioner.caption import Rectangle
-from captioner.errors import DataError
 from captioner.vocabulary import SPECIAL, Vocabulary
-from evaluation.datasets.files import parse_json
+from evaluation.boxes import CATEGORY
 from evaluation.objects import find_mentions
 
 _SAMPLES = 8  # points down and across a cell, at which boxes are looked up
-
-
-class Boxes:
-    """The boxes of a file `{"PICTURE": [[left, top, right, bottom], ...], ...}`.
-
-    Pictures are paths relative to the folder of the file; sides are fractions of the picture's width and height.
-    """
-
-    def __init__(self, file: Path):
-        """Read the file.
-
-        Raises:
-            DataError: when it cannot be read, or is not such a file.
-        """
-        try:
-            found = parse_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{file}: cannot read these boxes ({error.strerror})") from error
-        except ValueError as error:
-            raise DataError(f"{file}: not JSON ({error})") from error
-        if not isinstance(found, dict):
-            raise DataError(
-                f"{file}: expected an object with the boxes of each picture, got {type(found).__name__}"
-            )
-        self._boxes = {
-            (file.parent / name).resolve(): _check_boxes(f"{file}: {name}", boxes) for name, boxes in found.items()
-        }
-
-    def of(self, picture: Path) -> np.ndarray | None:
-        """Return the boxes (N, 4) of a picture; None: it has none in the file."""
-        return self._boxes.get(picture.resolve())
-
-
-def _check_boxes(where: str, boxes: object) -> np.ndarray:
-    try:
-        array = np.array(boxes, np.float32)
-    except (TypeError, ValueError):
-        array = np.empty(0, np.float32)
-    if array.ndim != 2 or array.shape[1] != 4 or not ((array >= 0) & (array <= 1)).all():
-        raise DataError(f"{where}: expected boxes [left, top, right, bottom] in fractions of the picture, 0 to 1")
-    return array
 
 
 def cover(boxes: np.ndarray, shown: Rectangle, grid: tuple[int, int], *, mirrored: bool) -> Tensor:
@@ -80,11 +37,11 @@ def _middles(cells: int) -> np.ndarray:
 
 
 def find_persons(vocabulary: Vocabulary) -> list[int]:
-    """Return the ids of the words that name a person, by COCO's categories (`evaluation.objects`)."""
+    """Return the ids of the words that name a person; see `evaluation.objects`."""
     return [
         index
         for index, word in enumerate(vocabulary.words)
-        if any(found.category == "person" for found in find_mentions([word]))
+        if any(found.category == CATEGORY for found in find_mentions([word]))
     ]
 
 

@@ -19,11 +19,11 @@ from captioner.network.encoder import Encoder, load_encoder_weights
 from captioner.network.engine import choose_device
 from captioner.network.model import CaptioningNetwork
 from captioner.vocabulary import SPECIAL, Vocabulary, split
+from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record, read_dataset, resolve_paths
 from evaluation.datasets.files import Problems
 from training.config import TrainingSettings, expand_path
 from training.features import PictureFiles, Pictures, cache_grids
-from training.regions import Boxes
 
 
 def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
@@ -46,13 +46,15 @@ def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
     return data
 
 
-def read_boxes(settings: TrainingSettings) -> list[Boxes | None]:
-    """Return the boxes of persons of each data set, in the order of the settings.
+def read_persons(settings: TrainingSettings, data: dict[str, list[Record]]) -> list[dict[str, Boxes]]:
+    """Return the boxes of persons of each data set, by image id, in the order of the settings.
 
     Raises:
-        DataError: when a file cannot be read as boxes.
+        DataError: when a file cannot be read as boxes, or names none of the pictures.
     """
-    return [Boxes(expand_path(each.boxes)) if each.boxes else None for each in settings.datasets]
+    return [
+        read_boxes(expand_path(each.boxes), data[each.name]) if each.boxes else {} for each in settings.datasets
+    ]
 
 
 def _check_splits(data: dict[str, list[Record]]) -> None:

@@ -49,6 +49,17 @@ class State(NamedTuple):
             kept = ImageState(*(tensor[images] for tensor in kept))
         return State(type(self.rows)(*(tensor[images[:, None], rows] for tensor in self.rows)), kept)
 
+    def replace_cells(self, cells: Tensor) -> "State":
+        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+
+        def replace(tensor: Tensor) -> Tensor:  # (B, ..., L, size) if it is known of each cell
+            if tensor.shape[-2] != cells.shape[1]:
+                return tensor
+            where = cells.view(len(cells), *(1,) * (tensor.ndim - 3), -1, 1)
+            return torch.where(where, tensor.mean(dim=-2, keepdim=True), tensor)
+
+        return self._replace(images=ImageState(*map(replace, self.images)))
+
     def expand(self, count: int) -> "State":
         """Return the state of `count` equal rows for every image, without a copy, from a state with K = 1."""
         return self._replace(

@@ -35,6 +35,12 @@ class TorchState:
             chosen = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (images, rows))
             return TorchState(self.state.select(*chosen))
 
+    def replace_cells(self, cells: np.ndarray) -> "TorchState":
+        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+        with torch.inference_mode():
+            where = torch.from_numpy(np.ascontiguousarray(cells)).to(self.state.images.annotations.device)
+            return TorchState(self.state.replace_cells(where))
+
 
 class TorchEngine:
     """A captioning network in PyTorch. Any number of threads may share it."""

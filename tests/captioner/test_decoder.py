@@ -324,6 +324,24 @@ def test_a_state_can_be_selected_row_by_row(settings):
                 assert_same_looks(look, (image, row), looks[-1], (0, 0))
 
 
+@every_combination
+@torch.no_grad()
+def test_replaced_cells_are_those_of_an_image_with_the_mean_annotation_there(settings):
+    """Annotations and keys are what the decoder would begin with; what it knows of the whole grid stays."""
+    decoder, annotations = make(settings)
+    annotations = torch.nn.functional.layer_norm(annotations, (D,))
+    cells = torch.rand(3, L) < 0.4
+    replaced = torch.where(cells[..., None], annotations.mean(dim=1, keepdim=True), annotations)
+    state = decoder.begin(annotations)
+    found, expected = state.replace_cells(cells), decoder.begin(replaced)
+    assert found.rows is state.rows
+    torch.testing.assert_close(found.images.annotations, expected.images.annotations)
+    if settings.attention.kind == "mean":  # its key is the mean annotation
+        expected = state
+    torch.testing.assert_close(found.images.keys, expected.images.keys)
+    torch.testing.assert_close(found.images.gates, state.images.gates)
+
+
 @every_decoder
 @torch.no_grad()
 def test_the_part_of_a_state_that_rows_share_is_copied_only_when_images_leave(kind, attend):

@@ -130,6 +130,20 @@ def test_selecting_rows_leaves_the_state_as_it_was(tiny):
     assert {tensor.shape[:2] for tensor in chosen.rows.values()} == {(2, 4)}
 
 
+def test_replaced_cells_are_the_same_in_both_engines_and_leave_the_state_as_it_was(tiny_checkpoint):
+    pixels = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    cells = np.array([[True, False, False, True], [False] * 4, [True] * 4])
+    log_probs = {}
+    for engine in (load(tiny_checkpoint, device="cpu", engine=name).engine for name in ENGINES):
+        state, words = engine.start(pixels), np.full((3, 1), 5)
+        before = engine.step(words, state).log_probs
+        log_probs[engine] = engine.step(words, state.replace_cells(cells)).log_probs
+        np.testing.assert_array_equal(engine.step(words, state).log_probs, before)
+        np.testing.assert_allclose(log_probs[engine][1], before[1], atol=1e-6)
+        assert np.abs(log_probs[engine] - before).max(axis=(1, 2))[[0, 2]].min() > 1e-3
+    np.testing.assert_allclose(*log_probs.values(), atol=1e-4)
+
+
 # Which engine.
 
 MAY_HAVE_GPU = sys.platform != "linux" or any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "kfd", "dxg"))

@@ -12,7 +12,7 @@ from PIL import Image
 from captioner import cli
 from captioner.output import FORMATS
 
-QUICK, SLOW = 300, 500
+QUICK, SLOW = 300, 2000
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_no_command_line_ends_in_a_traceback(run, files, tiny, monkeypatch, coun
     assert statuses == {0, 1, 2}
 
 
-@pytest.mark.parametrize("count", [QUICK])
+@pytest.mark.parametrize("count", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
 def test_no_command_line_of_the_server_ends_in_a_traceback(files, tiny, monkeypatch, capsys, count):
     pytest.importorskip("fastapi", reason="needs the extra web")
     import uvicorn
 
     from captioner.web import command
 
-    monkeypatch.setattr("captioner.captioning.load", lambda name, device, threads: tiny)
+    monkeypatch.setattr("captioner.web.command.load", lambda name, device, threads: tiny)
     monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: None)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     draw = random.Random(count)

@@ -19,13 +19,17 @@ from captioner.overlay import (
     INK,
     PAPER,
     PAUSE,
+    VEIL,
     animate_attention,
+    describe_look,
     draw_attention,
     draw_layer,
     fit_to_panel,
+    group_words,
     light_up,
     pick_head,
     save_animation,
+    spread_light,
 )
 
 GREEN = (20, 120, 20)
@@ -51,6 +55,11 @@ def panels_of(figure):
     """Where a figure of a green picture shows panels: titles and paper are grey. (height, width), bool."""
     pixels = np.asarray(figure).astype(int)
     return pixels[..., 1] - pixels[..., 0] > 10
+
+
+def dimmed(value):
+    """A colour, or one of its channels, where no light falls."""
+    return DIMMED * value + (1 - DIMMED) * 255 * VEIL
 
 
 def starts(line):
@@ -84,18 +93,55 @@ def test_attention_lies_where_the_shape_was_drawn(frame, size):
 
 def test_what_the_network_did_not_see_stays_dim():
     grey = Image.new("RGB", (200, 100), (100, 100, 100))
-    panel = np.asarray(light_up(grey, np.full((7, 7), 1 / 49), Rectangle(0.25, 0, 0.75, 1)))[..., 0]
-    assert (panel[:, :50] == round(100 * DIMMED)).all()
-    assert (panel[:, 150:] == round(100 * DIMMED)).all()
-    assert (panel[:, 50:150] == panel[50, 100]).all()
-    assert panel[50, 100] > 100
+    weights = np.zeros((7, 7))
+    weights[:, [0, 6]] = 1 / 14  # at its left and right border, it looked as much as it could
+    panel = np.asarray(light_up(grey, weights, Rectangle(0.25, 0, 0.75, 1)))[..., 0]
+    assert (panel[:, :50] == round(dimmed(100))).all()
+    assert (panel[:, 150:] == round(dimmed(100))).all()
+    assert (panel[:, [50, 149]] == 100).all()
+    assert (panel[:, 100] == round(dimmed(100))).all()
+
+
+def test_what_got_the_largest_weight_is_shown_as_it_is_and_what_got_the_average_or_less_is_dim():
+    weights = np.ones((7, 7))
+    weights[:, :3], weights[:, 4:] = 0.2, 4
+    light = spread_light(weights, EVERYTHING, 70, 70)
+    assert light[:, 60:] == pytest.approx(1, abs=0.02)
+    assert (light[:, :30] == 0).all()
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 70, 3), dtype=np.uint8))
+    panel, pixels = np.asarray(light_up(photograph, weights, EVERYTHING)).astype(int), np.asarray(photograph)
+    assert np.abs(panel[:, 60:] - pixels[:, 60:]).max() <= 4
+    assert np.abs(panel[:, :30] - dimmed(pixels[:, :30])).max() <= 0.5
+
+
+def test_a_look_at_everything_alike_lights_nothing():
+    assert (spread_light(np.full((7, 7), 1 / 49, np.float32), EVERYTHING, 30, 20) < 1e-4).all()
+
+
+@pytest.mark.parametrize("grid", [7, 14])
+def test_small_differences_are_not_blown_up(grid):
+    """Weights that differ by 5 % leave the picture nearly dim; twice the average has full light."""
+    noise = 1 + 0.05 * np.random.default_rng(0).uniform(-1, 1, (grid, grid))
+    assert spread_light(noise, EVERYTHING, 60, 60).max() < 0.1
+    left = np.ones((grid, grid))
+    left[:, : grid // 2 + 1], left[:, grid // 2 + 1 :] = 2, 0.01
+    left *= 1 / left.mean()
+    assert spread_light(left, EVERYTHING, 60, 60).max() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
+def test_black_and_white_pictures_show_what_is_dim(colour):
+    weights = np.full((7, 7), 0.001)
+    weights[3, 3] = 1
+    panel = np.asarray(light_up(Image.new("RGB", (70, 70), colour), weights, EVERYTHING)).astype(int)
+    assert np.abs(panel[35, 35] - panel[0, 0]).min() > 20
 
 
 def test_attention_on_padding_lights_no_part_of_the_picture():
     weights = np.zeros((9, 9))
     weights[0] = 1 / 9  # the picture begins three rows further down
     panel = light_up(Image.new("RGB", (120, 40), GREEN), weights, Rectangle(0, -1, 1, 2))
-    assert np.asarray(panel)[..., 1].max() < 1.1 * DIMMED * GREEN[1]
+    assert np.asarray(panel)[..., 1].max() < 1.1 * dimmed(GREEN[1])
 
 
 def test_light_grows_with_attention_and_is_smooth():
@@ -121,12 +167,46 @@ def test_the_first_panel_is_the_picture_itself():
     assert (np.asarray(figure)[panels_of(figure)] == GREEN).all()
 
 
+def test_function_words_share_the_panel_of_the_word_after_them():
+    words = ["there", "is", "a", "dog", "on", "the", "grass", "next", "to", "it"]
+    assert [[words[place] for place in group] for group in group_words(words)] == [
+        ["there", "is", "a", "dog"],
+        ["on", "the", "grass"],
+        ["next", "to", "it"],
+    ]
+    assert [list(group) for group in group_words(["犬", "が"])] == [[0], [1]]
+    assert group_words([]) == []
+    attention = np.full((3, 7, 7), 0.001)
+    attention[[0, 1, 2], [1, 3, 5], [1, 3, 5]] = 1
+    picture = Image.new("RGB", (300, 300), GREEN)
+    figure = draw_attention(picture, make_caption(["a", "the", "dog"], attention))
+    assert starts(panels_of(figure).any(axis=0)).size == 2
+    assert (np.asarray(figure)[40:340, -316:-16] == np.asarray(light_up(picture, attention[2], EVERYTHING))).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([[0.25, 0.25], [0.25, 0.25]], "1.0 × average"), ([[0.1, 0.1], [0.55, 0.25]], "2.2 × average")],
+)
+def test_a_look_is_described_by_how_far_its_largest_weight_is_above_the_average(weights, expected):
+    assert describe_look(np.array(weights)) == expected
+
+
+@pytest.mark.parametrize("size", [(300, 300), (60, 600), (1, 1)])
+def test_the_legend_stands_below_the_panels(size):
+    figure = draw_attention(Image.new("RGB", size, GREEN), make_caption(["dog"]))
+    below = np.asarray(figure)[np.flatnonzero(panels_of(figure).any(axis=1))[-1] + 1 :]
+    ink = (below < 200).any(axis=2)
+    assert ink.any()
+    assert not ink[:, -1].any()
+
+
 @pytest.mark.parametrize("size", [(300, 300), (60, 600)])
 @pytest.mark.parametrize("word", ["extraordinarily", "x" * 200, "two\nlines", "犬" * 40])
 def test_titles_never_run_into_their_neighbours(size, word):
     figure = draw_attention(Image.new("RGB", size, GREEN), make_caption([word] * 8))
     assert figure.width <= FIGURE_WIDTH + GAP
-    pixels = np.asarray(figure)
+    pixels = np.asarray(figure)[: np.flatnonzero(panels_of(figure).any(axis=1))[-1]]  # without the legend
     for left in starts(panels_of(figure).any(axis=0)):
         assert (pixels[:, left - GAP : left] == 255).all()
     for top in starts(panels_of(figure).any(axis=1)):
@@ -178,7 +258,8 @@ def test_the_brightest_place_is_where_the_network_looked_most_in_every_colour(co
 
 
 def test_colours_leave_what_the_network_did_not_see_black():
-    layer = draw_layer(np.full((7, 7), 1 / 49), Rectangle(0.25, 0, 0.75, 1), 200, 100, "viridis")
+    weights = np.eye(7) / 7  # most of it has no light
+    layer = draw_layer(weights, Rectangle(0.25, 0, 0.75, 1), 200, 100, "viridis")
     assert not layer[:, :50, :3].any()
     assert layer[:, 50:150, :3].any(axis=2).all()
     assert (layer[..., 3] == layer[0, 0, 3]).all()

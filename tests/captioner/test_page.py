@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from captioner.caption import Caption, Rectangle
-from captioner.overlay import DIMMED, fit_to_panel, light_up
+from captioner.overlay import DIMMED, VEIL, fit_to_panel, light_up
 from captioner.page import POLICY, document, figure, overlay_page
 
 GREEN = (20, 120, 20)
@@ -62,19 +62,21 @@ def test_the_light_is_that_of_the_overlay(size, rectangle, grid):
 
 def test_what_the_network_did_not_see_is_dim():
     picture = Image.new("RGB", (400, 200), GREEN)
-    _, light = images_of(figure(picture, make_caption(["dog"], rectangle=Rectangle(0.25, 0, 0.75, 1))))
+    weights = np.tile([1, 0, 0, 0, 0, 0, 1], (1, 7, 1)) / 14  # at the borders of what it saw, as much as it could
+    _, light = images_of(figure(picture, make_caption(["dog"], weights, Rectangle(0.25, 0, 0.75, 1))))
     shown = lay_over(fit_to_panel(picture), light)[..., 1]
     width = shown.shape[1]
-    assert shown[:, : width // 4 - 5] == pytest.approx(DIMMED * GREEN[1], abs=1)
-    assert shown[:, -width // 4 + 5 :] == pytest.approx(DIMMED * GREEN[1], abs=1)
-    assert shown[:, width // 4 + 5 : -width // 4 - 5].min() > 120
+    dim = DIMMED * GREEN[1] + (1 - DIMMED) * 255 * VEIL
+    assert shown[:, : width // 4 - 5] == pytest.approx(dim, abs=1)
+    assert shown[:, -width // 4 + 5 :] == pytest.approx(dim, abs=1)
+    assert shown[:, [width // 4 + 5, -width // 4 - 5]].min() > 100
 
 
 def test_a_word_has_its_probability_and_its_largest_weight_in_words():
     page = figure(Image.new("RGB", (9, 9)), make_caption(["dog"], one_bright_place(0, 0)))
-    assert ">61% likely · brightest spot: 95% of the attention</span>" in page
+    assert ">61% likely · brightest spot: 46.8 × average attention</span>" in page
     page = figure(Image.new("RGB", (9, 9)), make_caption(["dog"], visual=(0.25,)))
-    assert "brightest spot: 2% of the attention · 25% from the picture</span>" in page
+    assert "brightest spot: 1.0 × average attention · 25% from the picture</span>" in page
 
 
 def test_the_words_read_as_the_caption_and_so_does_the_alternative_text():

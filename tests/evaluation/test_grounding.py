@@ -11,7 +11,7 @@ from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
-from evaluation.grounding import objects_to_text, tally_hallucinations, tally_instances, tally_scenes
+from evaluation.grounding import Truth, objects_to_text, tally, tally_hallucinations
 from evaluation.instances import read_instances
 
 WHOLE = Rectangle(0, 0, 1, 1)
@@ -116,13 +116,13 @@ def test_attention_is_that_of_the_words_that_name_marked_objects(instances):
     second[4] = 0  # "plant": none on it
     second[4, 3, 0] = 1
     # "kite" is not marked: its attention tells nothing.
-    tallies = tally_instances(
+    tallies = tally(
         results_of(
             caption_of("a dog runs", first),
             caption_of("a man with potted plant kite", second),
             caption_of("a dog"),
         ),
-        instances,
+        Truth({}, instances, {}),
     )
     assert tallies["attention mass"]["1"] == pytest.approx((0.7, 1))
     assert tallies["attention mass"]["2"] == pytest.approx((0.25 + 0.5, 2))
@@ -133,7 +133,8 @@ def test_attention_is_that_of_the_words_that_name_marked_objects(instances):
 
 
 def test_even_attention_has_a_mass_and_no_peak(instances):
-    tallies = tally_instances(results_of(caption_of("a dog"), caption_of("a man"), caption_of("sky")), instances)
+    results = results_of(caption_of("a dog"), caption_of("a man"), caption_of("sky"))
+    tallies = tally(results, Truth({}, instances, {}))
     assert tallies["attention mass"] == {"1": pytest.approx((0.5, 1)), "2": pytest.approx((0.25, 1)), "3": (0, 0)}
     assert tallies["pointing"] == {"1": (0, 0), "2": (0, 0), "3": (0, 0)}
 
@@ -147,7 +148,7 @@ def test_attention_lies_where_the_map_covers_the_picture(instances):
         (Rectangle(0.5, 0, 1, 1), 0),
     ):
         results = results_of(caption_of("a dog", left, rectangle))
-        assert tally_instances(results, instances)["attention mass"]["1"] == pytest.approx((mass, 1))
+        assert tally(results, Truth({}, instances, {}))["attention mass"]["1"] == pytest.approx((mass, 1))
 
 
 def test_captions_of_shapes_are_held_against_their_scenes():
@@ -160,7 +161,7 @@ def test_captions_of_shapes_are_held_against_their_scenes():
     maps[2] = 0
     maps[2, 1, 1] = 1  # pixels 16 to 32, where the circle has a quarter
     results = results_of(caption_of("a red circle", maps), caption_of("a blue circle"), caption_of("a red circle"))
-    tallies = tally_scenes(results, scenes)
+    tallies = tally(results, Truth(scenes, {}, {}))
     assert tallies["true"] == {"1": (1, 1), "2": (0, 1), "3": (1, 1)}
     assert tallies["true of three"] == {"1": (0, 0), "2": (0, 0), "3": (1, 1)}
     quarter = scenes["1"].mask(red)[16:32, 16:32].mean()
@@ -195,6 +196,12 @@ def captions(monkeypatch):
     )
 
 
+def shares_of(printed):
+    """Value and tallies by name, of those in `OBJECT_SHARES`."""
+    found = json.loads(printed)["objects"]
+    return {name: [found[name]["value"], found[name]["per_image"]] for name in OBJECT_SHARES}
+
+
 OBJECT_SHARES = {
     "CHAIR-i": [2 / 3, {"1": [0, 1], "2": [1, 1], "3": [1, 1]}],
     "CHAIR-s": [2 / 3, {"1": [0, 1], "2": [1, 1], "3": [1, 1]}],
@@ -206,12 +213,14 @@ OBJECT_SHARES = {
 def test_run_takes_the_instances_that_lie_beside_cocos_captions(tiny_checkpoint, coco, captions, capsys):
     command = ["run", str(tiny_checkpoint), "--data", f"coco:{coco}", "--device", "cpu"]
     assert main([*command, "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)["objects"]
-    assert {name: [each["value"], each["per_image"]] for name, each in found.items()} == OBJECT_SHARES
+    assert shares_of(capsys.readouterr().out) == OBJECT_SHARES
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[-4:-2]] == [["CHAIR-i", "66.7"], ["CHAIR-s", "66.7"]]
-    assert lines[-1].split() == ["pointing", "100.0", "100.0", "to", "100.0", "of", "1", "nouns"]
+    chair = lines.index(next(line for line in lines if line.startswith("CHAIR-i")))
+    assert [line.split()[:2] for line in lines[chair : chair + 2]] == [["CHAIR-i", "66.7"], ["CHAIR-s", "66.7"]]
+    (pointing,) = (line for line in lines if line.startswith("pointing  "))
+    assert pointing.split() == ["pointing", "100.0", "100.0", "to", "100.0", "of", "1", "nouns"]
+    assert lines[-1].startswith("faithfulness, nats  ")
 
 
 def test_run_takes_instances_from_elsewhere_and_does_without(tiny_checkpoint, coco, captions, capsys):
@@ -220,8 +229,7 @@ def test_run_takes_instances_from_elsewhere_and_does_without(tiny_checkpoint, co
     assert main(command) == 0
     assert "objects" not in json.loads(capsys.readouterr().out)
     assert main([*command, "--instances", str(moved)]) == 0
-    found = json.loads(capsys.readouterr().out)["objects"]
-    assert {name: [each["value"], each["per_image"]] for name, each in found.items()} == OBJECT_SHARES
+    assert shares_of(capsys.readouterr().out) == OBJECT_SHARES
 
 
 def test_run_tells_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, capsys):
@@ -229,7 +237,8 @@ def test_run_tells_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, caps
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{tmp_path / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["objects"]
-    assert list(found) == ["true", "true of three", "attention mass", "pointing"]
+    assert list(found)[:3] == ["true", "true of three", "attention mass"]
+    assert list(found)[-1] == "faithfulness, nats"
     assert (found["true"]["value"], found["true"]["whole"]) == (0, 3)
     assert found["attention mass"]["value"] is None
     assert main(["report", *command[1:], "-o", str(tmp_path / "report.html")]) == 0

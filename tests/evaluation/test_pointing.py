@@ -3,7 +3,18 @@ import pytest
 
 from captioner.caption import Rectangle
 from captioner.errors import DataError
-from evaluation.pointing import attention_mass, points_at
+from evaluation import pointing
+from evaluation.pointing import object_shares
+
+WHOLE = Rectangle(0, 0, 1, 1)
+
+
+def attention_mass(attention, mask, rectangle=WHOLE):
+    return pointing.attention_mass(attention, object_shares(mask, attention.shape, rectangle))
+
+
+def points_at(attention, mask, rectangle=WHOLE):
+    return pointing.points_at(attention, object_shares(mask, attention.shape, rectangle))
 
 
 def drawn(size, rows, columns):
@@ -84,14 +95,15 @@ def test_a_map_of_a_part_is_measured_in_the_mask_cut_or_padded_to_it(rectangle, 
 
 
 @pytest.mark.parametrize(
-    ("attention", "mask"),
+    ("grid", "mask"),
     [
-        (np.ones((2, 2, 2)), np.ones((4, 4), bool)),
-        (np.ones((2, 2)), np.ones((4, 4), np.uint8)),
-        (np.ones((2, 2)), np.ones(4, bool)),
-        (np.ones((2, 2)), np.ones((0, 4), bool)),
+        ((2, 2, 2), np.ones((4, 4), bool)),
+        ((2, 0), np.ones((4, 4), bool)),
+        ((2, 2), np.ones((4, 4), np.uint8)),
+        ((2, 2), np.ones(4, bool)),
+        ((2, 2), np.ones((0, 4), bool)),
     ],
 )
-def test_other_shapes_and_types_are_refused(attention, mask):
-    with pytest.raises(DataError, match="expected a map"):
-        points_at(attention, mask)
+def test_other_shapes_and_types_are_refused(grid, mask):
+    with pytest.raises(DataError, match="expected a bool mask"):
+        object_shares(mask, grid, WHOLE)

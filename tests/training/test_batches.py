@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from captioner.vocabulary import PAD, Vocabulary
+from evaluation.boxes import read_boxes
 from evaluation.datasets import read_dataset
 from training.augment import augment
 from training.batches import Cut, Examples
 from training.features import PictureFiles
-from training.regions import Boxes
 
 WORDS = Vocabulary.build(["everything here is one red field of words"], 1)
 
@@ -170,7 +170,7 @@ def test_boxes_are_cut_and_mirrored_with_their_picture(dataset, settings, tmp_pa
     records = read_dataset("jsonl", dataset)
     frame = replace(settings.images, mean=(0, 0, 0), std=(1, 1, 1))
     parts = [(records, PictureFiles(records, frame, mirrored=True, augmented=True))]
-    examples = Examples(parts, WORDS, 5, [Boxes(tmp_path / "boxes.json")], grid=(4, 4))
+    examples = Examples(parts, WORDS, 5, [read_boxes(tmp_path / "boxes.json", records)], grid=(4, 4))
     (step,) = examples.epoch(0, 4, seed=3)
     (batch,) = step.parts
     red = batch.pictures[:, 0]

@@ -1,13 +1,9 @@
-import json
-
 import numpy as np
-import pytest
 import torch
 
 from captioner.caption import Rectangle
-from captioner.errors import DataError
 from captioner.vocabulary import SPECIAL, Vocabulary
-from training.regions import Boxes, cover, find_persons, frequent_words
+from training.regions import cover, find_persons, frequent_words
 
 WHOLE = Rectangle(0, 0, 1, 1)
 
@@ -23,30 +19,6 @@ def test_boxes_lie_in_the_part_of_the_picture_that_is_shown():
     lower_right = Rectangle(0.5, 0.5, 1, 1)
     assert cover(np.array([[0.5, 0.75, 1, 1]]), lower_right, (2, 2), mirrored=False).tolist() == [0, 0, 1, 1]
     assert cover(np.array([[0, 0, 0.5, 0.5]]), lower_right, (2, 2), mirrored=False).sum() == 0
-
-
-def test_pictures_are_found_from_the_folder_of_the_file(tmp_path):
-    (tmp_path / "boxes.json").write_text(json.dumps({"images/a.jpg": [[0, 0.25, 0.5, 1]]}))
-    boxes = Boxes(tmp_path / "boxes.json")
-    assert boxes.of(tmp_path / "other" / ".." / "images" / "a.jpg").tolist() == [[0, 0.25, 0.5, 1]]
-    assert boxes.of(tmp_path / "a.jpg") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not JSON"),
-        ("[]", "expected an object"),
-        ('{"a.jpg": [[0, 0, 1]]}', "a.jpg: expected boxes"),
-        ('{"a.jpg": [[0, 0, 120, 80]]}', "a.jpg: expected boxes"),
-        ('{"a.jpg": "b"}', "a.jpg: expected boxes"),
-        ('{"a.jpg": [[0, 0, 1, NaN]]}', "a.jpg: expected boxes"),
-    ],
-)
-def test_what_is_no_file_of_boxes_is_refused(tmp_path, text, message):
-    (tmp_path / "boxes.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        Boxes(tmp_path / "boxes.json")
 
 
 def test_persons_are_told_by_their_names():

@@ -22,13 +22,23 @@ export function toSentence(caption) {
 export function describeWord(sentence, place) {
   const figures = [
     `${toPercent(toProbability(sentence.log_probs[place]))} likely`,
-    `brightest spot: ${toPercent(Math.max(...sentence.attention[place].flat()))} of the attention`,
+    `brightest spot: ${describeLook(sentence.attention[place])} attention`,
   ];
   if (sentence.visual) figures.push(`${toPercent(sentence.visual[place])} from the picture`);
   const others = Object.entries(sentence.alternatives?.[place] ?? {})
     .sort(([, one], [, other]) => (other ?? -Infinity) - (one ?? -Infinity))
     .map(([word, logProb]) => `${word} (${toPercent(toProbability(logProb))})`);
   return figures.join(" · ") + (others.length ? `\ninstead: ${others.join(", ")}` : "");
+}
+
+/**
+ * Return how much attention the brightest spot of a map got.
+ * @param {number[][]} weights
+ */
+function describeLook(weights) {
+  const all = weights.flat();
+  const average = all.reduce((sum, weight) => sum + weight, 0) / all.length;
+  return `${(Math.max(...all) / average).toFixed(1)} × average`;
 }
 
 /** @param {number | null} logProb natural; null for what cannot be */

@@ -2,8 +2,10 @@
  * Where the network looked, as light over a picture. What captioner/overlay.py draws, drawn by the browser.
  */
 
-const DIMMED = 0.2; // brightness that the picture keeps where the network did not look
-const GLOW = 0.25; // white that full light adds
+const DIMMED = 0.15; // share of the picture that shows where the network did not look
+const VEIL = 0.12; // grey that shows instead, 0 to 1
+const FULL = 2; // weight that has full light, over the average weight, if no weight is larger
+const SOFTNESS = 1.5; // 1: light is proportional to what a weight is above the average
 const SPREAD = 0.6; // standard deviation, in grid cells, of the Gaussian that smooths the maps
 const SIDE = 64; // pixels; light is smooth, and stretched over the picture it looks the same
 const MILLISECONDS = 150; // that light takes to pass from one word to the next
@@ -14,7 +16,7 @@ const MILLISECONDS = 150; // that light takes to pass from one word to the next
 /** Light on a canvas that lies over a picture. It passes smoothly from what it showed to what it is to show. */
 export class Light {
   #canvas;
-  #layer = new Float32Array(); // glow and opacity of each pixel, as they are shown
+  #layer = new Float32Array(); // opacity of each pixel, as it is shown
   #frame = 0;
 
   /** @param {HTMLCanvasElement} canvas stretched over the picture */
@@ -31,7 +33,7 @@ export class Light {
     const scale = SIDE / Math.sqrt(width * height);
     this.#canvas.width = Math.min(4 * SIDE, Math.max(1, Math.round(width * scale)));
     this.#canvas.height = Math.min(4 * SIDE, Math.max(1, Math.round(height * scale)));
-    this.#layer = new Float32Array(2 * this.#canvas.width * this.#canvas.height);
+    this.#layer = new Float32Array(this.#canvas.width * this.#canvas.height);
   }
 
   /**
@@ -41,12 +43,7 @@ export class Light {
    */
   show(weights, rectangle) {
     const light = spreadLight(weights, rectangle, this.#canvas.width, this.#canvas.height);
-    const layer = new Float32Array(2 * light.length);
-    light.forEach((bright, pixel) => {
-      layer[2 * pixel] = GLOW * bright;
-      layer[2 * pixel + 1] = 1 - DIMMED - (1 - DIMMED - GLOW) * bright;
-    });
-    this.#passTo(layer);
+    this.#passTo(light.map((bright) => (1 - DIMMED) * (1 - bright)));
   }
 
   /** Leave the picture as it is. */
@@ -73,18 +70,17 @@ export class Light {
   #draw() {
     const context = /** @type {CanvasRenderingContext2D} */ (this.#canvas.getContext("2d"));
     const image = context.createImageData(this.#canvas.width, this.#canvas.height);
-    for (let pixel = 0; 2 * pixel < this.#layer.length; pixel++) {
-      const glow = this.#layer[2 * pixel];
-      const opacity = this.#layer[2 * pixel + 1];
-      image.data.fill(opacity && (255 * glow) / opacity, 4 * pixel, 4 * pixel + 3);
+    image.data.fill(255 * VEIL);
+    this.#layer.forEach((opacity, pixel) => {
       image.data[4 * pixel + 3] = 255 * opacity;
-    }
+    });
     context.putImageData(image, 0, 0);
   }
 }
 
 /**
- * Return how much light falls on each pixel of a picture, 0 to 1, row by row.
+ * Return how much light falls on each pixel of a picture, 0 to 1, row by row. The picture is dim where a weight is no
+ * more than the average, and as it is at the largest weight.
  * @param {Weights} weights
  * @param {Rectangle} rectangle the part of the picture that they cover; it is dark outside
  * @param {number} width
@@ -96,8 +92,9 @@ function spreadLight(weights, [left, top, right, bottom], width, height) {
   const light = gather(smoothing(height, top, bottom, rows), weights, smoothing(width, left, right, columns));
   // Full light is the smooth map's peak over the whole grid: what the network saw in padding counts too.
   const whole = gather(smoothing(rows, 0, 1, rows), weights, smoothing(columns, 0, 1, columns));
-  const peak = Math.max(...whole);
-  return light.map((bright) => Math.min(1, bright / peak));
+  const average = weights.flat().reduce((sum, weight) => sum + weight, 0) / (rows * columns);
+  const full = Math.max(...whole, FULL * average) - average;
+  return light.map((weight) => 1 - (1 - Math.min(1, Math.max(0, (weight - average) / full))) ** SOFTNESS);
 }
 
 /**
