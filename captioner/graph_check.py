@@ -25,8 +25,8 @@ OWN_OPERATORS = frozenset(
     """
     Add ArgMax AveragePool BatchNormalization Cast Clip Concat ConstantOfShape Conv Cos CumSum Div Expand Floor
     Gather GatherND Gelu HardSigmoid HardSwish Identity InstanceNormalization IsNaN LayerNormalization
-    LessOrEqual LogSoftmax MatMul MaxPool Mod Mul Pow Range ReduceMean ReduceSum Relu Reshape Round
-    ScatterElements Shape Sigmoid Sin Slice Softmax Split Squeeze Sub Tanh Transpose Unsqueeze Where
+    LessOrEqual LogSoftmax MatMul MaxPool Mod Mul Pow Range ReduceMax ReduceMean ReduceSum Relu Reshape Round
+    ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
     """.split()  # noqa: SIM905 (a list would take a line an operator)
 )
 """Operators of the networks of this package."""

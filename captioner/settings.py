@@ -79,6 +79,9 @@ class AttentionSettings:
     radius: float = 2.0  # of the window of `local_m` and `local_p`, in cells
     pass_words: int = 12  # words in which the window of `local_m` passes over the grid once
     choice: Literal["argmax", "sample"] = "argmax"  # how `hard` chooses when captioning
+    normalize: Literal["softmax", "entmax15"] = "softmax"
+    """How scores become weights. `entmax15` gives locations with low scores a weight of exactly zero (Peters et al.
+    2019, arXiv 1905.05702)."""
 
     def __post_init__(self) -> None:
         if not self.kind.isidentifier() or len(self.kind) > 100:

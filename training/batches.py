@@ -6,15 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captioner.ahead import one_ahead
 from captioner.cores import count_cores
 from captioner.vocabulary import END, PAD, START, Vocabulary
+from evaluation.boxes import CATEGORY, Boxes
 from evaluation.datasets import Record
-from training.features import PictureFiles, Pictures
+from training.features import Pictures
 from training.losses import Share
+from training.regions import cover
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _POOL = 100  # batches sorted by length together
@@ -28,11 +31,11 @@ class Batch(NamedTuple):
     targets: Tensor  # (M,): the word after each word of `captions[captions != PAD]`
     numbers: Tensor  # (B,): the place of each picture among `Examples.references`
     share: Share  # of the step
+    persons: Tensor | None = None  # (B, L), the share of each cell inside of boxes of persons; zero: no boxes
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same on a device."""
-        pictures, captions, targets, numbers = (tensor.to(device) for tensor in self[:4])
-        return Batch(pictures, captions, targets, numbers, self.share)
+        return Batch._make(part.to(device) if isinstance(part, Tensor) else part for part in self)
 
 
 class Step(NamedTuple):
@@ -56,6 +59,7 @@ class _Example(NamedTuple):
     place: int  # of the picture among them
     captions: list[list[int]]  # START, words, END; longest first
     mirrors: bool  # may be shown mirrored
+    boxes: np.ndarray  # (N, 4), of persons
 
 
 class Examples:
@@ -64,16 +68,35 @@ class Examples:
     All captions of a picture come in one step, so that what depends on the picture alone is computed once.
     """
 
-    def __init__(self, parts: Sequence[tuple[Sequence[Record], Pictures]], vocabulary: Vocabulary, max_words: int):
+    def __init__(
+        self,
+        parts: Sequence[tuple[Sequence[Record], Pictures]],
+        vocabulary: Vocabulary,
+        max_words: int,
+        persons: Sequence[dict[str, Boxes]] = (),
+        grid: tuple[int, int] = (1, 1),
+    ):
+        """Encode the captions.
+
+        Args:
+            parts: records of each data set, with their pictures.
+            vocabulary: of the captions.
+            max_words: longer captions are cut.
+            persons: boxes of persons of each data set, by image id; empty: of none.
+            grid: rows and columns of the encoder's grid.
+        """
+        self._grid = grid if any(persons) else None
         self._examples: list[_Example] = []
-        for records, pictures in parts:
+        for (records, pictures), marked in zip(parts, persons or [{}] * len(parts), strict=True):
             for place, record in enumerate(records):
                 encoded = [[START, *vocabulary.encode(text), END] for text in record.captions]
                 captions = [caption[: max_words + 2] for caption in encoded if len(caption) > 2]
                 if record.split == "train" and captions:
                     captions.sort(key=len, reverse=True)
                     mirrors = pictures.mirrored and not any(map(_SIDES.search, record.captions))
-                    self._examples.append(_Example(len(self._examples), pictures, place, captions, mirrors))
+                    known = marked.get(record.image_id, Boxes({})).outlines
+                    boxes = np.array(known.get(CATEGORY, ())).reshape(-1, 4)
+                    self._examples.append(_Example(len(self._examples), pictures, place, captions, mirrors, boxes))
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -109,7 +132,7 @@ class Examples:
         plan = self.plan(epoch, batch_size, seed)[skip:]
         shown = ([(self._examples[number], mirror) for number, mirror in step] for step in plan)
         with ThreadPoolExecutor(count_cores()) as readers:
-            read = partial(readers.map, partial(_read, variant=(seed, epoch)))
+            read = partial(readers.map, partial(_read, variant=(seed, epoch), grid=self._grid))
             yield from one_ahead(partial(_make_step, cut=cut, read=read), shown)
 
     def _shape(self, number: int) -> list[int]:
@@ -118,9 +141,10 @@ class Examples:
 
 
 _Shown: TypeAlias = tuple[_Example, bool]  # mirrored, where it may be
+_Reader: TypeAlias = Callable[[list[_Shown]], Iterable[tuple[Tensor, Tensor | None]]]  # picture, cells of persons
 
 
-def _make_step(shown: list[_Shown], cut: Cut, read: Callable[[list[_Shown]], Iterable[Tensor]]) -> Step:
+def _make_step(shown: list[_Shown], cut: Cut, read: _Reader) -> Step:
     whole = _count(shown)
     stride = cut.processes * cut.parts
     batches = []
@@ -139,7 +163,7 @@ def _count(shown: list[_Shown]) -> tuple[int, int, int]:
     return sum(len(caption) - 1 for caption in captions), len(captions), len(shown)
 
 
-def _make_batch(shown: list[_Shown], read: Callable[[list[_Shown]], Iterable[Tensor]], share: Share) -> Batch:
+def _make_batch(shown: list[_Shown], read: _Reader, share: Share) -> Batch:
     columns = max(len(example.captions) for example, _ in shown)
     blank = [PAD] * max(len(example.captions[0]) for example, _ in shown)
     rows = [(example.captions + [blank] * columns)[:columns] for example, _ in shown]
@@ -147,12 +171,16 @@ def _make_batch(shown: list[_Shown], read: Callable[[list[_Shown]], Iterable[Ten
     after = words[:, :, 1:]
     captions = words[:, :, :-1].masked_fill(after == PAD, PAD)
     numbers = torch.tensor([example.number for example, _ in shown])
-    return Batch(torch.stack(list(read(shown))), captions, after[after != PAD], numbers, share)
+    pictures, persons = zip(*read(shown), strict=True)
+    cells = None if persons[0] is None else torch.stack(persons)
+    return Batch(torch.stack(pictures), captions, after[after != PAD], numbers, share, cells)
 
 
-def _read(shown: _Shown, variant: tuple[int, int]) -> Tensor:
+def _read(shown: _Shown, variant: tuple[int, int], grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+    """Return a picture and, if there is a `grid`, the share of each of its cells inside of boxes of persons."""
     example, mirror = shown
     mirrored = example.mirrors and mirror
-    if isinstance(example.pictures, PictureFiles):
-        return example.pictures.read(example.place, mirrored, variant)
-    return example.pictures.read(example.place, mirrored)
+    picture, part = example.pictures.show(example.place, mirrored, variant)
+    if grid is None:
+        return picture, None
+    return picture, cover(example.boxes, part, grid, mirrored=mirrored)

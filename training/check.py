@@ -21,7 +21,14 @@ from training.config import TrainingSettings, expand_path
 from training.development import annotate, warn_of_few
 from training.features import PictureFiles, record_bytes
 from training.objective import Objective
-from training.setup import build_vocabulary, count_records, load_decoder, load_encoder, read_datasets
+from training.setup import (
+    build_vocabulary,
+    count_records,
+    load_decoder,
+    load_encoder,
+    read_datasets,
+    read_persons,
+)
 
 ROUNDS = 3
 """How often something is measured, after once to warm up."""
@@ -56,13 +63,14 @@ def check(settings: TrainingSettings) -> Iterator[str]:
     device = choose_device(settings.device)
     network = build_network(settings.model, len(vocabulary), settings.images.size).to(device)
     load_encoder(network.encoder, settings)
-    load_decoder(network.decoder, vocabulary, settings)
+    if new := load_decoder(network.decoder, vocabulary, settings):
+        yield f"start_from: {new:,} of the {len(vocabulary):,} words are new"
     sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in network.named_children()}
     yield "network: " + ", ".join(f"{name} {size / 1e6:.1f} million weights" for name, size in sizes.items())
 
     # The pictures themselves, also where a run has their grids, which may not be on disk yet.
     parts = [(records, PictureFiles(records, settings.images, mirrored=False)) for records in data.values()]
-    examples = Examples(parts, vocabulary, settings.max_words)
+    examples = Examples(parts, vocabulary, settings.max_words, read_persons(settings, data), network.grid)
     options = settings.optimizer
     step = next(iter(examples.epoch(0, options.batch_size, settings.seed, cut=Cut(parts=options.accumulate))))
     batches = [batch.to(device) for batch in step.parts]
@@ -132,8 +140,13 @@ def _describe_steps(
 ) -> Iterator[str]:
     device = batches[0].pictures.device
     pictures = sum(len(batch.pictures) for batch in batches)
-    objective = Objective(settings, examples, device)
-    learning = [weight for weight in network.parameters() if weight.requires_grad]
+    objective = Objective(settings, examples, vocabulary, network.encoder.size, device)
+    learning = [
+        weight
+        for module in (network, objective.of_captions)
+        for weight in module.parameters()
+        if weight.requires_grad
+    ]
 
     def learn() -> None:
         for batch in batches:

@@ -40,6 +40,10 @@ class DatasetSettings:
     """How it lies on disk; see `evaluation.datasets`."""
     path: str
     """Its folder or file; environment variables such as `$CAPTIONER_DATA` are filled in."""
+    boxes: str = ""
+    """A JSON file with the boxes of persons, for `loss.persons`: `{"PICTURE": [[left, top, right, bottom], ...]}`.
+    Pictures are paths relative to the file's folder, and sides are fractions of the picture. Pictures that are not
+    in the file have no known boxes."""
 
     def __post_init__(self) -> None:
         _check_folder_name(self.name)
@@ -98,13 +102,38 @@ class LossSettings:
     entropy: float = 0.0
     """Weight of the entropy of its weights, which keeps it from settling early; lambda_e there. Without it, `hard`
     learned sooner where it was tried (docs/attention.md)."""
+    sharpness: float = 0.0
+    """Weight of the mean entropy of attention, in nats, which makes it sharp."""
+    sharpness_rise: float = 0.5
+    """Share of the run in which `sharpness` rises from 0 in a straight line. From random weights, attention that is
+    made sharp at once settles on one cell before it has learned where to look. 0: all of it from the first step."""
+    persons: float = 0.0
+    """Weight of -log(attention inside of the persons' boxes), summed over the words that name a person and divided
+    by the number of all words. Words of pictures without boxes are left out; see `DatasetSettings.boxes`. Attention
+    was supervised like this by Liu et al. 2017, "Attention Correctness in Neural Image Captioning" (arXiv
+    1605.09553)."""
+    detectors: float = 0.0
+    """Weight of word detectors, which learn from captions alone which words each cell shows, by noisy-OR over cells
+    (Fang et al. 2015, arXiv 1411.4952, section 3). They exist in training only, for `detected` and for an encoder
+    that learns."""
+    detected: float = 0.0
+    """Weight of -log(attention where the word's detector responds), for words that have a detector, summed and
+    divided as for `persons`. The response of each cell is divided by the highest, and each word is weighted by the
+    probability that the detector gives it in the picture."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: must be at least 0 and below 1, got {self.label_smoothing}")
         config.check_ranges(
-            self, dict.fromkeys(("doubly_stochastic", "coverage", "reinforce", "entropy"), (0, 1000))
+            self,
+            {
+                **dict.fromkeys(("doubly_stochastic", "coverage", "reinforce", "entropy"), (0, 1000)),
+                **dict.fromkeys(("sharpness", "persons", "detectors", "detected"), (0, 1000)),
+                "sharpness_rise": (0, 1),
+            },
         )
+        if self.detected and not self.detectors:
+            raise ValueError("detected: there are no detectors to learn from; set loss.detectors above 0")
 
 
 @dataclass(frozen=True)
@@ -218,8 +247,9 @@ class TrainingSettings:
     """Longer training captions are cut, and do not teach an end."""
     start_from: str = "none"
     """A checkpoint whose weights the run starts from: a shipped one by its name, such as `flickr8k`, or a file,
-    such as `runs/flickr8k/best.safetensors`. It must have the vocabulary, the model (but for dropout) and the
-    images of this run. `none`: random weights."""
+    such as `runs/flickr8k/best.safetensors`. It must have the model (but for dropout and
+    `attention.normalize`) and the images of this run; words that it does not have begin with random weights.
+    `none`: all weights are random."""
     scheduled_sampling: float = 0.0
     """Share of the words read in training that the decoder, a recurrent one, draws itself instead of reading the
     caption's, at the end of the run: it rises from 0 in a straight line (Bengio et al. 2015, arXiv 1506.03099,
@@ -269,6 +299,10 @@ class TrainingSettings:
             json.dumps(self.card, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"card: expected text, numbers, true, false, lists and tables ({error})") from error
+        if bool(self.loss.persons) != any(dataset.boxes for dataset in self.datasets):
+            raise ValueError("loss.persons: needs the boxes of a data set, and boxes need loss.persons above 0")
+        if self.loss.persons and self.images.frame != "stretch":
+            raise ValueError("loss.persons: boxes of persons are for whole pictures; set images.frame to 'stretch'")
         if self.scheduled_sampling and self.model.decoder.kind == "transformer":
             raise ValueError(
                 "scheduled_sampling: the 'transformer' decoder reads all words of a caption at once, before it has "

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from captioner import config, images
 from captioner.ahead import one_ahead
+from captioner.caption import Rectangle
 from captioner.cores import count_cores
 from captioner.errors import ConfigError, OutputError
 from captioner.files import write_atomically
@@ -34,6 +35,9 @@ from captioner.images import ImageSettings
 from captioner.network.encoder import Encoder
 from evaluation.datasets import Record
 from training.augment import augment
+
+WHOLE = Rectangle(0.0, 0.0, 1.0, 1.0)
+"""The rectangle of a whole picture."""
 
 SHARD_BYTES = 2**31
 """How large a file of grids may become."""
@@ -53,13 +57,19 @@ class GridCache:
         self._shape = shape
         self._shard = shard
 
-    def read(self, picture: int, mirrored: bool = False) -> Tensor:
-        """Return the annotations (L, D) of the picture at this place, float32."""
+    def show(
+        self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Rectangle]:
+        """Return the annotations (L, D) of the picture at this place, float32, and what part of it they cover."""
         number, place = divmod(picture, self._shard)
         views, *shape = self._shape
         before = (place * views + mirrored) * math.prod(shape) * 2
         grid = np.memmap(_shard_file(self._folder, number), np.float16, "r", before, tuple(shape))
-        return torch.from_numpy(grid.astype(np.float32))
+        return torch.from_numpy(grid.astype(np.float32)), WHOLE
+
+    def read(self, picture: int, mirrored: bool = False) -> Tensor:
+        """Return the annotations (L, D) of the picture at this place, float32."""
+        return self.show(picture, mirrored)[0]
 
 
 class PictureFiles:
@@ -77,8 +87,10 @@ class PictureFiles:
         self._records = records
         self._settings = settings
 
-    def read(self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None) -> Tensor:
-        """Return the pixels (3, size, size) of the picture at this place, float32.
+    def show(
+        self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Rectangle]:
+        """Return pixels (3, size, size) of the picture at this place, float32, and the part of it before `prepare`.
 
         Args:
             picture: its place.
@@ -90,10 +102,15 @@ class PictureFiles:
         """
         record = self._records[picture]
         shown = images.open(record.image, at_least=2 * self._settings.size)
+        part = WHOLE
         if self._augmented and variant:
-            shown = augment(shown, np.random.default_rng(zlib.crc32(f"{variant} {record.image_id}".encode())))
+            shown, part = augment(shown, np.random.default_rng(zlib.crc32(f"{variant} {record.image_id}".encode())))
         pixels = images.prepare(shown, self._settings)[0]
-        return torch.from_numpy(pixels[:, :, ::-1].copy() if mirrored else pixels)
+        return torch.from_numpy(pixels[:, :, ::-1].copy() if mirrored else pixels), part
+
+    def read(self, picture: int, mirrored: bool = False) -> Tensor:
+        """Return the pixels (3, size, size) of the picture at this place, float32, not augmented."""
+        return self.show(picture, mirrored)[0]
 
 
 Pictures: TypeAlias = GridCache | PictureFiles

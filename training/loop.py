@@ -52,6 +52,7 @@ from training.setup import (
     load_encoder,
     open_pictures,
     read_datasets,
+    read_persons,
 )
 from training.state import damaged, random_state, read_state, set_random_state, write_state
 
@@ -72,6 +73,7 @@ class Run:
 
         with self.processes.first_alone():  # some data sets are made when they are first read
             data = read_datasets(settings)
+        persons = read_persons(settings, data)
         self.data_hashes = {name: hash_records(records) for name, records in data.items()}
         self.data_counts = {name: count_records(records) for name, records in data.items()}
         self.vocabulary = build_vocabulary(settings, data)
@@ -86,7 +88,7 @@ class Run:
         with self.processes.first_alone():
             pictures = open_pictures(settings, self.network.encoder, data)
         parts = [(records, pictures[name]) for name, records in data.items()]
-        self.examples = Examples(parts, self.vocabulary, settings.max_words)
+        self.examples = Examples(parts, self.vocabulary, settings.max_words, persons, self.network.grid)
         self.development = {
             name: DevelopmentSet(records, pictures[name])
             for name, records in data.items()
@@ -94,13 +96,16 @@ class Run:
         }
         options = settings.optimizer
         self.steps_per_epoch = math.ceil(len(self.examples) / options.batch_size)
+        self.objective = Objective(settings, self.examples, self.vocabulary, self.network.encoder.size, self.device)
         groups = [
-            {"params": _learning(self.network.decoder), "highest_rate": options.learning_rate},
+            {
+                "params": [*_learning(self.network.decoder), *_learning(self.objective.of_captions)],
+                "highest_rate": options.learning_rate,
+            },
             {"params": _learning(self.network.encoder), "highest_rate": settings.encoder.learning_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
-        self.objective = Objective(settings, self.examples, self.device)
         if settings.compile:
             self.network.encoder.compile()
             self.network.decoder.compile()
@@ -220,7 +225,7 @@ class Run:
         if not abs(terms["loss"]) < EXPLODED * math.log(len(self.vocabulary)):
             raise self._exploded(f"the loss became {terms['loss']:.4g}")
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(_learning(self.network), options.clip_norm).item()
+        norm = nn.utils.clip_grad_norm_(self._all_learning(), options.clip_norm).item()
         # Gradients that overflow float16 are the scaler's to deal with: it leaves the step out.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise self._exploded(f"the gradient became {norm}")
@@ -239,7 +244,7 @@ class Run:
 
     def _add_up(self, terms: dict[str, float]) -> dict[str, float]:
         """Add up gradients, and what else is a sum over a step, of all processes; return the sums of the terms."""
-        weights = _learning(self.network)
+        weights = self._all_learning()
         for weight in weights:
             if weight.grad is None and self.processes.count > 1:
                 weight.grad = torch.zeros_like(weight)
@@ -247,6 +252,10 @@ class Run:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         self.processes.add_up([*gradients, values, self.objective.of_captions.likelihood])
         return dict(zip(terms, values.tolist(), strict=True))
+
+    def _all_learning(self) -> list[Tensor]:
+        """Return the weights that learn, of the network and of what only training has."""
+        return [*_learning(self.network), *_learning(self.objective.of_captions)]
 
     def _exploded(self, what: str) -> ConfigError:
         return ConfigError(

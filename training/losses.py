@@ -1,5 +1,6 @@
 """What training makes small."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from captioner.network.attention import Look
 from captioner.vocabulary import PAD
 from training.config import LossSettings
+
+RARE = -7.0
+"""Score of every word in every cell before detectors learn: a probability of 0.001."""
 
 
 class Share(NamedTuple):
@@ -27,15 +31,41 @@ class CaptionLoss(nn.Module):
 
     `baseline`, of REINFORCE, is a moving average of captions' log-likelihoods. It stays the same for all parts of a
     step; `likelihood` collects theirs, and `end_step` moves it.
+
+    Attention can also be taught where to look: at persons whose boxes are known, and where word detectors respond.
+    The detectors are a linear layer on normalised annotations with one output a word. They learn from captions
+    alone: P(word) = 1 - prod(1 - p) over the cells' p (noisy-OR: Fang et al. 2015, arXiv 1411.4952, section 3).
     """
 
+    person_words: Tensor
+    detected_words: Tensor
     baseline: Tensor
     begun: Tensor
     likelihood: Tensor
 
-    def __init__(self, settings: LossSettings):
+    def __init__(
+        self,
+        settings: LossSettings,
+        persons: Sequence[int] = (),
+        words: Sequence[int] = (),
+        annotation_size: int = 0,
+    ):
+        """Prepare the loss.
+
+        Args:
+            settings: weights of its terms.
+            persons: ids of words that name a person.
+            words: ids of the words that have detectors, where `settings.detectors` is above 0.
+            annotation_size: D.
+        """
         super().__init__()
         self.settings = settings
+        self.register_buffer("person_words", torch.tensor(persons, dtype=torch.long), persistent=False)
+        self.register_buffer("detected_words", torch.tensor(words, dtype=torch.long), persistent=False)
+        self.detectors = nn.Linear(annotation_size, len(words)) if settings.detectors else None
+        if self.detectors is not None:
+            nn.init.zeros_(self.detectors.weight)
+            nn.init.constant_(self.detectors.bias, RARE)
         self.register_buffer("baseline", torch.zeros(()))
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
         self.register_buffer("likelihood", torch.zeros(()), persistent=False)
@@ -47,6 +77,10 @@ class CaptionLoss(nn.Module):
         captions: Tensor,
         targets: Tensor,
         share: Share = Share(),  # noqa: B008 (frozen)
+        *,
+        progress: float = 1.0,
+        persons: Tensor | None = None,
+        annotations: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss to minimise, and its terms for the log.
 
@@ -57,6 +91,9 @@ class CaptionLoss(nn.Module):
             captions: (B, K, T).
             targets: (M,), the word that follows each.
             share: of the step, that these captions are.
+            progress: the share of the run that is done, 0 to 1.
+            persons: (B, L), the share of each cell inside of boxes of persons; zero where there are no boxes.
+            annotations: (B, L, D), for detectors.
         """
         logits = logits.float()
         look = Look._make(None if seen is None else seen.float() for seen in look)
@@ -75,6 +112,36 @@ class CaptionLoss(nn.Module):
             terms["choice"] = share.words * self.settings.reinforce * reinforce
             entropy = torch.special.entr(look.weights).sum(dim=1).mean()
             terms["entropy"] = -share.words * self.settings.entropy * entropy
+        if self.settings.sharpness:
+            rise = self.settings.sharpness_rise
+            weight = self.settings.sharpness * (min(1.0, progress / rise) if rise else 1.0)
+            terms["sharpness"] = share.words * weight * mean_entropy(look.weights)
+        image = (captions != PAD).nonzero(as_tuple=True)[0]  # (M,)
+        taught = torch.zeros_like(targets, dtype=torch.bool)
+        if self.settings.persons and persons is not None:
+            inside = (look.weights * persons[image]).sum(dim=1)
+            taught = torch.isin(targets, self.person_words) & (persons.sum(dim=1) > 0)[image]
+            terms["persons"] = share.words * self.settings.persons * (_surprise(inside) * taught).mean()
+        if self.detectors is not None:
+            assert annotations is not None
+            scores = self.detectors(F.layer_norm(annotations.float(), annotations.shape[-1:]))  # (B, L, N)
+            absent = -F.softplus(scores).sum(dim=1)  # (B, N), log of 1 - P
+            present = torch.zeros(len(captions), logits.shape[1], device=captions.device)
+            present = present.scatter_(1, captions.flatten(1), 1)[:, self.detected_words]
+            likelihood = torch.where(present > 0, log_of_complement(absent), absent)
+            terms["detectors"] = -share.pictures * self.settings.detectors * likelihood.sum(dim=1).mean()
+            if self.settings.detected:
+                of_word = torch.full((logits.shape[1],), -1, device=targets.device)
+                of_word[self.detected_words] = torch.arange(len(self.detected_words), device=targets.device)
+                detector = of_word[targets]
+                row = ((detector >= 0) & ~taught).nonzero(as_tuple=True)[0]
+                with torch.no_grad():
+                    response = scores[image[row], :, detector[row]].sigmoid()  # (M', L)
+                    response /= response.amax(dim=1, keepdim=True)
+                    certainty = -absent[image[row], detector[row]].expm1()
+                surprise = _surprise((look.weights[row] * response).sum(dim=1))
+                weight = share.words * self.settings.detected / len(targets)
+                terms["detected"] = weight * (certainty * surprise).sum()
         return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
 
     def end_step(self) -> None:
@@ -112,6 +179,21 @@ def caption_numbers(captions: Tensor) -> Tensor:
     written = real.any(dim=2)  # (B, K): captions that are there at all
     image, column, _ = real.nonzero(as_tuple=True)
     return (written.flatten().cumsum(0) - 1).view_as(written)[image, column]
+
+
+def mean_entropy(weights: Tensor) -> Tensor:
+    """Return the mean entropy of attention (M, L), in nats; its gradient is finite at weights of zero."""
+    return -(weights * weights.clamp(min=1e-6).log()).sum(dim=1).mean()
+
+
+def log_of_complement(log_probs: Tensor) -> Tensor:
+    """Return log(1 - p) of log(p), which is below 0, exact for p near 0 and near 1."""
+    return (-log_probs.clamp(max=-1e-6).expm1()).log()
+
+
+def _surprise(mass: Tensor) -> Tensor:
+    """Return -log of a mass of attention; its slope is at most 100, where the mass is zero."""
+    return -(0.99 * mass + 0.01).log()
 
 
 def doubly_stochastic_penalty(attention: Tensor, owners: Tensor) -> Tensor:

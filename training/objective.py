@@ -4,21 +4,40 @@ import torch
 from torch import Tensor
 
 from captioner.network.model import CaptioningNetwork
+from captioner.vocabulary import Vocabulary
 from training.batches import Batch, Examples
 from training.config import TrainingSettings
 from training.development import annotate
 from training.losses import CaptionLoss
+from training.regions import find_persons, frequent_words
 from training.self_critical import SelfCriticalLoss
 from training.setup import precision
+
+LEAST_PICTURES = 100
+"""Number of training pictures that a word needs to have a detector."""
+
+MOST_PICTURES = 0.25
+"""Share of the training pictures above which a word has no detector: "a", "on" and "is" are to be seen nowhere."""
 
 
 class Objective:
     """The loss of a run's batches, as its settings say."""
 
-    def __init__(self, settings: TrainingSettings, examples: Examples, device: torch.device):
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        examples: Examples,
+        vocabulary: Vocabulary,
+        size: int,
+        device: torch.device,
+    ):
+        """Prepare the loss; `size` is that of an annotation, D."""
         self.settings = settings
         self.device = device
-        self.of_captions = CaptionLoss(settings.loss).to(device)
+        words = (
+            frequent_words(examples.references(), LEAST_PICTURES, MOST_PICTURES) if settings.loss.detectors else []
+        )
+        self.of_captions = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
         self._critical = settings.self_critical and SelfCriticalLoss(
             settings.self_critical, examples.references(), self.of_captions, settings.search.max_words
         )
@@ -37,8 +56,17 @@ class Objective:
         with precision(self.settings, self.device):
             annotations = annotate(network.encoder, batch.pictures).float()
             if self._critical:
-                return self._critical(decoder, annotations, batch)
+                return self._critical(decoder, annotations, batch, progress)
             sampling = self.settings.scheduled_sampling
             own = [sampling * progress] if sampling else []  # not every decoder can
             logits, look = decoder(annotations, batch.captions, *own)
-            return self.of_captions(logits, look, batch.captions, batch.targets, batch.share)
+            return self.of_captions(
+                logits,
+                look,
+                batch.captions,
+                batch.targets,
+                batch.share,
+                progress=progress,
+                persons=batch.persons,
+                annotations=annotations,
+            )

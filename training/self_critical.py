@@ -42,7 +42,9 @@ class SelfCriticalLoss:
         self._caption_loss = caption_loss
         self._max_words = max_words
 
-    def __call__(self, decoder: Decoder, annotations: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, decoder: Decoder, annotations: Tensor, batch: Batch, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss to minimise, and for the log its terms, mean rewards and the mean length in words.
 
         As for `CaptionLoss`, those of the parts of a step add up; but each part divides by its own drawn words.
@@ -51,6 +53,7 @@ class SelfCriticalLoss:
             decoder: in training mode.
             annotations: (B, L, D).
             batch: of these pictures, on the device of the decoder.
+            progress: the share of the run that is done, 0 to 1.
         """
         samples, greedy = self._settings.samples, self._settings.baseline == "greedy"
         written = write_captions(decoder, annotations, samples, self._max_words, greedy=greedy)
@@ -71,7 +74,16 @@ class SelfCriticalLoss:
         mixed = self._settings.cross_entropy
         if mixed:
             logits, look = decoder(annotations, batch.captions)
-            of_people, their_terms = self._caption_loss(logits, look, batch.captions, batch.targets, batch.share)
+            of_people, their_terms = self._caption_loss(
+                logits,
+                look,
+                batch.captions,
+                batch.targets,
+                batch.share,
+                progress=progress,
+                persons=batch.persons,
+                annotations=annotations,
+            )
             loss = (1 - mixed) * loss + mixed * of_people
             terms |= their_terms
         return loss, terms

@@ -19,6 +19,7 @@ from captioner.network.encoder import Encoder, load_encoder_weights
 from captioner.network.engine import choose_device
 from captioner.network.model import CaptioningNetwork
 from captioner.vocabulary import SPECIAL, Vocabulary, split
+from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record, read_dataset, resolve_paths
 from evaluation.datasets.files import Problems
 from training.config import TrainingSettings, expand_path
@@ -43,6 +44,17 @@ def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
     if len(data) > 1:
         _check_splits(data)
     return data
+
+
+def read_persons(settings: TrainingSettings, data: dict[str, list[Record]]) -> list[dict[str, Boxes]]:
+    """Return the boxes of persons of each data set, by image id, in the order of the settings.
+
+    Raises:
+        DataError: when a file cannot be read as boxes, or names none of the pictures.
+    """
+    return [
+        read_boxes(expand_path(each.boxes), data[each.name]) if each.boxes else {} for each in settings.datasets
+    ]
 
 
 def _check_splits(data: dict[str, list[Record]]) -> None:
@@ -92,6 +104,10 @@ def build_vocabulary(settings: TrainingSettings, data: dict[str, list[Record]]) 
     return vocabulary
 
 
+WORD_WEIGHTS = {"embedding.weight", "output_weight", "output_bias"}
+"""Weights of a decoder with one row for each word."""
+
+
 def find_weights(name: str) -> Path:
     """Return the file of weights that a setting names: a shipped checkpoint, a run's folder, or a file."""
     return find_checkpoint(name if name in SHIPPED else expand_path(name))
@@ -113,21 +129,36 @@ def load_encoder(encoder: Encoder, settings: TrainingSettings) -> None:
     encoder.finetune_from({"none": None, "all": encoder.stages[0]}.get(first, first))
 
 
-def load_decoder(decoder: Decoder, vocabulary: Vocabulary, settings: TrainingSettings) -> None:
+def load_decoder(decoder: Decoder, vocabulary: Vocabulary, settings: TrainingSettings) -> int:
     """Fill the decoder with the weights of the checkpoint to start from, if there is one.
 
+    Words of both vocabularies keep their weights. A word that the checkpoint does not have keeps its random vector,
+    and gets the lowest bias of all words, so that it stays unlikely until it is learned.
+
+    Returns:
+        The number of words that the checkpoint does not have.
+
     Raises:
-        ConfigError: when it writes other words.
+        ConfigError: when it has none of the words.
     """
     if settings.start_from == "none":
-        return
+        return 0
     start, header = read_start(settings)
-    if (header.words, header.merges) != (vocabulary.words, vocabulary.merges):
+    weights = start.decoder.state_dict()
+    theirs = {word: index for index, word in enumerate(header.words)}
+    pairs = [(index, theirs[word]) for index, word in enumerate(vocabulary.words) if word in theirs]
+    if len(pairs) == len(SPECIAL):
         raise ConfigError(
-            f"start_from: {settings.start_from} has another vocabulary, of {len(header.words):,} words to "
-            f"this run's {len(vocabulary):,}: use the datasets, min_count and pieces that it was trained with"
+            f"start_from: {settings.start_from} has none of the {len(vocabulary):,} words of this run"
         )
-    decoder.load_state_dict(start.decoder.state_dict())
+    ours, kept = torch.tensor(pairs).T
+    own = decoder.state_dict()
+    for name in WORD_WEIGHTS & weights.keys():
+        new = torch.full_like(own[name], weights[name].min()) if name == "output_bias" else own[name].clone()
+        new[ours] = weights[name][kept].to(new.device)
+        weights[name] = new
+    decoder.load_state_dict(weights)
+    return len(vocabulary) - len(pairs)
 
 
 def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
@@ -148,7 +179,10 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
     )
     pairs = {
         "model.encoder": (header.model.encoder, settings.model.encoder),
-        "model.attention": (header.model.attention, settings.model.attention),
+        "model.attention": (
+            replace(header.model.attention, normalize=settings.model.attention.normalize),
+            settings.model.attention,
+        ),
         "model.decoder": (theirs, here),
         "images": (header.images, settings.images),
     }

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from captioner import config
 from captioner.errors import ConfigError
 from captioner.network.additive_score import AdditiveScore
+from captioner.network.entmax import entmax15
 from captioner.settings import AttentionSettings
 
 
@@ -89,6 +90,10 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
+    def normalize(self, scores: Tensor) -> Tensor:
+        """Return weights of sum 1 from the scores of all locations (..., L), as `settings.normalize` says."""
+        return entmax15(scores) if self.settings.normalize == "entmax15" else scores.softmax(dim=-1)
+
     def look(self, weights: Tensor, coverage: Tensor) -> Look:
         """Return the look of these weights, with its overlap (See et al. 2017, equation 12) if coverage is on."""
         overlap = torch.minimum(weights, coverage).sum(dim=-1) if self.settings.coverage else None
@@ -120,7 +125,7 @@ class MeanAttention(Attention):
 
 
 class SoftAttention(Attention):
-    """Mechanisms that score each location and weight the annotations by the softmax of the scores.
+    """Mechanisms that score each location and weight the annotations by the normalised scores.
 
     The deterministic "soft" attention of Show, Attend and Tell (arXiv 1502.03044), equations 4-6 and section 4.2.
     Subclasses differ in `scores`.
@@ -146,7 +151,7 @@ class SoftAttention(Attention):
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
     ) -> tuple[Tensor, Look, Tensor]:
-        weights = self.scores(query.hidden, keys, coverage).softmax(dim=-1)
+        weights = self.normalize(self.scores(query.hidden, keys, coverage))
         return torch.bmm(weights, annotations), self.look(weights, coverage), coverage + weights
 
 
@@ -283,7 +288,7 @@ class MultiHeadAttention(Attention):
         scores = asked @ key.transpose(2, 3) / asked.shape[3] ** 0.5  # (B, heads, K, L)
         if self.from_coverage is not None:
             scores = scores + self.from_coverage[:, None, None] * coverage[:, None]
-        maps = scores.softmax(dim=-1)
+        maps = self.normalize(scores)
         context = self.to_context((maps @ value).transpose(1, 2).flatten(2))
         weights = maps.mean(dim=1)
         look = self.look(weights, coverage)._replace(heads=None if self.training else maps.transpose(1, 2))
@@ -320,7 +325,7 @@ class LocalAttention(ScoredAttention):
         down, across = rows - centre[..., :1], columns - centre[..., 1:]  # (B, K, rows), (B, K, columns)
         distance = (down.square()[..., None] + across.square()[..., None, :]).flatten(2)  # (B, K, L), squared
         scores = self.inner.scores(query.hidden, keys, coverage) - 2 * distance / self.settings.radius**2
-        weights = scores.softmax(dim=-1)
+        weights = self.normalize(scores)
         return torch.bmm(weights, annotations), self.look(weights, coverage), coverage + weights
 
 
@@ -381,9 +386,9 @@ class AdaptiveAttention(ScoredAttention):
         gate = torch.sigmoid(self.gate_from_word(query.embedded) + self.gate_from_state(query.hidden))
         sentinel = self.to_annotation(gate * query.memory.tanh())  # (B, K, D)
         scores = self.inner.scores(query.hidden, keys, coverage)
-        weights = scores.softmax(dim=-1)
+        weights = self.normalize(scores)
         extended = torch.cat([scores, self._sentinel_scores(query.hidden, sentinel)], dim=-1)  # (B, K, L + 1)
-        beta = extended.softmax(dim=-1)[..., -1:]
+        beta = self.normalize(extended)[..., -1:]
         context = beta * sentinel + (1 - beta) * torch.bmm(weights, annotations)
         look = self.look(weights, coverage)._replace(visual=1 - beta.squeeze(-1))
         return context, look, coverage + weights
@@ -429,7 +434,7 @@ class HardAttention(ScoredAttention):
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
     ) -> tuple[Tensor, Look, Tensor]:
         coverage, expected = coverage[..., :-1], coverage[..., -1:]
-        weights = self.inner.scores(query.hidden, keys, coverage).softmax(dim=-1)
+        weights = self.normalize(self.inner.scores(query.hidden, keys, coverage))
         if self.training:
             chosen = weights.detach().flatten(0, 1).multinomial(1).view_as(expected)  # (B, K, 1)
         elif self.settings.choice == "sample":

@@ -58,6 +58,7 @@ class Case(NamedTuple):
     a: Tensor  # (L, D)
     coverage: list  # L, sums of earlier weights
     word: int  # how many were written before
+    normalize: str = "softmax"
 
 
 class Seen(NamedTuple):
@@ -76,6 +77,19 @@ def scores_by_hand(case, score=None):
 def softmax(scores):
     powers = [score.exp() for score in scores]
     return [power / sum(powers) for power in powers]
+
+
+def entmax15(scores):
+    """Peters et al. 2019, equation 6: the threshold by halving an interval that holds it."""
+    low, high = max(scores) / 2 - 1, max(scores) / 2
+    for _ in range(60):
+        tau = (low + high) / 2
+        total = sum(max(score / 2 - tau, torch.zeros(())) ** 2 for score in scores)
+        low, high = (tau, high) if total > 1 else (low, tau)
+    return [max(score / 2 - low, torch.zeros(()).double()) ** 2 for score in scores]
+
+
+NORMALIZE = {"softmax": softmax, "entmax15": entmax15}
 
 
 def weigh(weights, annotations):
@@ -97,7 +111,7 @@ def mean_by_hand(case):
 
 
 def soft_by_hand(case, score):
-    weights = softmax(scores_by_hand(case, score))
+    weights = NORMALIZE[case.normalize](scores_by_hand(case, score))
     return Seen(weigh(weights, case.a), weights)
 
 
@@ -110,18 +124,18 @@ def multi_head_by_hand(case):
         scores = [query @ (key_weight[part] @ a) / (A / HEADS) ** 0.5 for a in case.a]
         if "from_coverage" in case.p:
             scores = [e + case.p["from_coverage"][head] * c for e, c in zip(scores, case.coverage, strict=True)]
-        maps.append(softmax(scores))
+        maps.append(NORMALIZE[case.normalize](scores))
         contexts.append(weigh(maps[-1], [value_weight[part] @ a for a in case.a]))
     weights = [sum(each) / HEADS for each in zip(*maps, strict=True)]
     return Seen(case.p["to_context.weight"] @ torch.cat(contexts), weights, heads=maps)
 
 
 def local_by_hand(case, centre):
-    weights = softmax(scores_by_hand(inner(case)))
+    scores = scores_by_hand(inner(case))
     for i, (row, column) in enumerate(itertools.product(range(ROWS), range(COLUMNS))):
         squared = (row + 0.5 - centre[0]) ** 2 + (column + 0.5 - centre[1]) ** 2
-        weights[i] = weights[i] * torch.as_tensor(-squared / (2 * (RADIUS / 2) ** 2), dtype=torch.double).exp()
-    weights = [weight / sum(weights) for weight in weights]
+        scores[i] = scores[i] - squared / (2 * (RADIUS / 2) ** 2)  # softmax multiplies by its exponential
+    weights = NORMALIZE[case.normalize](scores)
     return Seen(weigh(weights, case.a), weights)
 
 
@@ -142,8 +156,8 @@ def adaptive_by_hand(case):
     )
     s = p["to_annotation.weight"] @ (gate * m.tanh()) + p["to_annotation.bias"]
     extended = inner(case)._replace(a=[*case.a, s], coverage=[*case.coverage, 0.0])
-    *_, beta = softmax(scores_by_hand(extended))
-    weights = softmax(scores_by_hand(inner(case)))
+    *_, beta = NORMALIZE[case.normalize](scores_by_hand(extended))
+    weights = NORMALIZE[case.normalize](scores_by_hand(inner(case)))
     return Seen(beta * s + (1 - beta) * weigh(weights, case.a), weights, visual=1 - beta)
 
 
@@ -169,16 +183,18 @@ def every_case():
     """The settings of each mechanism around each score that it has, with and without coverage."""
     for kind, mechanism in KINDS.items():
         for score in SCORES if issubclass(mechanism, ScoredAttention) else ["additive"]:
-            for coverage in (False, True):
+            for coverage, normalize in itertools.product((False, True), NORMALIZE):
                 try:
-                    yield AttentionSettings(kind, A, score, coverage, HEADS, RADIUS, PASS_WORDS)
+                    yield AttentionSettings(
+                        kind, A, score, coverage, HEADS, RADIUS, PASS_WORDS, normalize=normalize
+                    )
                 except ValueError:  # refused
                     continue
 
 
 def describe(settings):
     scored = f"-{settings.score}" if issubclass(KINDS[settings.kind], ScoredAttention) else ""
-    return f"{settings.kind}{scored}{'-coverage' * settings.coverage}"
+    return f"{settings.kind}{scored}{'-coverage' * settings.coverage}-{settings.normalize}"
 
 
 CASES = list(every_case())
@@ -217,6 +233,7 @@ def test_every_mechanism_has_its_formula_here():
     assert {settings.kind for settings in CASES} == KINDS.keys() == FORMULAS.keys()
     hints = get_type_hints(AttentionSettings)
     assert set(get_args(hints["score"])) == SCORES.keys()
+    assert set(get_args(hints["normalize"])) == NORMALIZE.keys()
 
 
 @every_mechanism
@@ -230,7 +247,7 @@ def test_what_is_seen_equals_the_published_formula(settings):
         coverage = [0.0] * L
         for word in range(T):
             asking = Query(*(part[word, image, row] for part in query))
-            case = Case(settings.score, parameters, asking, annotations[image], coverage, word)
+            case = Case(settings.score, parameters, asking, annotations[image], coverage, word, settings.normalize)
             expected = FORMULAS[settings.kind](case)
             overlap = sum(min(alpha, before) for alpha, before in zip(expected.weights, coverage, strict=True))
             coverage = [alpha + before for alpha, before in zip(expected.weights, coverage, strict=True)]

@@ -31,6 +31,7 @@ def model(attention="additive", decoder="lstm", attend="before", **others):
 MODELS = {
     **{kind: model(kind) for kind in ATTENTIONS},
     **{f"{kind} with coverage": model(kind, coverage=True) for kind in ATTENTIONS if kind not in ("none", "mean")},
+    "additive with entmax15": model("additive", normalize="entmax15"),
     "hard with samples": model("hard", choice="sample"),
     "adaptive by general": model("adaptive", score="general"),
     **{kind: model("multi_head" if kind == "transformer" else "additive", kind) for kind in DECODERS},

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from captioner.vocabulary import PAD, Vocabulary
+from evaluation.boxes import read_boxes
 from evaluation.datasets import read_dataset
 from training.augment import augment
 from training.batches import Cut, Examples
@@ -127,7 +129,8 @@ def test_augmented_pictures_show_most_of_the_picture_in_nearly_its_colours(pictu
     generator = np.random.default_rng(1)
     sizes, greys = set(), set()  # of what is seen, and the mean
     for _ in range(50):
-        seen = augment(picture, generator)
+        seen, part = augment(picture, generator)
+        assert ((part.right - part.left) * 256, (part.bottom - part.top) * 256) == pytest.approx(seen.size)
         assert all(0.8 * 256 - 1 <= side <= 256 for side in seen.size)
         sizes.add(seen.size)
         greys.add(np.asarray(seen.convert("L")).mean())
@@ -152,6 +155,31 @@ def test_pictures_are_augmented_anew_at_every_epoch_as_seed_and_epoch_and_pictur
     others = [pixels(augmented, epoch=1, seed=1), pixels(augmented, epoch=0, seed=2)]
     assert len({each.numpy().tobytes() for each in plain}) == 1  # the files are the same
     assert len({each.numpy().tobytes() for each in torch.cat([seen, *others, plain])}) == 4 + 8 + 1
+
+
+def test_boxes_are_cut_and_mirrored_with_their_picture(dataset, settings, tmp_path):
+    """Black pictures with a white box: a cell is as bright as the share of it that the box covers."""
+    for file in dataset.parent.glob("*.png"):
+        picture = Image.new("RGB", (64, 64))
+        picture.paste("white", (13, 8, 30, 49))
+        picture.save(file)
+    names = [file.name for file in dataset.parent.glob("train-*.png")][1:]
+    (tmp_path / "boxes.json").write_text(
+        json.dumps({name: [[13 / 64, 8 / 64, 30 / 64, 49 / 64]] for name in names})
+    )
+    records = read_dataset("jsonl", dataset)
+    frame = replace(settings.images, mean=(0, 0, 0), std=(1, 1, 1))
+    parts = [(records, PictureFiles(records, frame, mirrored=True, augmented=True))]
+    examples = Examples(parts, WORDS, 5, [read_boxes(tmp_path / "boxes.json", records)], grid=(4, 4))
+    (step,) = examples.epoch(0, 4, seed=3)
+    (batch,) = step.parts
+    red = batch.pictures[:, 0]
+    red = (red > red.amax(dim=(1, 2), keepdim=True) / 2).float()  # black and white again: colours were changed
+    bright = torch.nn.functional.adaptive_avg_pool2d(red, (4, 4)).flatten(1)
+    known = batch.persons.any(dim=1)
+    assert known.tolist().count(False) == 1
+    assert len(set(map(tuple, batch.persons.tolist()))) == 4
+    torch.testing.assert_close(batch.persons[known], bright[known], atol=0.13, rtol=0)  # of an edge pixel
 
 
 def test_development_pictures_are_never_augmented(dataset, settings, picture):

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from captioner.network.attention import Look
 from captioner.vocabulary import PAD
 from training.config import LossSettings
-from training.losses import CaptionLoss, Share, caption_numbers, doubly_stochastic_penalty
+from training.losses import CaptionLoss, Share, caption_numbers, doubly_stochastic_penalty, mean_entropy
 
 CAPTIONS = torch.tensor([[[1, 4, 5], [1, 6, PAD]], [[1, PAD, PAD], [PAD, PAD, PAD]]])
 OWNERS = [0, 0, 0, 1, 1, 2]  # the caption of each of their words
@@ -70,6 +72,73 @@ def test_entropy_is_rewarded_where_locations_are_chosen():
     assert loss.item() == pytest.approx(sum(parts.values()))
 
 
+def test_sharpness_is_the_mean_entropy_and_rises_in_a_straight_line():
+    logits, look = make()
+    entropy = mean(sum(-float(alpha * alpha.log()) for alpha in row) for row in look.weights)
+    loss_of = CaptionLoss(LossSettings(sharpness=0.3, sharpness_rise=0.4))
+    for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)):
+        _, parts = loss_of(logits, look, CAPTIONS, TARGETS, progress=progress)
+        assert parts["sharpness"] == pytest.approx(0.3 * share * entropy)
+    at_once = CaptionLoss(LossSettings(sharpness=0.3, sharpness_rise=0.0))
+    assert at_once(logits, look, CAPTIONS, TARGETS, progress=0.0)[1]["sharpness"] == pytest.approx(0.3 * entropy)
+
+
+def test_sharpness_has_a_gradient_where_weights_are_zero():
+    weights = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], requires_grad=True)
+    entropy = mean_entropy(weights)
+    assert entropy.item() == pytest.approx(math.log(2) / 2)
+    entropy.backward()
+    assert weights.grad.isfinite().all()
+
+
+def test_attention_outside_of_persons_costs_words_that_name_one():
+    """Words 4 and 6 name persons; the second picture has no boxes."""
+    logits, look = make()
+    persons = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    targets = torch.tensor([4, 5, 2, 6, 2, 4])
+    loss, parts = CaptionLoss(LossSettings(persons=0.7), persons=[4, 6])(
+        logits, look, CAPTIONS, targets, persons=persons
+    )
+    inside = [float(look.weights[row, 0] + 0.5 * look.weights[row, 1]) for row in (0, 3)]
+    assert parts["persons"] == pytest.approx(-0.7 * sum(math.log(0.99 * mass + 0.01) for mass in inside) / 6)
+    assert loss.item() == pytest.approx(sum(parts.values()))
+
+
+def test_detectors_learn_by_noisy_or_which_words_captions_have():
+    """Fang et al. 2015, section 3: a picture has a word unless none of its cells shows it."""
+    logits, look = make()
+    loss_of = CaptionLoss(LossSettings(detectors=0.4), words=[4, 5, 6], annotation_size=5)
+    torch.nn.init.normal_(loss_of.detectors.weight)
+    annotations = torch.randn(2, 3, 5)
+    _, parts = loss_of(logits, look, CAPTIONS, TARGETS, annotations=annotations)
+    cells = loss_of.detectors(torch.nn.functional.layer_norm(annotations, (5,))).sigmoid().tolist()
+    expected = 0.0
+    for image, there in enumerate(({4, 5, 6}, set())):
+        for index, word in enumerate((4, 5, 6)):
+            absent = math.prod(1 - cell[index] for cell in cells[image])
+            expected -= math.log(1 - absent if word in there else absent) / 2
+    assert parts["detectors"] == pytest.approx(0.4 * expected, rel=1e-5)
+
+
+def test_attention_learns_from_detectors_and_they_do_not_learn_from_it():
+    logits, look = make()
+    loss_of = CaptionLoss(LossSettings(detectors=1e-9, detected=0.6), words=[5, 6], annotation_size=5)
+    torch.nn.init.normal_(loss_of.detectors.weight)
+    annotations = torch.randn(2, 3, 5)
+    look.weights.requires_grad_()
+    loss, parts = loss_of(logits, look, CAPTIONS, TARGETS, annotations=annotations)
+    cells = loss_of.detectors(torch.nn.functional.layer_norm(annotations, (5,))).sigmoid().detach()
+    expected = 0.0
+    for row, index in ((1, 0), (3, 1)):  # targets 5 and 6, both of the first picture
+        shows = cells[0, :, index]
+        mass = (look.weights[row].detach() * shows / shows.max()).sum()
+        expected -= float((1 - (1 - shows).prod()) * (0.99 * mass + 0.01).log())
+    assert parts["detected"] == pytest.approx(0.6 * expected / 6, rel=1e-5)
+    loss.backward()
+    assert look.weights.grad[[1, 3]].any(dim=1).all()
+    assert loss_of.detectors.weight.grad.abs().max() < 1e-6
+
+
 def test_choices_are_rewarded_by_how_likely_their_caption_was_above_a_moving_average():
     """Show, Attend and Tell, section 4.1: over three batches, with the gradient of every choice and logit."""
     settings = LossSettings(label_smoothing=0.1, doubly_stochastic=0.0, entropy=0.0, reinforce=0.5)
@@ -101,31 +170,40 @@ def test_choices_are_rewarded_by_how_likely_their_caption_was_above_a_moving_ave
 
 def test_the_losses_and_gradients_of_a_steps_parts_add_up_to_those_of_the_whole():
     """The first picture, with five words in two captions, and the second, with one."""
-    settings = LossSettings(label_smoothing=0.1, entropy=0.3)
+    settings = LossSettings(0.1, entropy=0.3, sharpness=0.2, persons=0.4, detectors=0.5, detected=0.6)
+    taught = {"persons": [4], "words": [2, 5, 6], "annotation_size": 5}
+    persons, annotations = torch.rand(2, 3), torch.randn(2, 3, 5)
     rows, parts = [slice(0, 5), slice(5, 6)], []
     logits, look = make(choice=-torch.rand(6), overlap=torch.rand(6))
-    whole, split = CaptionLoss(settings), CaptionLoss(settings)
+    whole, split = CaptionLoss(settings, **taught), CaptionLoss(settings, **taught)
     for loss_of in (whole, split):  # the first step knows no earlier one
         loss_of.baseline.fill_(-2.0)
         loss_of.begun.fill_(True)
     inputs = [logits, look.weights, look.choice, look.overlap]
     for tensor in inputs:
         tensor.requires_grad_()
-    loss, terms = whole(logits, look, CAPTIONS, TARGETS)
+    loss, terms = whole(logits, look, CAPTIONS, TARGETS, persons=persons, annotations=annotations)
     expected = torch.autograd.grad(loss, inputs)
     whole.end_step()
     total = 0.0
-    for row, captions, share in zip(
-        rows, CAPTIONS.split(1), (Share(5 / 6, 2 / 3), Share(1 / 6, 1 / 3)), strict=True
-    ):
+    shares = (Share(5 / 6, 2 / 3, 1 / 2), Share(1 / 6, 1 / 3, 1 / 2))
+    for image, (row, captions, share) in enumerate(zip(rows, CAPTIONS.split(1), shares, strict=True)):
         seen = Look._make(None if each is None else each[row] for each in look)
-        part, its_terms = split(logits[row], seen, captions, TARGETS[row], share)
+        part, its_terms = split(
+            logits[row],
+            seen,
+            captions,
+            TARGETS[row],
+            share,
+            persons=persons[[image]],
+            annotations=annotations[[image]],
+        )
         total = total + part
         parts.append(its_terms)
     split.end_step()
     for found, gradient in zip(torch.autograd.grad(total, inputs), expected, strict=True):
         torch.testing.assert_close(found, gradient)
-    assert {name: sum(part[name] for part in parts) for name in terms} == pytest.approx(terms)
+    assert {name: sum(part[name] for part in parts) for name in terms} == pytest.approx(terms, rel=1e-5)
     assert split.baseline.item() == pytest.approx(whole.baseline.item())
     assert whole.baseline != -2
 

@@ -18,7 +18,7 @@ from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.batches import Batch
 from training.check import check
-from training.config import LossSettings, SelfCriticalSettings
+from training.config import DatasetSettings, LossSettings, SelfCriticalSettings
 from training.loop import resume_run, start_run
 from training.losses import CaptionLoss, Share
 from training.reward import CaptionReward
@@ -274,7 +274,6 @@ def test_the_encoder_comes_from_the_start_as_well(learning, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("words", r"another vocabulary, of [\d,]+ words to this run's [\d,]+: use the datasets, min_count"),
         ("decoder", r"has model\.decoder\.hidden_size = 48, and this run 32: set it as there"),
         ("attention", r"has model\.attention\.kind = 'additive', and this run 'concat'"),
         ("images", r"has images\.size = 64, and this run 96"),
@@ -284,13 +283,42 @@ def test_a_start_that_does_not_fit_is_refused(first, tmp_path, change, message):
     settings = first[1]
     model = settings.model
     changes = {
-        "words": {"min_count": 3},
         "decoder": {"model": replace(model, decoder=replace(model.decoder, hidden_size=32))},
         "attention": {"model": replace(model, attention=replace(model.attention, kind="concat"))},
         "images": {"images": replace(settings.images, size=96)},
     }
     with pytest.raises(ConfigError, match=message):
         start_run(replace(settings, **changes[change]), tmp_path / "runs")
+
+
+def test_words_that_the_start_has_keep_their_weights_and_new_words_are_unlikely(first, dataset, tmp_path):
+    before, settings = first
+    text = dataset.read_text().replace("snow", "sleet").replace("grass", "moss")
+    (dataset.parent / "other.jsonl").write_text(text)
+    datasets = (DatasetSettings("other", "jsonl", str(dataset.parent / "other.jsonl")),)
+    run = start_run(replace(settings, datasets=datasets), tmp_path / "runs")
+    old, new = before.vocabulary.words, run.vocabulary.words
+    assert set(new) - set(old) == {"sleet", "moss"}
+    stored = load_checkpoint(before.folder / "best.safetensors")[0].decoder.state_dict()
+    weights = run.network.decoder.state_dict()
+    for name in ("embedding.weight", "output_weight", "output_bias"):
+        for word in set(new) & set(old):
+            assert torch.equal(weights[name][new.index(word)], stored[name][old.index(word)])
+    for word in ("sleet", "moss"):
+        assert weights["output_bias"][new.index(word)] == stored["output_bias"].min()
+        assert weights["embedding.weight"][new.index(word)].norm() > 0.5
+    assert "start_from: 2 of the" in "\n".join(check(replace(settings, datasets=datasets)))
+
+
+def test_a_start_without_any_of_the_words_is_refused(first, dataset, tmp_path):
+    rows = [json.loads(line) for line in dataset.read_text().splitlines()]
+    for row in rows:
+        row["captions"] = ["sleet"]
+    file = dataset.parent / "other.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets = (DatasetSettings("other", "jsonl", str(file)),)
+    with pytest.raises(ConfigError, match=r"has none of the 5 words of this run"):
+        start_run(replace(first[1], datasets=datasets), tmp_path / "runs")
 
 
 def test_a_start_that_is_not_there_is_refused(settings, tmp_path):

@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+
+from captioner.caption import Rectangle
+from captioner.vocabulary import SPECIAL, Vocabulary
+from training.regions import cover, find_persons, frequent_words
+
+WHOLE = Rectangle(0, 0, 1, 1)
+
+
+def test_cells_are_covered_by_the_union_of_boxes():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.25, 0, 0.75, 0.5]])  # of 2 x 2 cells: the left one, and half of both
+    assert cover(boxes, WHOLE, (2, 2), mirrored=False).tolist() == [1, 0.5, 0, 0]
+    assert cover(boxes, WHOLE, (2, 2), mirrored=True).tolist() == [0.5, 1, 0, 0]
+    assert cover(np.empty((0, 4)), WHOLE, (2, 3), mirrored=False).tolist() == [0] * 6
+
+
+def test_boxes_lie_in_the_part_of_the_picture_that_is_shown():
+    lower_right = Rectangle(0.5, 0.5, 1, 1)
+    assert cover(np.array([[0.5, 0.75, 1, 1]]), lower_right, (2, 2), mirrored=False).tolist() == [0, 0, 1, 1]
+    assert cover(np.array([[0, 0, 0.5, 0.5]]), lower_right, (2, 2), mirrored=False).sum() == 0
+
+
+def test_persons_are_told_by_their_names():
+    vocabulary = Vocabulary.build(["a man and two women with a dog", "a surfer the child skiers"], 1)
+    assert {vocabulary.words[index] for index in find_persons(vocabulary)} == {"man", "women", "child", "skiers"}
+
+
+def test_words_of_few_pictures_and_of_most_have_no_detector():
+    first = len(SPECIAL)
+    the, dog, cat, rare = first, first + 1, first + 2, first + 3
+    captions = [[[the, dog]], [[the, dog], [the]], [[the, cat], [cat, 3]], [[the, cat, 3]], [[the, rare, rare]]]
+    assert frequent_words(captions, 2, 0.5) == [dog, cat]
+    assert torch.tensor(frequent_words(captions, 1, 1.0)).tolist() == [the, dog, cat, rare]

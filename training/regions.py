@@ -1,0 +1,62 @@
+"""Where people have marked persons in training pictures, to teach attention where to look when it names one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.caption import Rectangle
+from captioner.vocabulary import SPECIAL, Vocabulary
+from evaluation.boxes import CATEGORY
+from evaluation.objects import find_mentions
+
+_SAMPLES = 8  # points down and across a cell, at which boxes are looked up
+
+
+def cover(boxes: np.ndarray, shown: Rectangle, grid: tuple[int, int], *, mirrored: bool) -> Tensor:
+    """Return the share of each cell (L,) that lies inside of any box, 0 to 1.
+
+    Args:
+        boxes: (N, 4), in fractions of the picture.
+        shown: the part of the picture that the grid covers.
+        grid: its rows and columns.
+        mirrored: whether the part is shown mirrored left to right.
+    """
+    rows, columns = grid
+    down = shown.top + _middles(rows) * (shown.bottom - shown.top)
+    across = shown.left + _middles(columns) * (shown.right - shown.left)
+    left, top, right, bottom = boxes.T[..., None]  # (N, 1) each
+    inside = ((down >= top) & (down < bottom))[:, :, None] & ((across >= left) & (across < right))[:, None]
+    shares = inside.any(axis=0).reshape(rows, _SAMPLES, columns, _SAMPLES).mean(axis=(1, 3), dtype=np.float32)
+    return torch.from_numpy((shares[:, ::-1] if mirrored else shares).flatten())
+
+
+def _middles(cells: int) -> np.ndarray:
+    return (np.arange(cells * _SAMPLES) + 0.5) / (cells * _SAMPLES)
+
+
+def find_persons(vocabulary: Vocabulary) -> list[int]:
+    """Return the ids of the words that name a person; see `evaluation.objects`."""
+    return [
+        index
+        for index, word in enumerate(vocabulary.words)
+        if any(found.category == CATEGORY for found in find_mentions([word]))
+    ]
+
+
+def frequent_words(captions: Sequence[Sequence[Sequence[int]]], least: int, most: float) -> list[int]:
+    """Return the ids of words, ascending, that captions of at least `least` pictures have, and of at most a share.
+
+    Args:
+        captions: words of each caption of each picture.
+        least: number of pictures.
+        most: share of the pictures, 0 to 1.
+    """
+    counts: dict[int, int] = {}
+    for each in captions:
+        for word in {word for caption in each for word in caption}:
+            counts[word] = counts.get(word, 0) + 1
+    return sorted(
+        word for word, count in counts.items() if word >= len(SPECIAL) and least <= count <= most * len(captions)
+    )
