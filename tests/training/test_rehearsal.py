@@ -1,4 +1,4 @@
-"""All of README's commands for COCO, on a COCO of 36 pictures that is served on the loopback."""
+"""All commands of docs/training.md for COCO, on a COCO of 36 pictures that is served on the loopback."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from training.__main__ import main as train
 ROOT = Path(__file__).parents[2]
 
 
-def readme_commands():
-    (block,) = re.findall(r"<!-- coco -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def coco_commands():
+    (block,) = re.findall(r"<!-- coco -->\n```sh\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
 
 
@@ -94,7 +94,7 @@ def weights(tmp_path, monkeypatch):
 def test_the_commands_for_coco_lead_from_nothing_to_test_scores(server, weights, tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    commands = readme_commands()
+    commands = coco_commands()
     assert [command[2:4] for command in commands[:3]] == [
         ["training", "download"],
         ["training", "check"],
@@ -126,4 +126,4 @@ def test_the_commands_for_coco_lead_from_nothing_to_test_scores(server, weights,
 def test_the_configuration_opens_with_the_commands_of_readme():
     text = (ROOT / "configs" / "coco.toml").read_text()
     lines = "".join(line.removeprefix("# ") + "\n" for line in text.split("\n#\n")[0].splitlines())
-    assert [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()] == readme_commands()
+    assert [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()] == coco_commands()
