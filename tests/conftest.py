@@ -23,6 +23,12 @@ from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettin
 from captioner.vocabulary import RULE, SPECIAL
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Let PyTorch compute in one thread: on networks as small as these, threads mostly wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real photographs, which is not part of the project."""

@@ -90,6 +90,7 @@ def test_attention_finds_the_symbol_to_write():
     assert result.sequences >= 0.95
 
 
+@pytest.mark.slow
 def test_the_bottleneck_remembers_three_symbols_but_not_eight():
     assert learn_to_reverse("none", length=3, steps=200).sequences >= 0.95
     assert learn_to_reverse("none", length=8, steps=120).sequences <= 0.05

@@ -91,7 +91,7 @@ print("same")
 @pytest.mark.parametrize(
     "way", ["fork", "fork before the first caption", "fork without a caption", "multiprocessing"]
 )
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_a_process_that_forks_after_loading_captions_in_both(engine, way, tiny_checkpoint, pictures):
     assert run_python(FORK, engine, way, tiny_checkpoint, pictures[0]) == "same\n"
 
