@@ -55,7 +55,7 @@ class CaptionLoss(nn.Module):
         Args:
             settings: weights of its terms.
             persons: ids of words that name a person.
-            words: ids of the words that have detectors, where `settings.detectors` is above 0.
+            words: ids, ascending, of the words that have detectors, where `settings.detectors` is above 0.
             annotation_size: D.
         """
         super().__init__()
@@ -124,25 +124,51 @@ class CaptionLoss(nn.Module):
             terms["persons"] = share.words * self.settings.persons * (_surprise(inside) * taught).mean()
         if self.detectors is not None:
             assert annotations is not None
-            scores = self.detectors(F.layer_norm(annotations.float(), annotations.shape[-1:]))  # (B, L, N)
-            absent = -F.softplus(scores).sum(dim=1)  # (B, N), log of 1 - P
-            present = torch.zeros(len(captions), logits.shape[1], device=captions.device)
-            present = present.scatter_(1, captions.flatten(1), 1)[:, self.detected_words]
-            likelihood = torch.where(present > 0, log_of_complement(absent), absent)
-            terms["detectors"] = -share.pictures * self.settings.detectors * likelihood.sum(dim=1).mean()
-            if self.settings.detected:
-                of_word = torch.full((logits.shape[1],), -1, device=targets.device)
-                of_word[self.detected_words] = torch.arange(len(self.detected_words), device=targets.device)
-                detector = of_word[targets]
-                row = ((detector >= 0) & ~taught).nonzero(as_tuple=True)[0]
-                with torch.no_grad():
-                    response = scores[image[row], :, detector[row]].sigmoid()  # (M', L)
-                    response /= response.amax(dim=1, keepdim=True)
-                    certainty = -absent[image[row], detector[row]].expm1()
-                surprise = _surprise((look.weights[row] * response).sum(dim=1))
-                weight = share.words * self.settings.detected / len(targets)
-                terms["detected"] = weight * (certainty * surprise).sum()
+            terms |= self._detect(
+                self.detectors, annotations, captions, image, targets, look.weights, ~taught, share
+            )
         return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
+
+    def _detect(
+        self,
+        detectors: nn.Linear,
+        annotations: Tensor,
+        captions: Tensor,
+        image: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        teach: Tensor,
+        share: Share,
+    ) -> dict[str, Tensor]:
+        """Return the terms of word detectors: what they learn, and what attention learns from them.
+
+        Args:
+            detectors: D to N words.
+            annotations: (B, L, D).
+            captions: (B, K, T).
+            image: of each target (M,).
+            targets: (M,).
+            weights: attention of each target (M, L).
+            teach: bool (M,), whether the attention of a target may learn from its detector.
+            share: of the step.
+        """
+        scores = detectors(F.layer_norm(annotations.float(), annotations.shape[-1:]))  # (B, L, N)
+        absent = -F.softplus(scores).sum(dim=1)  # (B, N), log of 1 - P
+        present = (captions.flatten(1)[:, :, None] == self.detected_words).any(dim=1)  # (B, N)
+        likelihood = torch.where(present, log_of_complement(absent), absent)
+        terms = {"detectors": -share.pictures * self.settings.detectors * likelihood.sum(dim=1).mean()}
+        if self.settings.detected:
+            detector = torch.searchsorted(self.detected_words, targets).clamp(max=len(self.detected_words) - 1)
+            row = ((self.detected_words[detector] == targets) & teach).nonzero(as_tuple=True)[0]
+            image, detector = image[row], detector[row]
+            with torch.no_grad():
+                response = scores[image, :, detector].sigmoid()  # (M', L)
+                response /= response.amax(dim=1, keepdim=True)
+                certainty = -absent[image, detector].expm1()
+            surprise = _surprise((weights[row] * response).sum(dim=1))
+            scale = share.words * self.settings.detected / len(targets)
+            terms["detected"] = scale * (certainty * surprise).sum()
+        return terms
 
     def end_step(self) -> None:
         """Move the baseline, once `likelihood` is that of all captions of a step."""

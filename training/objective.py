@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from captioner.errors import ConfigError
 from captioner.network.model import CaptioningNetwork
 from captioner.vocabulary import Vocabulary
 from training.batches import Batch, Examples
@@ -31,12 +32,21 @@ class Objective:
         size: int,
         device: torch.device,
     ):
-        """Prepare the loss; `size` is that of an annotation, D."""
+        """Prepare the loss; `size` is that of an annotation, D.
+
+        Raises:
+            ConfigError: when there are no words to have detectors.
+        """
         self.settings = settings
         self.device = device
-        words = (
-            frequent_words(examples.references(), LEAST_PICTURES, MOST_PICTURES) if settings.loss.detectors else []
-        )
+        words: list[int] = []
+        if settings.loss.detectors:
+            words = frequent_words(examples.references(), LEAST_PICTURES, MOST_PICTURES)
+            if not words:
+                raise ConfigError(
+                    f"loss.detectors: no word is in the captions of {LEAST_PICTURES} training pictures and at most "
+                    f"{MOST_PICTURES:.0%} of all. Set it to 0, or use more pictures"
+                )
         self.of_captions = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
         self._critical = settings.self_critical and SelfCriticalLoss(
             settings.self_critical, examples.references(), self.of_captions, settings.search.max_words

@@ -1,8 +1,15 @@
+import json
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from captioner.caption import Rectangle
+from captioner.errors import ConfigError
 from captioner.vocabulary import SPECIAL, Vocabulary
+from training.config import LossSettings
+from training.loop import resume_run, start_run
 from training.regions import cover, find_persons, frequent_words
 
 WHOLE = Rectangle(0, 0, 1, 1)
@@ -32,3 +39,39 @@ def test_words_of_few_pictures_and_of_most_have_no_detector():
     captions = [[[the, dog]], [[the, dog], [the]], [[the, cat], [cat, 3]], [[the, cat, 3]], [[the, rare, rare]]]
     assert frequent_words(captions, 2, 0.5) == [dog, cat]
     assert torch.tensor(frequent_words(captions, 1, 1.0)).tolist() == [the, dog, cat, rare]
+
+
+@pytest.fixture
+def taught(settings, tmp_path, monkeypatch):
+    """A run of seconds whose attention is taught by boxes and detectors."""
+    monkeypatch.setattr("training.objective.LEAST_PICTURES", 1)
+    (tmp_path / "boxes.json").write_text(json.dumps({"train-red.png": [[0, 0, 0.5, 0.5]]}))
+    model = replace(settings.model, attention=replace(settings.model.attention, normalize="entmax15"))
+    return replace(
+        settings,
+        datasets=(replace(settings.datasets[0], boxes=str(tmp_path / "boxes.json")),),
+        model=model,
+        loss=LossSettings(0.0, 0.0, sharpness=0.1, persons=1.0, detectors=0.1, detected=0.5),
+        save_minutes=0,
+    )
+
+
+def test_an_interrupted_run_with_detectors_ends_as_if_it_had_not_been(taught, tmp_path, stop_before_step):
+    whole = start_run(taught, tmp_path / "whole")
+    whole.train()
+    run = start_run(taught, tmp_path / "broken")
+    stop_before_step(run, 3)
+    resumed = resume_run(run.folder)
+    resumed.train()
+    detectors = whole.objective.of_captions.detectors.weight
+    assert detectors.any()
+    assert torch.equal(resumed.objective.of_captions.detectors.weight, detectors)
+    for name, tensor in whole.averaged.state_dict().items():
+        assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
+    line = json.loads((whole.folder / "log.jsonl").read_text().splitlines()[0])
+    assert {"sharpness", "persons", "detectors", "detected"} <= line.keys()
+
+
+def test_detectors_without_frequent_words_are_refused(settings, tmp_path):
+    with pytest.raises(ConfigError, match="no word is in the captions of 100 training pictures"):
+        start_run(replace(settings, loss=LossSettings(detectors=0.1)), tmp_path / "runs")
