@@ -33,8 +33,7 @@ OWN_OPERATORS = frozenset(
 
 FURTHER_OPERATORS = frozenset(
     """
-    Abs And Equal Exp Greater GreaterOrEqual Less Log Max Min Neg Not Or Reciprocal ReduceL2 ReduceMax ReduceMin
-    Sign Softplus Sqrt
+    Abs And Equal Exp Greater GreaterOrEqual Less Log Max Min Neg Not Or Reciprocal ReduceL2 ReduceMin Sign Softplus
     """.split()  # noqa: SIM905
 )
 """Further operators, for mechanisms outside of this package: of each element or along an axis, as `Add` and

@@ -179,7 +179,7 @@ def test_a_dot_product_is_refused_when_the_state_is_not_as_wide_as_the_annotatio
 
 
 EXPORTED = {
-    "small": model("local_p"),
+    "small": model("local_p", normalize="entmax15"),
     "own encoder": replace(model("adaptive"), encoder=EncoderSettings("efficientnet_v2_b0", 32)),
     "own encoder, finer": replace(model("hard"), encoder=EncoderSettings("efficientnet_v2_b0", 16)),
     "resnet": replace(model("local_m"), encoder=EncoderSettings("resnet18", 16, grid=(2, 2))),

@@ -332,8 +332,7 @@ def quick(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse, raising=False)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
 
 
 def test_settings_at_random_work_or_are_refused(config, capfd, quick):

@@ -101,11 +101,12 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings,
     steps = []
     for _ in range(KILLS):
         process = start(*command(config, runs))
-        if moments.random() < 0.2:  # while it sets itself up, or little later
-            time.sleep(moments.uniform(0, setup + 5 * step))
-        else:  # once it has saved its state
-            wait_for_change(process, lambda: stamp(state))
-            time.sleep(moments.uniform(0, 5 * step))
+        if moments.random() < 0.2:
+            time.sleep(moments.uniform(0, setup))
+        else:  # after the next few states: the last of an epoch comes after the evaluation and the export
+            for _ in range(moments.randint(1, 5)):
+                wait_for_change(process, lambda: stamp(state))
+            time.sleep(moments.uniform(0, step))
         process.kill()
         process.join()
         if state.exists():
