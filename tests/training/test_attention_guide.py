@@ -76,6 +76,7 @@ def module(tmp_path, monkeypatch):
     return file
 
 
+@pytest.mark.slow
 def test_a_mechanism_outside_of_the_package_is_trained_saved_and_used(
     forget, module, learning, write_toml, tmp_path, capsys
 ):

@@ -56,6 +56,7 @@ def taught(settings, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_detectors_ends_as_if_it_had_not_been(taught, tmp_path, stop_before_step):
     whole = start_run(taught, tmp_path / "whole")
     whole.train()
