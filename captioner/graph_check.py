@@ -18,6 +18,9 @@ WEIGHTS = "weights"
 MAX_CONSTANT = 1 << 16
 """Maximum number of elements of a tensor whose values are in the graph itself."""
 
+IMAGE, ROW, NEXT = "image.", "row.", "next."
+"""Prefixes of the names of a graph's tensors: of images, of rows, and of rows after the step."""
+
 MAX_NODES = 10_000
 """Maximum number of nodes of a graph. ONNX Runtime spends kilobytes on each."""
 

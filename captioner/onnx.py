@@ -20,7 +20,7 @@ import onnxruntime
 from captioner.cores import count_cores
 from captioner.engine import Look, Step
 from captioner.errors import CheckpointError
-from captioner.graph_check import check_graph
+from captioner.graph_check import IMAGE, NEXT, ROW, check_graph
 from captioner.model_file import (
     DAMAGED,
     Graphs,
@@ -38,9 +38,6 @@ AT_ONCE = 4
 MAX_MEMORY = 4 << 30
 """Maximum number of bytes of intermediate results of all engines of a process together. Damaged or malicious graphs
 can ask for any amount."""
-
-IMAGE, ROW, NEXT = "image.", "row.", "next."
-"""How the names of a graph's tensors begin; see `captioner.network.export`."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,18 @@ from captioner.vocabulary import END, PAD, START, Vocabulary
 from evaluation.boxes import CATEGORY, Boxes
 from evaluation.datasets import Record
 from training.features import Pictures
-from training.losses import Share
 from training.regions import cover
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _POOL = 100  # batches sorted by length together
+
+
+class Share(NamedTuple):
+    """How much of a step's pictures are in one part of it, 0 to 1."""
+
+    words: float = 1.0
+    captions: float = 1.0
+    pictures: float = 1.0
 
 
 class Batch(NamedTuple):

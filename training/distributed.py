@@ -1,7 +1,7 @@
 """A run of several processes, as torchrun starts them, on one machine or more.
 
 Every process holds the whole network and computes its share of each step's pictures. A loss is a mean over words,
-and shares differ in words: each process weighs its loss by its share (`training.losses.Share`), and gradients are
+and shares differ in words: each process weighs its loss by its share (`training.batches.Share`), and gradients are
 summed. `DistributedDataParallel` would take the mean of their means, which is another loss, and would have to
 be held back while the parts of a step accumulate. Dropout and whatever else is drawn differ by process.
 """

@@ -1,26 +1,19 @@
 """What training makes small."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.network.attention import Look
+from captioner.network.decoder import Decoder
 from captioner.vocabulary import PAD
+from training.batches import Batch, Share
 from training.config import LossSettings
 
 RARE = -7.0
 """Score of every word in every cell before detectors learn: a probability of 0.001."""
-
-
-class Share(NamedTuple):
-    """How much of a step's pictures are in one part of it, 0 to 1."""
-
-    words: float = 1.0
-    captions: float = 1.0
-    pictures: float = 1.0
 
 
 class CaptionLoss(nn.Module):
@@ -128,6 +121,32 @@ class CaptionLoss(nn.Module):
                 self.detectors, annotations, captions, image, targets, look.weights, ~taught, share
             )
         return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
+
+    def of_batch(
+        self, decoder: Decoder, annotations: Tensor, batch: Batch, progress: float, sampled: float = 0.0
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a decoder that reads the captions of a batch, and its terms for the log.
+
+        Args:
+            decoder: in training mode.
+            annotations: (B, L, D), of the pictures of the batch.
+            batch: on the device of the decoder.
+            progress: the share of the run that is done, 0 to 1.
+            sampled: share of scheduled sampling; above 0 for recurrent decoders only.
+        """
+        own = [sampled] if sampled else []  # not every decoder takes it
+        logits, look = decoder(annotations, batch.captions, *own)
+        loss, terms = self(
+            logits,
+            look,
+            batch.captions,
+            batch.targets,
+            batch.share,
+            progress=progress,
+            persons=batch.persons,
+            annotations=annotations,
+        )
+        return loss, terms
 
     def _detect(
         self,

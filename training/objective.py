@@ -67,16 +67,5 @@ class Objective:
             annotations = annotate(network.encoder, batch.pictures).float()
             if self._critical:
                 return self._critical(decoder, annotations, batch, progress)
-            sampling = self.settings.scheduled_sampling
-            own = [sampling * progress] if sampling else []  # not every decoder can
-            logits, look = decoder(annotations, batch.captions, *own)
-            return self.of_captions(
-                logits,
-                look,
-                batch.captions,
-                batch.targets,
-                batch.share,
-                progress=progress,
-                persons=batch.persons,
-                annotations=annotations,
-            )
+            sampled = self.settings.scheduled_sampling * progress
+            return self.of_captions.of_batch(decoder, annotations, batch, progress, sampled)

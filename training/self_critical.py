@@ -73,17 +73,7 @@ class SelfCriticalLoss:
         loss = batch.share.pictures * loss
         mixed = self._settings.cross_entropy
         if mixed:
-            logits, look = decoder(annotations, batch.captions)
-            of_people, their_terms = self._caption_loss(
-                logits,
-                look,
-                batch.captions,
-                batch.targets,
-                batch.share,
-                progress=progress,
-                persons=batch.persons,
-                annotations=annotations,
-            )
+            of_people, their_terms = self._caption_loss.of_batch(decoder, annotations, batch, progress)
             loss = (1 - mixed) * loss + mixed * of_people
             terms |= their_terms
         return loss, terms

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.errors import MissingExtraError, UnsupportedError
-from captioner.graph_check import WEIGHTS, GraphError, check_graph
+from captioner.graph_check import IMAGE, NEXT, ROW, WEIGHTS, GraphError, check_graph
 from captioner.model_file import Graphs
 from captioner.network.decoder import Decoder, State
 from captioner.network.fold import fold_batch_norms
@@ -30,9 +30,6 @@ from captioner.settings import ModelSettings
 
 OPSET = 20
 """Version of the ONNX operators that the graphs use."""
-
-IMAGE, ROW, NEXT = "image.", "row.", "next."
-"""How the names of tensors begin: what is known of images, of rows, and of rows after the step."""
 
 
 def export_graphs(settings: ModelSettings, vocabulary_size: int, image_size: int) -> Graphs:

@@ -5,8 +5,9 @@ import torch
 
 from captioner.network.attention import Look
 from captioner.vocabulary import PAD
+from training.batches import Share
 from training.config import LossSettings
-from training.losses import CaptionLoss, Share, caption_numbers, doubly_stochastic_penalty, mean_entropy
+from training.losses import CaptionLoss, caption_numbers, doubly_stochastic_penalty, mean_entropy
 
 CAPTIONS = torch.tensor([[[1, 4, 5], [1, 6, PAD]], [[1, PAD, PAD], [PAD, PAD, PAD]]])
 OWNERS = [0, 0, 0, 1, 1, 2]  # the caption of each of their words

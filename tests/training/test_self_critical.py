@@ -16,11 +16,11 @@ from captioner.network.model import CaptioningNetwork
 from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
-from training.batches import Batch
+from training.batches import Batch, Share
 from training.check import check
 from training.config import DatasetSettings, LossSettings, SelfCriticalSettings
 from training.loop import resume_run, start_run
-from training.losses import CaptionLoss, Share
+from training.losses import CaptionLoss
 from training.reward import CaptionReward
 from training.self_critical import SelfCriticalLoss, policy_loss, write_captions
 
