@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,11 @@ class Caption:
     alternatives: tuple[dict[str, float], ...] = ()
     """For each word, others that could have stood in its place, the likeliest first, with their log-probabilities
     there; empty unless they were asked for. A word that is cut into pieces has none."""
+    confidence: float | None = None
+    """Calibrated probability that people who see the picture would confirm every thing that the caption names; see
+    `captioner.confidence`. None: the model file holds no calibration."""
+    word_confidences: tuple[float | None, ...] | None = None
+    """The same of each word; None for words that name nothing. None altogether: no calibration."""
     candidates: tuple["Caption", ...] = ()
     """Further sentences, best first, when more than one was asked for."""
 
@@ -59,10 +64,33 @@ class Caption:
     def __repr__(self) -> str:
         return f"Caption({self.text!r}, log_prob={self.log_prob:.3f})"
 
+    def withhold(self, min_confidence: float) -> "Caption":
+        """Return the caption, and its candidates, without their words where their confidence is below this.
+
+        A caption that is withheld is empty, but for its confidence, log-probability and score. Without a
+        calibration, none is.
+        """
+        candidates = tuple(each.withhold(min_confidence) for each in self.candidates)
+        if self.confidence is None or self.confidence >= min_confidence:
+            return replace(self, candidates=candidates)
+        return Caption(
+            text="",
+            words=(),
+            log_probs=(),
+            log_prob=self.log_prob,
+            score=self.score,
+            attention=self.attention[:0],
+            rectangle=self.rectangle,
+            confidence=self.confidence,
+            word_confidences=(),
+            candidates=candidates,
+        )
+
     def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
         """Return the record that JSON Lines and the HTTP interface give of a caption, of JSON's types alone.
 
-        It has `caption` (the text), `log_prob`, `score`, `words` and `log_probs`; `visual` if the mechanism
+        It has `caption` (the text), `log_prob`, `score`, `words` and `log_probs`; `confidence` and
+        `word_confidences`, None for words that name nothing, if the model is calibrated; `visual` if the mechanism
         computes it; `alternatives`, for each word an object of other words and their log-probabilities, if they
         were asked for; and `candidates`, records of the same kind, if there are any. Numbers are rounded to
         `DIGITS` digits; those that JSON cannot hold, such as the logarithm of 0, are None. The maps of single
@@ -79,6 +107,11 @@ class Caption:
             "words": list(self.words),
             "log_probs": [to_number(log_prob) for log_prob in self.log_probs],
         }
+        if self.confidence is not None and self.word_confidences is not None:
+            record["confidence"] = to_number(self.confidence)
+            record["word_confidences"] = [
+                None if confidence is None else to_number(confidence) for confidence in self.word_confidences
+            ]
         if self.visual is not None:
             record["visual"] = [to_number(share) for share in self.visual]
         if self.alternatives:
@@ -101,7 +134,8 @@ class Caption:
         """
         try:
             words = tuple(map(str, record["words"]))
-            visual = record.get("visual")
+            visual, confidence = record.get("visual"), record.get("confidence")
+            word_confidences = record.get("word_confidences")
             caption = cls(
                 text=str(record["caption"]),
                 words=words,
@@ -111,6 +145,10 @@ class Caption:
                 attention=np.array(record["attention"], dtype=np.float32),
                 rectangle=Rectangle(*map(float, record["rectangle"])),
                 visual=None if visual is None else tuple(map(float, visual)),
+                confidence=None if confidence is None else float(confidence),
+                word_confidences=None
+                if word_confidences is None
+                else tuple(None if each is None else float(each) for each in word_confidences),
                 alternatives=tuple(
                     {word: _from_number(log_prob) for word, log_prob in others.items()}
                     for others in record.get("alternatives", ())
@@ -122,7 +160,9 @@ class Caption:
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"record of a caption: {error}") from error
         lengths = {name: len(getattr(caption, name)) for name in ("log_probs", "attention")}
-        lengths |= {name: len(getattr(caption, name) or words) for name in ("visual", "alternatives")}
+        lengths |= {
+            name: len(getattr(caption, name) or words) for name in ("visual", "word_confidences", "alternatives")
+        }
         for name, length in lengths.items():
             if length != len(words):
                 raise DataError(f"record of a caption: {len(words)} words, but {length} {name}")

@@ -15,12 +15,13 @@ import numpy as np
 
 from captioner import images
 from captioner.caption import Caption, Rectangle
+from captioner.confidence import Confidence
 from captioner.cores import count_cores
 from captioner.engine import Engine, State
 from captioner.errors import CaptionerError, CheckpointError, ImageError, MissingExtraError
 from captioner.images import Source
 from captioner.installation import install_hint
-from captioner.model_file import Header, find_checkpoint, read_header
+from captioner.model_file import Header, find_checkpoint, read_header, read_tables
 from captioner.onnx import load_onnx_engine
 from captioner.search import (
     BanWords,
@@ -55,9 +56,19 @@ class Captioner:
     share pictures, too. What `caption_batches` returns is for one thread, as any generator.
     """
 
-    def __init__(self, engine: Engine, header: Header, path: Path | None = None):
-        """Hold an engine, the header of its model file, and the file's path, if it has one, for messages."""
+    def __init__(
+        self, engine: Engine, header: Header, path: Path | None = None, confidence: Confidence | None = None
+    ):
+        """Hold an engine and the header of its model file.
+
+        Args:
+            engine: the network.
+            header: of its model file.
+            path: of the file, for messages.
+            confidence: how to tell the confidence of captions. None: the model is not calibrated.
+        """
         self.engine = engine
+        self.confidence = confidence
         self.header = header
         self.path = path
         self.vocabulary = Vocabulary(header.words, header.merges, header.repeated)
@@ -159,15 +170,18 @@ class Captioner:
         settings = settings or self.search_settings
         try:
             state = self.engine.start(np.stack([prepared.pixels for prepared in pictures]))
+            seen = self.confidence and self.confidence.see(state.annotations())
             found = find_sentences(self.engine, state, len(pictures), settings, self.vocabulary)
             for hypothesis in itertools.chain.from_iterable(found):
                 _check_look(hypothesis)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}" if self.path else str(error)) from error
         captions = []
-        for hypotheses, prepared in zip(found, pictures, strict=True):
-            best, *others = (self._to_caption(found, prepared.rectangle, settings) for found in hypotheses)
-            captions.append(replace(best, candidates=tuple(others)))
+        for number, (hypotheses, prepared) in enumerate(zip(found, pictures, strict=True)):
+            ranked = [self._to_caption(found, prepared.rectangle, settings) for found in hypotheses]
+            if self.confidence and seen:
+                ranked = [self.confidence.rate(caption, seen, number) for caption in ranked]
+            captions.append(replace(ranked[0], candidates=tuple(ranked[1:])))
         return captions
 
     def _read(self, source: Source) -> Prepared | ImageError:
@@ -374,8 +388,10 @@ def load(
     wants_torch = engine == "torch" or device not in ("auto", "cpu")
     if engine == "auto" and not wants_torch:
         wants_torch = _finds_accelerator(device) or read_header(path).graphs is None
+    calibration = read_tables(path)
+    confidence = Confidence(*calibration) if calibration else None
     if not wants_torch:
-        return Captioner(*load_onnx_engine(path, threads), path)
+        return Captioner(*load_onnx_engine(path, threads), path, confidence)
     if find_spec("torch") is None:
         what = f"{path}: holds no ONNX graphs and"
         if device not in ("auto", "cpu"):
@@ -385,7 +401,7 @@ def load(
         raise MissingExtraError(f"{what} needs PyTorch, which is not installed. {install_hint('torch')}")
     from captioner.network.engine import load_torch_engine
 
-    return Captioner(*load_torch_engine(path, device), path)
+    return Captioner(*load_torch_engine(path, device), path, confidence)
 
 
 def _finds_accelerator(device: str) -> bool:

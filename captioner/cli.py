@@ -147,6 +147,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="include the N likeliest other words at the position of each word (jsonl, and overlays in html)",
     )
     output.add_argument(
+        "--min-confidence",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="write no caption with a confidence below this, 0 to 1: its line is left empty, and it gets no "
+        "sidecar and no overlay",
+    )
+    output.add_argument(
         "--sidecar",
         type=text,
         metavar="SUFFIX",
@@ -232,6 +240,16 @@ def _shard(value: str) -> tuple[int, int]:
     return shard, shards
 
 
+def _probability(value: str) -> float:
+    try:
+        probability = float(value)
+    except ValueError:
+        probability = -1
+    if not 0 <= probability <= 1:  # nor NaN
+        raise argparse.ArgumentTypeError("expected a number from 0 to 1, such as 0.7")
+    return probability
+
+
 def _find_contradiction(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
     """Return what is wrong with options that cannot be used together, or would have no effect."""
     given = {name for name, value in vars(options).items() if value not in ([], parser.get_default(name))}
@@ -280,6 +298,8 @@ def _choose_format(options: argparse.Namespace) -> str:
 def _describe(options: argparse.Namespace) -> int:
     values = config.to_dict(read_header(find_checkpoint(model_name(options))))
     values["words"] = len(values["words"])
+    if values["calibration"]:
+        values["calibration"]["words"] = len(values["calibration"]["words"])
     values["graphs"] = "ONNX" if values["graphs"] else None
     write_stdout(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return DONE
@@ -292,6 +312,12 @@ def model_name(options: argparse.Namespace) -> str:
 
 def _caption(options: argparse.Namespace) -> int:
     settings = search_settings(options, model_name(options))
+    path = find_checkpoint(model_name(options))
+    if options.min_confidence and read_header(path).calibration is None:
+        raise CaptionerError(
+            f"--min-confidence: {path} has no calibration, so it tells no confidence. Leave the option out, "
+            f"or add one with: python -m training calibrate {path} --data ..."
+        )
     selection, destination = _selection(options), _destination(options)
     started = time.perf_counter()
 
@@ -337,6 +363,7 @@ def _destination(options: argparse.Namespace) -> Destination:
         existing=options.existing,
         prefix=options.prefix,
         suffix=options.suffix,
+        min_confidence=options.min_confidence,
         failures="/dev/stdout" if options.failures == "-" else options.failures,
         null=options.null,
     )
@@ -389,6 +416,9 @@ def _report(counts: Counts, seconds: float, options: argparse.Namespace) -> None
         _say(f"{options.from_file}: this list is empty")
     if counts.done:
         _say(f"{counts.done:,} of {counts.pictures:,} pictures have their captions already")
+    if counts.withheld:
+        kind = "picture" if counts.withheld == 1 else "pictures"
+        _say(f"no caption for {counts.withheld:,} {kind}: its confidence is below {options.min_confidence:g}")
     if counts.failed and todo > 1:
         _say(f"{counts.failed:,} of {todo:,} pictures failed")
 

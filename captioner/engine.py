@@ -32,6 +32,10 @@ class State(Protocol):
         """
         ...
 
+    def annotations(self) -> np.ndarray:
+        """Return the mean annotation of each image, float32 (B, D)."""
+        ...
+
     def replace_cells(self, cells: np.ndarray) -> "State":
         """Return the state of images in which some cells show nothing of their own, to find out what they were for.
 

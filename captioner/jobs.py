@@ -85,6 +85,9 @@ class Destination:
     """`skip`, `overwrite` or `append`: what to do with results that exist."""
     prefix: str = ""
     suffix: str = ""
+    min_confidence: float = 0.0
+    """Captions with less confidence are withheld: they are empty where a line names the picture, and written
+    nowhere else."""
     failures: str | None = None
     """A file that lists the pictures that failed."""
     null: bool = False
@@ -109,6 +112,8 @@ class Counts:
     """Pictures whose results all exist from earlier runs."""
     failed: int = 0
     """Pictures that could not be captioned, or not all of whose results could be written."""
+    withheld: int = 0
+    """Pictures whose caption has too little confidence to be written."""
     listed: int = 0
     """Names in the list."""
     not_found: int = 0
@@ -140,6 +145,7 @@ class Run:
         self._report = report
         self._skips = destination.existing == "skip"
         self._format = FORMATS[destination.format](names=not selection.is_single, attention=destination.attention)
+        self._nameless = destination.format == "text" and selection.is_single  # the line does not say whose it is
         self._sidecars = Sidecars(destination.sidecar) if destination.sidecar else None
         self._overlays = Overlays(destination.overlay, destination.existing) if destination.overlay else None
         self._context = ExitStack()
@@ -157,8 +163,7 @@ class Run:
                 _check_not_same(selection.list_file, destination.output)
                 self._listed = stack.enter_context(open_list(selection.list_file, null=selection.null))
             self._failures = stack.enter_context(_Failures(destination.failures, null=destination.null))
-            nameless = destination.format == "text" and selection.is_single  # the line does not say whose it is
-            existing = "refuse" if nameless and destination.existing != "overwrite" else destination.existing
+            existing = "refuse" if self._nameless and destination.existing != "overwrite" else destination.existing
             self._output: Output = stack.enter_context(
                 open_output(destination.output, self._format, existing, self._candidates)
             )
@@ -278,13 +283,17 @@ class Run:
         if isinstance(result, ImageError):
             self._fail(picture, result)
         else:
-            caption = _enclose(destination.prefix, result, destination.suffix)
-            if job.line:
+            caption = result.withhold(destination.min_confidence)
+            caption = _enclose(destination.prefix, caption, destination.suffix)
+            is_withheld = caption.confidence is not None and caption.confidence < destination.min_confidence
+            self.counts.withheld += is_withheld
+            if job.line and not (is_withheld and self._nameless):
                 self._output.append(self._format.lines(picture.name, caption))
             try:
-                if job.sidecar and not (self._skips and os.path.lexists(job.sidecar)):
+                # Sidecars and overlays are captions, too.
+                if job.sidecar and not is_withheld and not (self._skips and os.path.lexists(job.sidecar)):
                     write_sidecar(job.sidecar, caption, "refuse" if self._skips else destination.existing)
-                if job.overlay and self._overlays:
+                if job.overlay and not is_withheld and self._overlays:
                     self._overlays.save(picture, caption)
             except (ImageError, OutputError) as error:
                 self._fail(picture, error)
@@ -456,8 +465,10 @@ class _Failures:
 
 
 def _enclose(prefix: str, caption: Caption, suffix: str) -> Caption:
-    """Return the caption, and its candidates, with these texts around."""
+    """Return the caption, and its candidates, with these texts around those that have words."""
     candidates = tuple(_enclose(prefix, each, suffix) for each in caption.candidates)
+    if not caption.words:
+        return replace(caption, candidates=candidates)
     return replace(caption, text=f"{prefix}{caption.text}{suffix}", candidates=candidates)
 
 

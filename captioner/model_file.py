@@ -1,9 +1,9 @@
 """Model files: one self-describing `.safetensors` file that holds all a captioner needs.
 
-It holds every weight, the encoder's included; the ONNX graphs of the network without weights, as bytes; and one
-metadata key, `captioner`, that holds JSON: what the network is, how pictures and words become its numbers, the
-search settings that it was chosen with, and where it all comes from. Reading a file executes nothing in it, and
-checks its size and header before any weight is read.
+It holds every weight, the encoder's included; the ONNX graphs of the network without weights, as bytes; the tables
+of its confidence, if it is calibrated; and one metadata key, `captioner`, that holds JSON: what the network is, how
+pictures and words become its numbers, the search settings that it was chosen with, and where it all comes from.
+Reading a file executes nothing in it, and checks its size and header before any weight is read.
 """
 
 import hashlib
@@ -20,12 +20,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from captioner import config
+from captioner.confidence import LARGEST, MAX_AXES, Calibration, Tables
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import is_file, is_folder
 from captioner.images import ImageSettings
 from captioner.installation import install_hint
 from captioner.search.settings import SearchSettings
-from captioner.settings import ModelSettings
+from captioner.settings import WIDEST, ModelSettings
 from captioner.vocabulary import Vocabulary
 
 FORMAT = 2
@@ -57,6 +58,9 @@ MAX_GRAPH_BYTES = 2 << 20
 
 GRAPH = "graph."
 """How the names of tensors begin that hold graphs."""
+
+CONFIDENCE = "confidence."
+"""How the names of tensors begin that hold `captioner.confidence.Tables`."""
 
 DAMAGED = "Was it copied or downloaded to the end?"
 
@@ -116,6 +120,8 @@ class Header:
     """The search settings that the model was chosen with. None: unknown."""
     graphs: GraphInfo | None = field(default=None, kw_only=True)
     """The ONNX graphs in the file. None: it has none, and needs the PyTorch engine."""
+    calibration: Calibration | None = field(default=None, kw_only=True)
+    """How its confidence follows from the tables in the file. None: it has none, and tells no confidence."""
     card: dict[str, Any] = field(default_factory=dict)
     """For people: training, data, scores, sources, licences."""
 
@@ -124,7 +130,8 @@ class Header:
             rule = Vocabulary(self.words, self.merges, self.repeated).rule
         except ValueError as error:
             raise ValueError(f"words: {error}") from error
-        if found := _NO_WORD.search("".join(self.words)):
+        rated = self.calibration.words if self.calibration else ()
+        if found := _NO_WORD.search("".join((*self.words, *rated))):
             raise ValueError(f"words: spaces, control characters and surrogates are not allowed, got {found[0]!r}")
         if self.tokenizer != rule:
             raise ValueError(f"tokenizer: expected {rule!r} with {len(self.merges)} merges, got {self.tokenizer!r}")
@@ -154,8 +161,12 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         CheckpointError: when there is no such file, or it is damaged.
     """
     with open_file(path) as file:
-        names = [name for name in file.keys() if not name.startswith(GRAPH)]  # noqa: SIM118 (not a dictionary)
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        return {name: tuple(file.get_slice(name).get_shape()) for name in weight_names(file)}
+
+
+def weight_names(file: Any) -> list[str]:
+    """Return the names of all tensors of an open model file but graphs and the tables of confidence."""
+    return [name for name in file.keys() if not name.startswith((GRAPH, CONFIDENCE))]  # noqa: SIM118 (no dictionary)
 
 
 @contextmanager
@@ -225,6 +236,44 @@ def read_graphs(path: Path, file: Any, info: GraphInfo) -> Graphs:
         if _digest(graphs[name]) != digest:
             raise CheckpointError(f"{path}: checksum mismatch of the graph {name!r}. {DAMAGED}")
     return Graphs(**graphs, folds=info.folds)
+
+
+def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
+    """Return the calibration of a model file, and its tables; None if it has none.
+
+    Raises:
+        CheckpointError: when the file cannot be read, or tables are missing, not finite or of the wrong shape.
+    """
+    with open_file(path) as file:
+        calibration = header_of(path, file).calibration
+        if calibration is None:
+            return None
+        shapes = {}
+        for name in Tables._fields:
+            try:
+                part = file.get_slice(CONFIDENCE + name)
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: the table {name!r} of confidence is missing. {DAMAGED}") from error
+            shapes[name] = tuple(part.get_shape())
+            if part.get_dtype() not in FLOATS:
+                raise CheckpointError(f"{path}: the table {name!r} of confidence does not hold numbers. {DAMAGED}")
+        words, axes = len(calibration.words), shapes["axes"][1:]
+        expected = {
+            "mean": shapes["mean"][:1],
+            "axes": (*shapes["mean"], *axes[:1]),
+            "detectors": (*axes, words),
+            "rates": (2, words),
+        }
+        if not axes or axes[0] > MAX_AXES or shapes["mean"] > (WIDEST,) or shapes != expected:
+            raise CheckpointError(
+                f"{path}: the tables of confidence do not fit each other and {words:,} words: "
+                f"{', '.join(f'{name} {shape}' for name, shape in shapes.items())}. {DAMAGED}"
+            )
+        tables = Tables(*(file.get_tensor(CONFIDENCE + name).astype(np.float32) for name in Tables._fields))
+    for name, table in tables._asdict().items():
+        if not (np.abs(table) <= (1 if name == "rates" else LARGEST)).all():
+            raise CheckpointError(f"{path}: the table {name!r} of confidence has numbers out of range. {DAMAGED}")
+    return calibration, tables
 
 
 def _digest(graph: bytes) -> str:

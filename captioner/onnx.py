@@ -39,6 +39,9 @@ MAX_MEMORY = 4 << 30
 """Maximum number of bytes of intermediate results of all engines of a process together. Damaged or malicious graphs
 can ask for any amount."""
 
+ANNOTATIONS = IMAGE + "annotations"
+"""The tensor (B, L, D) of annotations."""
+
 
 @dataclass(frozen=True)
 class OnnxState:
@@ -56,6 +59,17 @@ class OnnxState:
             kept = {name: tensor[images] for name, tensor in kept.items()}
         where = images[:, None], rows
         return OnnxState(kept, {name: tensor[where] for name, tensor in self.rows.items()})
+
+    def annotations(self) -> np.ndarray:
+        """Return the mean annotation of each image (B, D); see `captioner.engine.State`.
+
+        Raises:
+            CheckpointError: when the graph of the model file returned none.
+        """
+        found = self.images.get(ANNOTATIONS)
+        if found is None or found.ndim != 3 or found.dtype != np.float32:
+            raise CheckpointError(f"its graph returned no annotations. {DAMAGED}")
+        return found.mean(axis=1)
 
     def replace_cells(self, cells: np.ndarray) -> "OnnxState":
         """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""

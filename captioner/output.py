@@ -117,14 +117,15 @@ class JsonLinesFormat(Format):
 
 
 class CsvFormat(Format):
-    """A header, then one row for each caption: image, rank (1 is the best), caption, log_prob, log_probs.
+    """A header, then one row for each caption: image, rank (1 is the best), caption and the numbers of `COLUMNS`.
 
     `log_prob` is that of the whole caption with its end; `log_probs` are those of its words, separated by spaces.
+    `word_confidences` are, too, with a hyphen for words that name nothing; without a calibration, there are none.
     Control characters in names are escaped as in text, so that a row is a line.
     """
 
     name = "csv"
-    COLUMNS = ("image", "rank", "caption", "log_prob", "log_probs")
+    COLUMNS = ("image", "rank", "caption", "log_prob", "log_probs", "confidence", "word_confidences")
     heading = ",".join(COLUMNS) + "\n"
 
     def lines(self, image: str, caption: Caption) -> str:
@@ -137,6 +138,11 @@ class CsvFormat(Format):
                     to_unicode(escape_controls(each.text)),
                     to_number(each.log_prob),
                     " ".join(str(round(log_prob, DIGITS)) for log_prob in each.log_probs),
+                    "" if each.confidence is None else to_number(each.confidence),
+                    " ".join(
+                        "-" if confidence is None else str(round(confidence, DIGITS))
+                        for confidence in each.word_confidences or ()
+                    ),
                 ]
             )
             for rank, each in enumerate(_ranked(caption), start=1)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from captioner import images
 from captioner.caption import Caption
+from captioner.confidence import UNSURE
 from captioner.overlay import PANEL_SIDE, describe_look, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 
@@ -58,6 +59,9 @@ body {
   padding: .1em 0; border-radius: .2em; cursor: default;
   text-decoration: underline dotted var(--grey) 1px; text-underline-offset: .25em;
 }
+.word.sure { text-decoration-style: solid; text-decoration-color: var(--rule); }
+.word.unsure { color: var(--faint); }
+.trust { margin: 0; padding: 0 1rem 1rem; font-size: .8125rem; color: var(--faint); }
 .word:hover, .word:focus { background: var(--mark); box-shadow: 0 0 0 .12em var(--mark); outline: none; }
 .word:focus-visible { outline: 2px solid var(--accent); outline-offset: .12em; }
 .look {
@@ -139,8 +143,16 @@ def figure(
         f'<figure class="{kind}" style="--ratio:{ratio}">'
         f'<img class="panel" alt="{html.escape(caption.text or "no caption")}" src="{_to_jpeg(photograph)}">'
         f'<figcaption><p class="name">{html.escape(name)}</p>'
-        f'<p class="caption">{"".join(words) or "no words"}</p>{details}</figcaption></figure>'
+        f'<p class="caption">{"".join(words) or "no words"}</p>{_trust(caption)}{details}</figcaption></figure>'
     )
+
+
+def _trust(caption: Caption) -> str:
+    """Return how far a caption can be trusted; nothing if the model has no calibration."""
+    if caption.confidence is None:
+        return ""
+    kind = "unsure: " if caption.confidence < UNSURE else ""
+    return f'<p class="trust">{kind}{_percent(caption.confidence)} confident of all that it names</p>'
 
 
 def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> str:
@@ -152,6 +164,13 @@ def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> 
     ]
     if caption.visual is not None:
         figures.append(f"{_percent(caption.visual[place])} from the picture")
+    kind = "word"
+    confidence = caption.word_confidences[place] if caption.word_confidences else None
+    if confidence is not None:
+        figures.insert(0, f"{_percent(confidence)} confident")
+        kind = "word unsure" if confidence < UNSURE else "word sure"
+    elif caption.word_confidences is not None:
+        kind = "word sure"  # it names nothing that could be wrong
     told = " · ".join(figures)
     if caption.alternatives and caption.alternatives[place]:
         others = (
@@ -161,7 +180,7 @@ def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> 
     light = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
     space = join(["", word]).removesuffix(word) if place else ""
     return (
-        f'{space}<span class="word" tabindex="0">{html.escape(word)}<span class="look">'
+        f'{space}<span class="{kind}" tabindex="0">{html.escape(word)}<span class="look">'
         f'<img class="panel" alt="" src="{_to_png(light)}">'
         f'<span class="figures">{told}</span></span></span>'
     )

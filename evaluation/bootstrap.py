@@ -62,7 +62,7 @@ class Ratio(NamedTuple):
 def intervals(scores: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
     """Return the interval of each metric: the middle `LEVEL` of the draws' scores."""
     (draws,) = _draw([scores], list(scores.bleu_counts), rounds, seed)
-    return {metric: Interval(*_middle(values)) for metric, values in draws.items()}
+    return {metric: Interval(*middle(values)) for metric, values in draws.items()}
 
 
 def ratios(tallies: Mapping[str, Tally[Key]], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Ratio]:
@@ -75,13 +75,13 @@ def ratios(tallies: Mapping[str, Tally[Key]], rounds: int = ROUNDS, seed: int = 
     images = list(next(iter(tallies.values())))
     counts = np.array([[tally[image] for tally in tallies.values()] for image in images], float)
     additive = counts.reshape(len(images), -1)  # from (images, tallies, 2)
-    draws = np.concatenate([weights @ additive for weights in _weights(len(images), rounds, seed)])
+    draws = np.concatenate([weights @ additive for weights in draw_weights(len(images), rounds, seed)])
     found = {}
     for number, name in enumerate(tallies):
         part, whole = counts[:, number].sum(axis=0).tolist()
         parts, wholes = draws[:, 2 * number : 2 * number + 2].T
         drawn = parts[wholes > 0] / wholes[wholes > 0]
-        found[name] = Ratio(part / whole, *_middle(drawn), whole) if whole else Ratio(None, None, None, 0)
+        found[name] = Ratio(part / whole, *middle(drawn), whole) if whole else Ratio(None, None, None, 0)
     return found
 
 
@@ -102,7 +102,7 @@ def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed:
         value = first.corpus[metric] - second.corpus[metric]
         differences = values - others_draws[metric]
         extreme = np.abs(differences - value) >= abs(value)
-        found[metric] = Difference(value, *_middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
+        found[metric] = Difference(value, *middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
     return found
 
 
@@ -115,7 +115,8 @@ def _leave(scores: Scores[Key], metrics: Collection[str]) -> Scores[Key]:
     )
 
 
-def _middle(values: np.ndarray) -> tuple[float, float]:
+def middle(values: np.ndarray) -> tuple[float, float]:
+    """Return between which two values the middle `LEVEL` of draws (rounds,) lie."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -125,12 +126,12 @@ def _draw(
 ) -> list[dict[str, np.ndarray]]:
     """Score `rounds` draws (rounds,) of these images by each of `several`, the same draws for all."""
     additive = np.concatenate([_additive(scores, images) for scores in several], axis=1)  # (images, each's sums)
-    sums = np.concatenate([weights @ additive for weights in _weights(len(images), rounds, seed)])
+    sums = np.concatenate([weights @ additive for weights in draw_weights(len(images), rounds, seed)])
     means = [metric for metric in _MEANS if metric in several[0].per_image]
     return [_score(part, means, len(images)) for part in np.split(sums, len(several), axis=1)]
 
 
-def _weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
+def draw_weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each draw holds each image, some draws (draws, images) at a time."""
     random = np.random.default_rng(seed)
     at_once = max(1, _CHUNK // images)

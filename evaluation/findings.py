@@ -1,7 +1,7 @@
 """What is found out about the captions of a set of pictures: scores, intervals, and what is known of objects."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,9 @@ from evaluation.grounding import NOTHING, Truth, objects_to_text, tally
 from evaluation.metrics import Scorer, Scores
 from evaluation.scoring import score
 from evaluation.tables import scores_to_text
+from evaluation.trust import Rated, Trust, measure, rate_captions
+from evaluation.trust import to_json as trust_to_json
+from evaluation.trust import to_text as trust_to_text
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Findings:
     """Why there is no score, by metric."""
     tallies: Mapping[str, Tally[str]]
     """Of objects, as far as they are known; see `evaluation.grounding`."""
+    rated: Mapping[str, Rated] = field(default_factory=dict)
+    """Confidences, if the model has a calibration; see `evaluation.trust`."""
+
+    @cached_property
+    def trust(self) -> dict[str, Trust]:
+        """How well confidence tells right captions and words from wrong ones."""
+        return measure(self.rated)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
@@ -50,6 +60,8 @@ class Findings:
             numbers["objects"] = {
                 name: {**ratio._asdict(), "per_image": self.tallies[name]} for name, ratio in self.objects.items()
             }
+        if self.rated:
+            numbers["confidence"] = trust_to_json(self.trust)
         return numbers
 
     def to_text(self) -> str:
@@ -58,6 +70,8 @@ class Findings:
         lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.unavailable.items()]
         if self.tallies:
             lines.append(objects_to_text(self.objects))
+        if self.rated:
+            lines.append(trust_to_text(self.trust))
         return "\n".join(lines)
 
 
@@ -73,12 +87,16 @@ def evaluate(
     Raises:
         ImageError: when a picture cannot be read.
     """
-    results = caption_pictures(model, records, settings, batch_size)
-    # Where the network looked is kept only if it can be told what is there.
-    looks = list(results) if truth != NOTHING else []
-    captions = {record.image_id: caption.text for record, caption in looks or results}
+    results = []
+    for record, caption in caption_pictures(model, records, settings, batch_size):
+        if truth == NOTHING:  # where the network looked is kept only if it can be told what is there
+            caption = replace(caption, attention=caption.attention[:0].copy(), heads=None)
+        results.append((record, caption))
+    captions = {record.image_id: caption.text for record, caption in results}
     scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
-    return Findings(captions, scores, unavailable, tally(looks, truth, model, batch_size))
+    looks = results if truth != NOTHING else []
+    rated = rate_captions([caption for _, caption in results], [record.captions for record, _ in results])
+    return Findings(captions, scores, unavailable, tally(looks, truth, model, batch_size), rated)
 
 
 def caption_pictures(

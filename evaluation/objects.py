@@ -43,7 +43,7 @@ _READ_AS = {
 """Pairs of words that name what their second word names, or nothing, and never what their first word names."""
 
 
-def _read_names() -> dict[str, str]:
+def read_names() -> dict[str, str]:
     """Return the category of every name; names have one or two words."""
     lines = (Path(__file__).parent / "coco_names.txt").read_text(encoding="utf-8").splitlines()
     names = {}
@@ -59,7 +59,7 @@ def _inflect(name: str) -> set[str]:
     return {name, *(re.sub(ending, plural, name) for ending, plural in _PLURALS)}
 
 
-_NAMES = _read_names()
+_NAMES = read_names()
 
 CATEGORIES = frozenset(_NAMES.values())
 """The 80 names that COCO's files give its categories."""

@@ -26,6 +26,8 @@ HIGHEST = {"BLEU-4": 100, "ROUGE-L": 100}
 
 SCORE_TITLES = ("× 100", "Score", "95% interval", "Without brevity penalty")
 
+CONFIDENCE_TITLES = ("× 100", "Figure", "95% interval", "Of")
+
 OBJECT_TITLES = ("%", "Share", "95% interval", "Of")
 
 LONGEST = 25
@@ -68,6 +70,9 @@ table + p { margin-top: .75rem; font-size: .875rem; color: var(--faint); }
 .chart h3 { margin: 0 0 .25rem; font-size: 1rem; font-weight: 600; }
 .chart svg { display: block; width: 100%; overflow: visible; font-size: 11px; fill: var(--faint); }
 .grid { stroke: var(--rule); }
+.right { stroke: var(--grey); stroke-dasharray: 3 4; fill: none; }
+.line { fill: none; stroke: var(--accent); stroke-width: 2; }
+.point { fill: var(--accent); }
 path.series-0 { fill: var(--accent); }
 path.series-1 { fill: var(--grey); }
 .legend { display: flex; gap: 1rem; margin: 0; font-size: .8125rem; color: var(--faint); }
@@ -148,7 +153,8 @@ def render(
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in about.items())
     links = "".join(f'<a href="#{name}">{name.capitalize()}</a>' for name, shown in galleries.items() if shown)
     tables = _score_table(findings) + _statistics_table(describe(captions, training)) + _objects_table(findings)
-    charts = "".join(map(draw, histograms))
+    tables += _confidence_table(findings)
+    charts = "".join(map(draw, histograms)) + _confidence_charts(findings)
     sections = [
         f'<header><h1>{escape(title)}</h1><dl class="about">{rows}</dl></header>',
         f'<div class="tables">{tables}</div>',
@@ -207,6 +213,37 @@ def _objects_table(findings: Findings) -> str:
         f'<section><h2>Objects</h2><table class="scores"><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></section>"
     )
+
+
+def _confidence_table(findings: Findings) -> str:
+    """Return the figures of confidence, empty without any."""
+    lines = []
+    for kind, found in findings.trust.items():
+        for metric, (value, low, high) in found.figures.items():
+            title = metric[0].upper() + metric[1:]
+            lines.append(
+                f'<tr><th scope="row">{escape(title)}, {kind}</th><td class="score">{100 * value:.1f}</td>'
+                f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td>{found.count:,}</td></tr>"
+            )
+    if not lines:
+        return ""
+    titles = "".join(f'<th scope="col">{title}</th>' for title in CONFIDENCE_TITLES)
+    return (
+        f'<section><h2>Confidence</h2><table class="scores"><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></section>"
+    )
+
+
+def _confidence_charts(findings: Findings) -> str:
+    charts = []
+    for kind, found in findings.trust.items():
+        points = [(each.confidence, each.confirmed) for each in found.bins]
+        charts.append(draw_curve(f"Reliability, {kind}", "confidence", "confirmed", points, diagonal=True))
+    if "captions" in findings.trust:
+        curve = findings.trust["captions"].curve
+        title = "Captions that are not confirmed"
+        charts.append(draw_curve(title, "captioned, most confident first", "not confirmed", curve))
+    return "".join(charts)
 
 
 def _gallery(name: str, shown: Sequence[tuple[Record, Caption]], scores: Scores[str]) -> str:
@@ -303,4 +340,40 @@ def draw(histogram: Histogram) -> str:
         f'aria-label="{title}. {escape("; ".join(peaks))}.">{"".join(marks)}</svg>'
         + (f'<p class="legend">{legend}</p>' if len(shares) > 1 else "")
         + "</div>"
+    )
+
+
+def draw_curve(
+    title: str, across_name: str, up_name: str, points: Sequence[tuple[float, float]], diagonal: bool = False
+) -> str:
+    """Return shares against shares as SVG under its title.
+
+    Args:
+        title: of the chart.
+        across_name: what the first number of a point is, for the axis.
+        up_name: what the second is.
+        points: at least one, of numbers from 0 to 1.
+        diagonal: whether to draw where both are the same, and each point.
+    """
+    ground, end = HEIGHT - BOTTOM, WIDTH - RIGHT
+    places = [(LEFT + (end - LEFT) * across, ground - (ground - TOP) * up) for across, up in points]
+    marks = []
+    for share in np.arange(0, 1.01, 0.25):
+        up, across = ground - (ground - TOP) * share, LEFT + (end - LEFT) * share
+        marks.append(f'<path class="grid" d="M{LEFT} {up:.1f}H{end}"/>')
+        marks.append(f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+        marks.append(f'<text x="{across:.1f}" y="{ground + 16}" text-anchor="middle">{share:.0%}</text>')
+    marks.append(f'<text x="{(LEFT + end) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(across_name)}</text>')
+    if diagonal:
+        marks.append(f'<path class="right" d="M{LEFT} {ground}L{end} {TOP}"/>')
+    line = "L".join(f"{across:.1f} {up:.1f}" for across, up in places)
+    marks.append(f'<path class="line" d="M{line}"/>')
+    for (across, up), (first, second) in zip(places, points, strict=True):
+        label = f"{across_name} {first:.0%}: {second:.0%} {up_name}"
+        circle = f'<circle class="point" cx="{across:.1f}" cy="{up:.1f}" r="{3 if diagonal else 2}">'
+        marks.append(f"{circle}<title>{escape(label)}</title></circle>")
+    last = f"{across_name} {points[-1][0]:.0%}: {points[-1][1]:.0%} {up_name}"
+    return (
+        f'<div class="chart"><h3>{escape(title)}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}. {escape(last)}.">{"".join(marks)}</svg></div>'
     )

@@ -14,9 +14,10 @@ from PIL import Image
 
 from captioner.captioning import Captioner, load
 from captioner.cli import main
+from captioner.confidence import Calibration, CaptionWeights, Distance, Tables, WordWeights
 from captioner.images import ImageSettings
 from captioner.model_file import FORMAT, Header
-from captioner.network.checkpoint import save_checkpoint
+from captioner.network.checkpoint import add_calibration, save_checkpoint
 from captioner.network.export import export_graphs
 from captioner.network.model import build_network
 from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
@@ -55,6 +56,34 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
     header = Header(FORMAT, settings, ImageSettings(size=64), words, RULE, {"about": "a test"})
     save_checkpoint(path, network, header, graphs=export_graphs(settings, len(words), 64))
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibrated_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The tiny model file with a calibration that was made up."""
+    random = np.random.default_rng(0)
+    shape = (
+        load(tiny_checkpoint, device="cpu").engine.start(np.zeros((1, 3, 64, 64), np.float32)).annotations().shape
+    )
+    words = ("dog", "cat", "ball", "runs", "sleeps", "red", "blue")
+    tables = Tables(
+        mean=np.zeros(shape[1], np.float32),
+        axes=np.linalg.qr(random.normal(size=(shape[1], 4)))[0].astype(np.float32),
+        detectors=random.normal(0, 0.3, (4, len(words))).astype(np.float32),
+        rates=random.uniform(0.2, 0.8, (2, len(words))).astype(np.float32),
+    )
+    calibration = Calibration(
+        words=words,
+        things=3,
+        thing=WordWeights(0.5, 0.2, 0.9, -0.3, 0.4),
+        other=WordWeights(0.1, 0.1, 0.5, -0.1, 0.2),
+        caption=CaptionWeights(0.2, 0.8),
+        distance=Distance(0.0, 10.0),
+    )
+    path = tmp_path_factory.mktemp("checkpoints") / "calibrated.safetensors"
+    shutil.copy(tiny_checkpoint, path)
+    add_calibration(path, calibration, tables, {"about": "made up"})
     return path
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"version", "errors", "ahead", "colours", "cores", "engine", "graph_check", "installation"},
     {"caption", "console", "files", "config", "fetch", "search.settings"},
-    {"settings"},
+    {"settings", "confidence"},
     {"search.constraints", "search.top_k"},
     {"search.beam", "search.hypothesis"},
     {"search.sampling"},

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from captioner import console
-from captioner.console import Parser, require_stdout, run_command, say, write_stdout
+from captioner.console import Parser, require_stdout, run_command, say, whole_number, write_stdout
 from captioner.errors import CaptionerError
 from training.download import SOURCES, download
 from training.interruption import StoppedError
@@ -54,6 +54,26 @@ def _main(arguments: list[str] | None) -> int:
     fetch.add_argument("--from", dest="base", metavar="URL", help="take the archives from here, and unverified")
     export = commands.add_parser("export", help="add ONNX graphs to a model file that has none", parents=[network])
     export.add_argument("model", type=console.path, help="the model file, such as runs/default/best.safetensors")
+    calibrate = commands.add_parser(
+        "calibrate", help="fit how sure a model is of its captions, into its file", parents=[network]
+    )
+    calibrate.add_argument("model", type=console.path, help="the model file, such as runs/default/best.safetensors")
+    calibrate.add_argument(
+        "--data",
+        nargs="+",
+        type=console.text,
+        required=True,
+        metavar="LAYOUT:PATH",
+        help="data sets with development and training pictures; layouts as of `python -m evaluation run`",
+    )
+    calibrate.add_argument(
+        "--pictures",
+        type=whole_number(1, 10**9),
+        default=4000,
+        metavar="N",
+        help="maximum number of training pictures to look at (%(default)s)",
+    )
+    calibrate.add_argument("--device", type=console.text, default="auto", help="(%(default)s)")
     options = parser.parse_args(arguments)
     try:
         _run(options)
@@ -75,7 +95,7 @@ def _run(options: argparse.Namespace) -> None:
     for name in options.modules:
         _import(name)
     try:
-        {"export": _export, "resume": _resume}.get(options.command, _train)(options)
+        {"export": _export, "calibrate": _calibrate, "resume": _resume}.get(options.command, _train)(options)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -136,6 +156,31 @@ def _export(options: argparse.Namespace) -> None:
     add_graphs(options.model, graphs)
     size = (len(graphs.start) + len(graphs.step)) / 1e6
     write_stdout(f"{options.model}: graphs of {size:.1f} MB; ONNX Runtime can use it now\n")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from captioner.captioning import load
+    from captioner.files import is_folder
+    from captioner.model_file import find_checkpoint
+    from captioner.network.checkpoint import add_calibration
+    from evaluation.datasets import Record, read_dataset
+    from training.calibrate import calibrate, to_text
+
+    development: dict[str, list[Record]] = {}
+    training: list[Record] = []
+    for data in options.data:
+        layout, _, place = data.partition(":")
+        # Its folder tells a data set from others; its whole path is nobody's business who gets the model.
+        folder = Path(place) if is_folder(place) else Path(place).absolute().parent
+        name = folder.name if folder.name not in development else f"{folder.name} {len(development) + 1}"
+        records = read_dataset(layout, Path(place), ["train", "dev"])
+        development[name] = [record for record in records if record.split == "dev"]
+        training += [record for record in records if record.split == "train"]
+    path = find_checkpoint(options.model)
+    model = load(path, options.device)
+    calibration, tables, measured = calibrate(model, development, training, options.pictures)
+    add_calibration(path, calibration, tables, measured)
+    write_stdout(f"{to_text(measured['halves'])}\n{path}: calibrated\n")
 
 
 if __name__ == "__main__":

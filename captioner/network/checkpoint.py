@@ -9,9 +9,22 @@ import torch
 from safetensors.torch import save
 
 from captioner import config
+from captioner.confidence import Calibration, Tables
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import write_atomically
-from captioner.model_file import DAMAGED, FORMAT, GRAPH, KEY, GraphInfo, Graphs, Header, header_of, open_file
+from captioner.model_file import (
+    CONFIDENCE,
+    DAMAGED,
+    FORMAT,
+    GRAPH,
+    KEY,
+    GraphInfo,
+    Graphs,
+    Header,
+    header_of,
+    open_file,
+    weight_names,
+)
 from captioner.network.model import CaptioningNetwork, build_network
 
 
@@ -27,7 +40,8 @@ def save_checkpoint(
     Args:
         path: replaced if it exists.
         network: whose weights are stored, encoder included.
-        header: what the file says of itself; what it says of graphs is replaced.
+        header: what the file says of itself; what it says of graphs is replaced, and a calibration is left out: it
+            is of other weights.
         dtype: what weights are stored as, such as `torch.float16` for half the size.
         graphs: from `captioner.network.export`. None: only the PyTorch engine can use the file.
     """
@@ -35,7 +49,7 @@ def save_checkpoint(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in network.state_dict().items()
     }
-    _write(path, tensors, header, graphs)
+    _write_with_graphs(path, tensors, replace(header, calibration=None), graphs)
 
 
 def add_graphs(path: Path, graphs: Graphs) -> None:
@@ -48,16 +62,42 @@ def add_graphs(path: Path, graphs: Graphs) -> None:
         header = header_of(path, file)
         names = [name for name in file.keys() if not name.startswith(GRAPH)]  # noqa: SIM118 (not a dictionary)
         tensors = {name: file.get_tensor(name) for name in names}
-    _write(path, tensors, header, graphs)
+    _write_with_graphs(path, tensors, header, graphs)
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], header: Header, graphs: Graphs | None) -> None:
+def add_calibration(path: Path, calibration: Calibration, tables: Tables, measured: dict[str, Any]) -> None:
+    """Replace a model file by one with this calibration. Weights and graphs stay as they are, to the bit.
+
+    Args:
+        path: the model file.
+        calibration: what its header says of confidence.
+        tables: what it follows from; stored as float16, but for the mean and the rates.
+        measured: how good it is, for the card of the model.
+
+    Raises:
+        CheckpointError: when the file cannot be read.
+    """
+    with open_file(path, "pt") as file:
+        header = header_of(path, file)
+        names = [name for name in file.keys() if not name.startswith(CONFIDENCE)]  # noqa: SIM118 (not a dictionary)
+        tensors = {name: file.get_tensor(name) for name in names}
+    for name, table in tables._asdict().items():
+        dtype = torch.float16 if name in ("axes", "detectors") else torch.float32
+        tensors[CONFIDENCE + name] = torch.from_numpy(table).to(dtype)
+    card = {**header.card, "calibration": measured}
+    _write(path, tensors, replace(header, calibration=calibration, card=card))
+
+
+def _write_with_graphs(path: Path, tensors: dict[str, torch.Tensor], header: Header, graphs: Graphs | None) -> None:
     if graphs is not None:
         for name in ("start", "step"):
             graph = torch.frombuffer(bytearray(getattr(graphs, name)), dtype=torch.uint8)
             tensors = {**tensors, GRAPH + name: graph}
-    header = replace(header, format=FORMAT, graphs=graphs and GraphInfo.of(graphs))
-    text = json.dumps(config.to_dict(header), ensure_ascii=False)
+    _write(path, tensors, replace(header, graphs=graphs and GraphInfo.of(graphs)))
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], header: Header) -> None:
+    text = json.dumps(config.to_dict(replace(header, format=FORMAT)), ensure_ascii=False)
     with write_atomically(path, overwrite=True) as file:
         file.write(save(tensors, metadata={KEY: text}))
 
@@ -78,7 +118,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
         except RuntimeError as error:  # sizes beyond what any tensor can have
             raise CheckpointError(f"{path}: the network of its header cannot be built ({error})") from error
         expected = {name: _describe(tensor) for name, tensor in network.state_dict().items()}
-        found = {name: _describe_slice(file.get_slice(name)) for name in file.keys() if not name.startswith(GRAPH)}  # noqa: SIM118
+        found = {name: _describe_slice(file.get_slice(name)) for name in weight_names(file)}
         if problem := _difference(expected, found):
             raise CheckpointError(f"{path}: the weights are not those its header describes: {problem}. {DAMAGED}")
         tensors = {name: file.get_tensor(name) for name in expected}

@@ -35,6 +35,11 @@ class TorchState:
             chosen = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (images, rows))
             return TorchState(self.state.select(*chosen))
 
+    def annotations(self) -> np.ndarray:
+        """Return the mean annotation of each image (B, D); see `captioner.engine.State`."""
+        with torch.inference_mode():
+            return self.state.images.annotations.mean(dim=1).float().cpu().numpy()
+
     def replace_cells(self, cells: np.ndarray) -> "TorchState":
         """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
         with torch.inference_mode():

@@ -113,6 +113,11 @@ class CaptionRecord(_Described):
     words: list[str]
     log_probs: list[float | None]
     """Log-probability of each word, given those before it."""
+    confidence: float | None = None
+    """The calibrated probability that people would confirm every thing that the caption names, if the model has a
+    calibration."""
+    word_confidences: list[float | None] = Field(default_factory=list)
+    """The same of each word; null for words that name nothing."""
     visual: list[float] = Field(default_factory=list)
     """The share of each word's context that came from the picture, if the model can tell."""
     alternatives: list[dict[str, float | None]] = Field(default_factory=list)

@@ -302,7 +302,7 @@ def test_an_empty_list_is_reported(run, here, monkeypatch):
     Path("list").write_text("\n")
     assert run("--from-file", "list") == (0, "", "caption: list: this list is empty\n")
     assert run("--from-file", "list", "-o", "out.csv")[0] == 0
-    assert Path("out.csv").read_text() == "image,rank,caption,log_prob,log_probs\n"
+    assert Path("out.csv").read_text() == "image,rank,caption,log_prob,log_probs,confidence,word_confidences\n"
 
 
 def test_a_list_that_breaks_ends_the_run_after_what_came_before(run, here):

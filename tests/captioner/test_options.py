@@ -167,7 +167,9 @@ def files(tmp_path, monkeypatch):
         Image.new("RGB", (24, 18), "red").save(name)
     Path("bad.png").write_text("no picture")
     Path("list").write_text("a.png\nnone.png\n")
-    Path("done.csv").write_text("image,rank,caption,log_prob,log_probs\na.png,1,a dog,-1.5,-0.5 -0.5\n")
+    Path("done.csv").write_text(
+        "image,rank,caption,log_prob,log_probs,confidence,word_confidences\na.png,1,a dog,-1.5,-0.5 -0.5,,\n"
+    )
     return [
         "a.png",
         "a.png",

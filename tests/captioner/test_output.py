@@ -13,7 +13,7 @@ from captioner.errors import OutputError
 from captioner.output import FORMATS, Sidecars, write_sidecar
 
 
-def make_caption(text="a dog", log_prob=-1.23456789, candidates=()):
+def make_caption(text="a dog", log_prob=-1.23456789, candidates=(), **others):
     words = tuple(text.split())
     return Caption(
         words=words,
@@ -24,6 +24,7 @@ def make_caption(text="a dog", log_prob=-1.23456789, candidates=()):
         attention=np.full((len(words), 2, 3), 1 / 6, np.float32),
         rectangle=Rectangle(0.125, 0, 0.875, 1),
         candidates=candidates,
+        **others,
     )
 
 
@@ -102,7 +103,8 @@ def test_json_is_strict_when_a_probability_is_zero():
 
 
 def test_csv_has_a_header_and_a_row_a_candidate():
-    caption = make_caption('a "dog", maybe', candidates=(make_caption("a cat", -2.0),))
+    rated = {"confidence": 0.25, "word_confidences": (None, 0.123456, 0.5)}
+    caption = make_caption('a "dog", maybe', candidates=(make_caption("a cat", -2.0),), **rated)
     rows = list(csv.DictReader(io.StringIO(written("csv", ("a,b.jpg", caption)))))
     assert rows == [
         {
@@ -111,8 +113,18 @@ def test_csv_has_a_header_and_a_row_a_candidate():
             "caption": 'a "dog", maybe',
             "log_prob": "-1.23457",
             "log_probs": "-0.12346 -0.12346 -0.12346",
+            "confidence": "0.25",
+            "word_confidences": "- 0.12346 0.5",
         },
-        {"image": "a,b.jpg", "rank": "2", "caption": "a cat", "log_prob": "-2.0", "log_probs": "-0.12346 -0.12346"},
+        {
+            "image": "a,b.jpg",
+            "rank": "2",
+            "caption": "a cat",
+            "log_prob": "-2.0",
+            "log_probs": "-0.12346 -0.12346",
+            "confidence": "",
+            "word_confidences": "",
+        },
     ]
 
 

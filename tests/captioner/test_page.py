@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -205,3 +206,21 @@ def test_alternatives_stand_beside_a_words_probability():
     assert "<br>instead: cat (37%), &lt;b&gt; (under 1%)</span>" in page
     assert page.count("<br>instead") == 1
     assert 'class="captioned roomy"' in page
+
+
+def test_unsure_words_and_captions_are_marked_and_told():
+    caption = make_caption(["a", "dog", "runs"], confidence=0.31, word_confidences=(None, 0.9, 0.2))
+    page = figure(Image.new("RGB", (64, 64), GREEN), caption)
+    assert re.findall(r'<span class="(word[^"]*)"', page) == ["word sure", "word sure", "word unsure"]
+    assert "unsure: 31% confident of all that it names" in visible_text(page)
+    assert ">90% confident · 61% likely" in page
+    assert ">20% confident · 61% likely" in page
+    sure = figure(Image.new("RGB", (64, 64), GREEN), replace(caption, confidence=0.5))
+    assert "unsure:" not in visible_text(sure)
+    assert "50% confident of all that it names" in visible_text(sure)
+
+
+def test_without_a_calibration_nothing_is_told_of_confidence():
+    page = figure(Image.new("RGB", (64, 64), GREEN), make_caption(["a", "dog"]))
+    assert "confident" not in page
+    assert re.findall(r'<span class="(word[^"]*)"', page) == ["word", "word"]

@@ -79,7 +79,7 @@ def test_a_run_that_was_cut_off_anywhere_is_resumed_to_the_file_of_an_undisturbe
     [
         ("text", "z.png\tby hand"),
         ("jsonl", '{"image": "z.png", "caption": "by hand"}'),
-        ("csv", "z.png,1,by hand,-1.5,-0.5"),
+        ("csv", "z.png,1,by hand,-1.5,-0.5,,"),
     ],
 )
 @pytest.mark.parametrize("existing", ["skip", "append"])
@@ -214,7 +214,10 @@ def test_standard_output_has_nothing_from_an_earlier_run(capsys):
             output.expect("a.png")
             output.append(FORMATS["csv"]().lines("a.png", make_caption()))
             output.finish()
-        assert capsys.readouterr().out == "image,rank,caption,log_prob,log_probs\na.png,1,a dog,-1.5,-0.5 -0.5\n"
+        assert (
+            capsys.readouterr().out
+            == "image,rank,caption,log_prob,log_probs,confidence,word_confidences\na.png,1,a dog,-1.5,-0.5 -0.5,,\n"
+        )
 
 
 @posix

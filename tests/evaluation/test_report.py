@@ -10,7 +10,7 @@ from captioner.search import SearchSettings
 from evaluation.__main__ import main
 from evaluation.bootstrap import intervals
 from evaluation.metrics import Scorer
-from evaluation.report import BINS, LONGEST, choose, count_lengths, count_scores, draw, round_step
+from evaluation.report import BINS, LONGEST, choose, count_lengths, count_scores, draw, draw_curve, round_step
 
 MARKUP = "<script>alert(1)</script> \"quoted\" & 'so' https://example.org/a.png"
 
@@ -44,11 +44,11 @@ def references(pictures):
 def write(tiny_checkpoint, pictures, references, tmp_path):
     """Write a report of the nine pictures with further options, and return it."""
 
-    def write(*options):
+    def write(*options, checkpoint=tiny_checkpoint):
         data, report = tmp_path / "captions.jsonl", tmp_path / "report.html"
         rows = [{"image": image, "captions": captions, "split": "dev"} for image, captions in references.items()]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        command = ["report", str(tiny_checkpoint), "--data", f"jsonl:{data}", "--device", "cpu", "-o", str(report)]
+        command = ["report", str(checkpoint), "--data", f"jsonl:{data}", "--device", "cpu", "-o", str(report)]
         assert main([*command, *options]) == 0
         return report.read_text(encoding="utf-8")
 
@@ -198,3 +198,21 @@ def test_a_report_fits_the_window_of_a_browser(visit, write, references, width):
     tab.locator("#worst .word").first.hover()
     assert tab.locator("#worst .figures").first.is_visible()
     assert not tab.locator("#best .figures").first.is_visible()
+
+
+def test_a_calibrated_model_has_figures_and_charts_of_confidence(write, calibrated_checkpoint):
+    page = write(*ALL, checkpoint=calibrated_checkpoint)
+    assert re.search(r'<th scope="row">AUC, words</th><td class="score">[\d.]+</td><td>[\d.]+ to [\d.]+</td>', page)
+    for title in ("Reliability, captions", "Reliability, things", "Captions that are not confirmed"):
+        assert f"<h3>{title}</h3>" in page
+    assert "Confidence" not in re.sub(r"<style>.*?</style>", "", write(*ALL, "--overwrite"), flags=re.S)
+
+
+def test_a_curve_is_drawn_where_its_numbers_are():
+    chart = draw_curve("T", "across", "up", [(0, 0), (0.5, 1), (1, 0.5)], diagonal=True)
+    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    (left, ground), (middle, top), (end, half) = places
+    assert middle == pytest.approx((left + end) / 2, abs=0.1)
+    assert half == pytest.approx((ground + top) / 2, abs=0.1)
+    assert f'd="M{left:g} {ground:g}L{end:g} {top:g}"' in chart  # the diagonal
+    assert "across 50%: 100% up" in chart

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from captioner.captioning import load
 from evaluation.__main__ import main
 from evaluation.metrics import Scorer
 
@@ -62,3 +63,17 @@ def test_pictures_of_other_splits_need_not_be_there(tiny_checkpoint, dataset, pi
     assert len(json.loads(capsys.readouterr().out)["per_image"]["BLEU-4"]) == 3
     assert main([*command, "--split", "train"]) == 2
     assert "pictures missing on disk: 1" in capsys.readouterr().err
+
+
+def test_a_calibrated_model_is_measured_by_its_confidence_too(calibrated_checkpoint, dataset, pictures, capsys):
+    command = ["run", str(calibrated_checkpoint), "--data", f"jsonl:{dataset}", "--device", "cpu"]
+    assert main([*command, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)["confidence"]
+    captions = [load(calibrated_checkpoint, device="cpu").caption(pictures[number]) for number in (0, 1, 3)]
+    assert found["captions"]["count"] == 3
+    kept = [value for caption in captions for value in caption.word_confidences if value is not None]
+    assert found["words"]["count"] == len(kept)
+    low, high = (found["captions"]["figures"]["risk at 100%"][name] for name in ("low", "high"))
+    assert 0 <= low <= 1 - found["captions"]["confirmed"] <= high <= 1
+    assert main(command) == 0
+    assert "risk at 50%, captions" in capsys.readouterr().out

@@ -3,7 +3,7 @@
  */
 
 import { copyText } from "./clipboard.js";
-import { describeWord, toSentence } from "./figures.js";
+import { describeTrust, describeWord, toSentence } from "./figures.js";
 import { Light } from "./light.js";
 import { save, toStems } from "./results.js";
 import { drawSheet } from "./sheet.js";
@@ -173,10 +173,12 @@ export class Card {
   /** @param {Sentence} sentence */
   #showSentence(sentence) {
     this.#sentence = sentence;
-    this.#words.show(sentence.caption, sentence.words, this.#part(".figures").id);
+    this.#words.show(sentence.caption, sentence.words, this.#part(".figures").id, sentence.word_confidences);
+    const trust = describeTrust(sentence);
+    this.#part(".trust").textContent = trust && `${toSentence(trust)} `;
     this.#edit(false);
     this.#part(".save").hidden = !sentence.words.length || this.#part("img").hidden;
-    this.#say(`${this.#file.name}: ${sentence.caption || "no words"}`);
+    this.#say(`${this.#file.name}: ${sentence.caption || "no words"}${trust && `, ${trust}`}`);
   }
 
   /** @param {Sentence} sentence */

@@ -4,6 +4,9 @@
 
 /** @typedef {import("./server.js").Sentence} Sentence */
 
+/** What has less confidence is rather wrong than right. */
+export const UNSURE = 0.5;
+
 /**
  * Return a caption as a sentence, with a capital letter and a full stop, as alt text should be: people who hear it
  * pause there.
@@ -24,6 +27,8 @@ export function describeWord(sentence, place) {
     `${toPercent(toProbability(sentence.log_probs[place]))} likely`,
     `brightest spot: ${describeLook(sentence.attention[place])} attention`,
   ];
+  const confidence = sentence.word_confidences?.[place];
+  if (confidence !== undefined && confidence !== null) figures.unshift(`${toPercent(confidence)} confident`);
   if (sentence.visual) figures.push(`${toPercent(sentence.visual[place])} from the picture`);
   const others = Object.entries(sentence.alternatives?.[place] ?? {})
     .sort(([, one], [, other]) => (other ?? -Infinity) - (one ?? -Infinity))
@@ -39,6 +44,15 @@ function describeLook(weights) {
   const all = weights.flat();
   const average = all.reduce((sum, weight) => sum + weight, 0) / all.length;
   return `${(Math.max(...all) / average).toFixed(1)} × average`;
+}
+
+/**
+ * Return how far a caption can be trusted, in words; nothing if the model does not tell.
+ * @param {Sentence} sentence
+ */
+export function describeTrust({ confidence }) {
+  if (confidence === undefined || confidence === null) return "";
+  return `${confidence < UNSURE ? "unsure: " : ""}${toPercent(confidence)} confident of all that it names`;
 }
 
 /** @param {number | null} logProb natural; null for what cannot be */

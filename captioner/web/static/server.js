@@ -15,6 +15,8 @@ const LONGEST_WAIT = 20; // seconds between two of them
  * @property {number | null} log_prob of the whole sentence
  * @property {string[]} words
  * @property {(number | null)[]} log_probs of each word
+ * @property {number} [confidence] probability that all that it names is there, if the model tells it
+ * @property {(number | null)[]} [word_confidences] the same of each word; null for words that name nothing
  * @property {number[]} [visual] share of each word's context that came from the picture, 0 to 1
  * @property {Weights[]} attention of each word
  * @property {Rectangle} rectangle the part of the picture that the attention covers

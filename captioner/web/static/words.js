@@ -2,6 +2,8 @@
  * A caption as words that can be pointed at, tapped, and reached with the keyboard.
  */
 
+import { UNSURE } from "./figures.js";
+
 /** A line of words, which tells which of them is looked at. */
 export class Words {
   #element;
@@ -44,8 +46,9 @@ export class Words {
    * @param {string} sentence
    * @param {string[]} words in the sentence, in their order
    * @param {string} describedBy the id of the element that tells of the word that is looked at
+   * @param {(number | null)[]} [confidences] of the words, null for those that name nothing; none: unknown
    */
-  show(sentence, words, describedBy) {
+  show(sentence, words, describedBy, confidences) {
     /** @type {(string | HTMLElement)[]} */
     const parts = [];
     let end = 0;
@@ -53,6 +56,7 @@ export class Words {
       const start = sentence.indexOf(word, end);
       const part = document.createElement("span");
       part.className = "word";
+      if (confidences) part.classList.add((confidences[place] ?? 1) < UNSURE ? "unsure" : "sure");
       part.tabIndex = 0;
       part.dataset.place = String(place);
       part.setAttribute("aria-describedby", describedBy);

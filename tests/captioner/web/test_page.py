@@ -725,3 +725,30 @@ def test_the_page_holds_no_script_no_style_and_no_address_of_elsewhere():
     for file in STATIC.iterdir():
         addresses = re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", file.read_text())
         assert [address for address in addresses if urlsplit(address).hostname != "www.w3.org"] == []
+
+
+class Doubtful(Scripted):
+    """Says how far its sentences can be trusted."""
+
+    def caption_prepared(self, pictures, settings):
+        return [
+            replace(
+                make_caption(["a", "dog", "runs"], picture.rectangle),
+                confidence=0.31,
+                word_confidences=(None, 0.9, 0.2),
+            )
+            for picture in pictures
+        ]
+
+
+def test_unsure_words_are_marked_and_an_unsure_caption_says_so(visit, tiny, tmp_path):
+    tab = visit(captioner=Doubtful(tiny.engine, tiny.header))
+    file = tmp_path / "one.png"
+    Image.new("RGB", (64, 64), GREEN).save(file)
+    tab.set_input_files("input[type=file]", file)
+    tab.locator(".card[data-state=captioned]").wait_for()
+    classes = tab.locator(".caption .word").evaluate_all("words => words.map((word) => word.className)")
+    assert classes == ["word sure", "word sure", "word unsure"]
+    assert tab.locator(".trust").inner_text().strip() == "Unsure: 31% confident of all that it names."
+    tab.locator(".word").nth(1).hover()
+    assert tab.locator(".figures").inner_text().startswith("90% confident")

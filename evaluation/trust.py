@@ -1,0 +1,219 @@
+"""How well confidence tells right captions from wrong ones: calibration, ranking, and risk against coverage.
+
+Reliability diagrams and the expected calibration error: Guo et al. 2017 (arXiv 1706.04599), section 2. The number
+of their bins: Roelofs et al. 2022 (arXiv 2012.08668). Risk and coverage: Geifman and El-Yaniv 2017 (arXiv
+1705.08500).
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from captioner.caption import Caption
+from evaluation.bootstrap import draw_weights, middle
+from evaluation.confirmed import confirms_all, forms_of, is_confirmed, kind_of
+
+ROUNDS = 1000
+"""Number of draws of an interval."""
+
+COVERAGES = (1.0, 0.5, 0.1)
+"""Shares of the most confident captions whose risk is printed."""
+
+FEWEST = 10
+"""Minimum number of confidences in a bin."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Confidences, and whether what they are of was confirmed."""
+
+    confidences: np.ndarray
+    """float64 (n,)."""
+    confirmed: np.ndarray
+    """bool (n,)."""
+    images: np.ndarray
+    """int64 (n,), the image of each, from 0."""
+
+    def take(self, chosen: np.ndarray) -> "Rated":
+        """Return those that an index or a mask chooses."""
+        return Rated(self.confidences[chosen], self.confirmed[chosen], self.images[chosen])
+
+
+class Bin(NamedTuple):
+    """Confidences that are next to each other."""
+
+    confidence: float
+    """Their mean."""
+    confirmed: float
+    """The share of them that was confirmed."""
+    size: int
+    """How many they are."""
+
+
+class Figure(NamedTuple):
+    """A number, and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How well confidences of one kind tell right from wrong."""
+
+    count: int
+    confirmed: float
+    """The share of all that was confirmed."""
+    figures: dict[str, Figure]
+    """By name: "AUC", "ECE" and, of captions, "risk at 50 %" and the like."""
+    bins: list[Bin]
+    """The reliability diagram."""
+    curve: list[tuple[float, float]]
+    """Coverage and risk, ascending coverage; at most 100 points."""
+
+
+def rate_captions(captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> dict[str, Rated]:
+    """Hold captions against what other people wrote of the pictures.
+
+    Args:
+        captions: with confidences, one of each picture.
+        references: of each picture.
+
+    Returns:
+        Of "captions", "things" and "words" (things and all other words that name something); none that is empty.
+    """
+    rows: dict[str, list[tuple[float, bool, int]]] = {"captions": [], "things": [], "words": []}
+    for image, (caption, others) in enumerate(zip(captions, references, strict=True)):
+        if caption.confidence is None or caption.word_confidences is None:
+            continue
+        seen = forms_of(others)
+        rows["captions"].append((caption.confidence, confirms_all(caption.words, seen), image))
+        for word, confidence in zip(caption.words, caption.word_confidences, strict=True):
+            if confidence is not None:
+                row = (confidence, is_confirmed(word, seen), image)
+                rows["words"].append(row)
+                if kind_of(word) == "thing":
+                    rows["things"].append(row)
+    return {name: to_rated(several) for name, several in rows.items() if several}
+
+
+def to_rated(rows: Sequence[tuple[float, bool, int]]) -> Rated:
+    """Return rows of a confidence, whether it was confirmed, and its image."""
+    confidences, confirmed, images = zip(*rows, strict=True)
+    return Rated(np.array(confidences, float), np.array(confirmed, bool), np.array(images, np.int64))
+
+
+def measure(rated: Mapping[str, Rated], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Trust]:
+    """Return how good the confidences of each kind are."""
+    return {name: _measure(each, name == "captions", rounds, seed) for name, each in rated.items()}
+
+
+def _measure(rated: Rated, of_captions: bool, rounds: int, seed: int) -> Trust:
+    metrics: dict[str, Callable[[Rated], float]] = {"AUC": area_under_curve, "ECE": calibration_error}
+    if of_captions:
+        metrics |= {
+            f"risk at {coverage:.0%}": lambda drawn, coverage=coverage: risk(drawn, coverage)  # type: ignore[misc]
+            for coverage in COVERAGES
+        }
+    draws = [[metric(drawn) for metric in metrics.values()] for drawn in _draws(rated, rounds, seed)]
+    figures = {
+        name: Figure(metric(rated), *middle(column[~np.isnan(column)]))
+        for (name, metric), column in zip(metrics.items(), np.array(draws).T, strict=True)
+    }
+    covered = np.linspace(0, 1, min(100, len(rated.confidences)) + 1)[1:]
+    return Trust(
+        count=len(rated.confidences),
+        confirmed=float(rated.confirmed.mean()),
+        figures=figures,
+        bins=bins_of(rated),
+        curve=[(float(coverage), risk(rated, float(coverage))) for coverage in covered],
+    )
+
+
+def _draws(rated: Rated, rounds: int, seed: int) -> Iterator[Rated]:
+    """Yield draws of images with replacement, as of `evaluation.bootstrap`."""
+    images, where = np.unique(rated.images, return_inverse=True)
+    for several in draw_weights(len(images), rounds, seed):
+        for times in several.astype(int):
+            yield rated.take(np.repeat(np.arange(len(where)), times[where]))
+
+
+def difference(metric: Callable[[Rated], float], first: Rated, second: Rated, rounds: int = ROUNDS) -> Figure:
+    """Return by how much a metric of the first is above that of the second, of the same things drawn together."""
+    pairs = zip(_draws(first, rounds, 0), _draws(second, rounds, 0), strict=True)
+    drawn = np.array([metric(one) - metric(other) for one, other in pairs])
+    return Figure(metric(first) - metric(second), *middle(drawn[~np.isnan(drawn)]))
+
+
+def area_under_curve(rated: Rated) -> float:
+    """Return the area under the ROC curve: how often what is confirmed has more confidence than what is not.
+
+    Half a point where both have the same; NaN if all or none is confirmed.
+    """
+    values, places, counts = np.unique(rated.confidences, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[places] if len(values) else np.zeros(0)
+    right = int(rated.confirmed.sum())
+    wrong = len(ranks) - right
+    if not right or not wrong:
+        return float("nan")
+    return float((ranks[rated.confirmed].sum() - right * (right + 1) / 2) / (right * wrong))
+
+
+def bins_of(rated: Rated) -> list[Bin]:
+    """Return bins of equally many confidences: as many as keep the shares that are confirmed in ascending order.
+
+    Roelofs et al., section 4, "monotonic sweep": with more bins chance alone would show as an error of calibration.
+    """
+    order = np.argsort(rated.confidences, kind="stable")
+    best = [order]
+    for count in range(2, len(order) // FEWEST + 1):
+        bins = np.array_split(order, count)
+        shares = [rated.confirmed[each].mean() for each in bins]
+        if any(low > high for low, high in itertools.pairwise(shares)):
+            break
+        best = bins
+    return [
+        Bin(float(rated.confidences[each].mean()), float(rated.confirmed[each].mean()), len(each)) for each in best
+    ]
+
+
+def calibration_error(rated: Rated) -> float:
+    """Return the expected calibration error: the mean distance of the bins from what they promise."""
+    bins = bins_of(rated)
+    return sum(abs(each.confidence - each.confirmed) * each.size for each in bins) / len(rated.confidences)
+
+
+def risk(rated: Rated, coverage: float) -> float:
+    """Return the share that is not confirmed of the most confident ones, a share `coverage` of all."""
+    count = max(1, round(coverage * len(rated.confidences)))
+    chosen = np.argsort(-rated.confidences, kind="stable")[:count]
+    return float(1 - rated.confirmed[chosen].mean())
+
+
+def to_json(trust: Mapping[str, Trust]) -> dict[str, Any]:
+    """Return all numbers."""
+    return {
+        name: {
+            "count": found.count,
+            "confirmed": found.confirmed,
+            "figures": {metric: figure._asdict() for metric, figure in found.figures.items()},
+            "bins": [each._asdict() for each in found.bins],
+            "curve": found.curve,
+        }
+        for name, found in trust.items()
+    }
+
+
+def to_text(trust: Mapping[str, Trust]) -> str:
+    """Return a line for each figure, times 100."""
+    lines = [f"{'confidence':<24}{'x 100':>8}{'95 % interval':>17}"]
+    for name, found in trust.items():
+        for metric, (value, low, high) in found.figures.items():
+            interval = f"{100 * low:.1f} to {100 * high:.1f}"
+            lines.append(f"{f'{metric}, {name}':<24}{100 * value:8.1f}{interval:>17}")
+        lines.append(f"{f'confirmed, {name}':<24}{100 * found.confirmed:8.1f}{'':>17}  of {found.count:,}")
+    return "\n".join(lines)
