@@ -78,6 +78,28 @@ def add_engine_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_search_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that choose the words of captions; `search_settings` reads them."""
+    group.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
+    group.add_argument("--candidates", type=int, metavar="N", help="captions a picture, best first")
+    group.add_argument("--diverse-groups", type=int, metavar="N", help="parts of the beam that differ in words")
+    group.add_argument("--diversity", type=float, metavar="X", help="how much they differ")
+    group.add_argument("--max-words", type=int, metavar="N", help="longest caption")
+    group.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
+    group.add_argument(
+        "--ban", type=text, action="append", metavar="WORD", help="never write this word; may be repeated"
+    )
+    group.add_argument(
+        "--require", type=text, action="append", metavar="WORD", help="write this word; up to four times"
+    )
+    group.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
+    group.add_argument("--sample", action="store_true", default=None, help="draw words at random")
+    group.add_argument("--temperature", type=float, metavar="X", help="of sampling; lower is more careful")
+    group.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest words")
+    group.add_argument("--top-p", type=float, metavar="X", help="sample from the likeliest words that sum to X")
+    group.add_argument("--seed", type=int, metavar="N", help="of sampling")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(prog="caption", description="Write captions for pictures, and show where the network looked.")
@@ -199,26 +221,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="list the pictures that failed there when the run ends, for --from-file",
     )
 
-    words = parser.add_argument_group("choice of words")
-    words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
-    words.add_argument("--candidates", type=int, metavar="N", help="captions a picture, best first")
-    words.add_argument("--diverse-groups", type=int, metavar="N", help="parts of the beam that differ in words")
-    words.add_argument("--diversity", type=float, metavar="X", help="how much they differ")
-    words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
-    words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
-    words.add_argument(
-        "--ban", type=text, action="append", metavar="WORD", help="never write this word; may be repeated"
-    )
-    words.add_argument(
-        "--require", type=text, action="append", metavar="WORD", help="write this word; up to four times"
-    )
-    words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
-    words.add_argument("--sample", action="store_true", default=None, help="draw words at random")
-    words.add_argument("--temperature", type=float, metavar="X", help="of sampling; lower is more careful")
-    words.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest words")
-    words.add_argument("--top-p", type=float, metavar="X", help="sample from the likeliest words that sum to X")
-    words.add_argument("--seed", type=int, metavar="N", help="of sampling")
-
+    add_search_options(parser.add_argument_group("choice of words"))
     return parser
 
 

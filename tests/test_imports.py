@@ -30,10 +30,12 @@ LAYERS = [
     {"page", "resume"},
     {"jobs"},
     {"__init__"},
-    {"cli", "web.uploads", "web.reference"},
-    {"web.batching"},
-    {"web.server"},
-    {"web.command"},
+    {"cli", "web.uploads", "web.reference", "bulk.storage"},
+    {"web.batching", "bulk.rows"},
+    {"web.server", "bulk.plan", "bulk.output"},
+    {"web.command", "bulk.worker"},
+    {"bulk.pool", "bulk.run", "bulk.dataset"},
+    {"bulk.command"},
     {"__main__"},
 ]
 
@@ -79,6 +81,7 @@ def test_the_captioner_imports_torch_in_its_network_alone():
 def test_modules_of_the_captioner_import_one_way():
     level = {f"captioner.{name}": number for number, names in enumerate(LAYERS) for name in names}
     level |= {"captioner.web.__init__": -1, "captioner.web.__main__": len(LAYERS)}
+    level |= {"captioner.bulk.__init__": len(LAYERS), "captioner.bulk.__main__": len(LAYERS)}
     for path in (ROOT / "captioner").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for name in imported_modules(path) & level.keys():

@@ -1,0 +1,214 @@
+"""A run: its manifest and plan in the output folder, what is done already, and the cluster that does the rest."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from captioner.bulk import storage
+from captioner.bulk.output import FORMATS
+from captioner.bulk.plan import Plan
+from captioner.bulk.rows import Unit
+from captioner.bulk.worker import Job, Worker, load_model
+from captioner.cores import count_cores
+from captioner.errors import CaptionerError, OutputError
+from captioner.version import __version__
+
+FORMAT = 1
+"""Of the manifest."""
+
+OWN = "_captioner"
+"""The folder in the output that holds the manifest and the plan. Readers of tables skip names with `_`."""
+
+OBJECT_STORE = 100 << 20
+"""Bytes of Ray's object store, besides the model's, where this process starts Ray. Rows never go through it."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What computes."""
+
+    workers: int | None = None
+    """None: as many as the CPUs, or GPUs, of the cluster have room for."""
+    device: str = "auto"
+    threads: int = 1
+    """CPUs of a worker."""
+    address: str = "local"
+    """Of a running cluster, or `auto` for the one on this machine; `local` starts one."""
+
+
+class Manifest:
+    """What a run's output belongs to: input, model and settings. It says no more once it is there."""
+
+    def __init__(self, job: Job, inputs: list[str], unit_size: int, model: bytes) -> None:
+        """Describe a run."""
+        self._output = job.output
+        self._file = storage.join(job.output, f"{OWN}/manifest.json")
+        self.plan = Plan(storage.join(job.output, f"{OWN}/plan.jsonl.gz"))
+        values = asdict(job)
+        for name in ("output", "batch_size"):  # which change no result
+            del values[name]
+        values |= {"inputs": inputs, "unit_size": unit_size, "model": hashlib.sha256(model).hexdigest()}
+        self._settings: dict[str, Any] = json.loads(json.dumps(values))
+
+    def open(self, units: Callable[[], Iterable[Unit]], *, overwrite: bool) -> tuple[int, int | None]:
+        """Return the number of units and of rows: as in the manifest if there is one, or else of a new plan.
+
+        Args:
+            units: makes the plan.
+            overwrite: whether to delete what another run has written.
+
+        Raises:
+            CaptionerError: if the folder belongs to another run, or the plan cannot be made.
+        """
+        storage.check_output(storage.join(self._output, OWN))
+        found = None
+        try:
+            found = json.loads(storage.read(self._file, 64 << 20))
+        except FileNotFoundError:
+            pass
+        except (ValueError, OSError) as error:
+            raise OutputError(f"{self._file}: cannot read this manifest ({error}).") from error
+        parts = [name for name in storage.list_names(self._output) if re.fullmatch(_PART, name)]
+        if overwrite:
+            storage.remove([storage.join(self._output, name) for name in parts])
+            if found is not None:
+                storage.remove([self._file])
+        elif found is not None:
+            if differing := _differing(found.get("settings"), self._settings):
+                raise OutputError(
+                    f"{self._output}: belongs to a run with another {', '.join(differing)}. Use the same to resume "
+                    "it, --overwrite to start over, or another folder."
+                )
+            return found["units"], found["rows"]
+        elif parts:
+            raise OutputError(
+                f"{self._output}: has {parts[0]}, but no manifest. Choose another folder, or --overwrite its parts."
+            )
+        count, rows = self.plan.write(units())
+        manifest = {
+            "format": FORMAT,
+            "version": __version__,
+            "units": count,
+            "rows": rows,
+            "settings": self._settings,
+        }
+        with storage.create(self._file) as file:
+            file.write(
+                (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+            )
+        return count, rows
+
+
+_PART = r"part-(\d{8,12})(?:" + "|".join(re.escape(writer.suffix) for writer in FORMATS.values()) + ")"
+
+
+def find_done(job: Job) -> set[int]:
+    """Return the numbers of the units whose files are there."""
+    suffix = FORMATS[job.format].suffix
+    names = (re.fullmatch(_PART, name) for name in storage.list_names(job.output))
+    return {int(match[1]) for match in names if match and match[0].endswith(suffix)}
+
+
+def _differing(found: Any, expected: Any, name: str = "") -> list[str]:
+    """Return the names of the settings that differ: `model`, `search.beam_size`."""
+    if not (isinstance(found, dict) and isinstance(expected, dict)):
+        return [] if found == expected else [name or "format"]
+    names = sorted({*found, *expected})
+    return [
+        each
+        for key in names
+        for each in _differing(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    ]
+
+
+@contextmanager
+def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
+    """Join a cluster of Ray, or start one on this machine, until the block ends.
+
+    Raises:
+        CaptionerError: if there is no such cluster.
+    """
+    import ray
+
+    if resources.address.startswith("ray://"):
+        raise CaptionerError(
+            f"{resources.address}: Ray Client is not supported. Run this on the cluster, with `ray job submit`."
+        )
+    if match := re.fullmatch(r"(.+):(\d+)", resources.address):  # Ray itself would try for minutes
+        try:
+            socket.create_connection((match[1], int(match[2])), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise CaptionerError(
+                f"--address {resources.address}: no Ray cluster answers there ({error})."
+            ) from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if resources.address == "local":
+            needed = (resources.workers or 0) * resources.threads
+            ray.init(
+                address="local",
+                num_cpus=max(count_cores(), needed, resources.threads),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE + 2 * model_bytes,
+                **quiet,
+            )
+        else:
+            ray.init(address=resources.address, **quiet)
+    except Exception as error:  # Ray raises plain ones, too
+        reason = " ".join(str(error).split())[:300]
+        raise CaptionerError(f"--address {resources.address}: cannot use a Ray cluster ({reason})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_workers(job: Job, resources: Resources, name: str, model: bytes) -> tuple[Callable[[], Any], int]:
+    """Return a function that starts a worker, and how many there should be.
+
+    The model's file goes through Ray's object store, so that all workers have the same, and none needs the file.
+
+    Raises:
+        CaptionerError: if the cluster has no room for any.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    is_gpu = resources.device not in ("auto", "cpu")
+    if resources.device == "auto":
+        is_gpu = total.get("GPU", 0) >= 1 and find_spec("torch") is not None
+    elif is_gpu and not total.get("GPU"):
+        raise CaptionerError(f"--device {resources.device}: the cluster has no GPU. Leave it out to use the CPUs.")
+    options = {"num_gpus": 1, "num_cpus": 0} if is_gpu else {"num_gpus": 0, "num_cpus": resources.threads}
+    room = (
+        total.get("GPU", 0)
+        if is_gpu
+        else sum(node["Resources"].get("CPU", 0) // resources.threads for node in ray.nodes() if node["Alive"])
+    )
+    count = resources.workers or int(room)
+    if not count:
+        raise CaptionerError(
+            f"--threads {resources.threads}: no machine of the cluster has as many CPUs. Use fewer, or name the "
+            "number of --workers that will have room when it grows."
+        )
+    content = ray.put(model)
+    device = "cuda" if is_gpu and resources.device == "auto" else resources.device if is_gpu else "cpu"
+    actor = ray.remote(_Actor).options(max_restarts=0, **options)
+    return partial(actor.remote, job, name, content, device, resources.threads), count
+
+
+class _Actor(Worker):
+    """A worker as an actor."""
+
+    def __init__(self, job: Job, name: str, model: bytes, device: str, threads: int) -> None:
+        super().__init__(job, partial(load_model, name, model, device, threads))
