@@ -12,12 +12,13 @@ Out-of-distribution with virtual-logit matching" (arXiv 2203.10807), section 4.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from captioner import config
 from captioner.caption import Caption
-from captioner.config import check_ranges
+from captioner.config import Range
 from captioner.errors import CheckpointError
 
 UNSURE = 0.5
@@ -44,45 +45,48 @@ _LEAST, _MOST = 0.005, 0.99  # of what a detector says: it is linear, and leaves
 _RAREST = 1e-4
 
 
+Weight = Annotated[float, Range(-1000, 1000)]
+
+
 @dataclass(frozen=True)
 class WordWeights:
     """The weights of the log-odds that a word is confirmed."""
 
-    constant: float
-    log_prob: float
+    constant: Weight
+    log_prob: Weight
     """Of the word's log-probability."""
-    detector: float
+    detector: Weight
     """Of the log-odds that the detector of the word gives the picture."""
-    rate: float
+    rate: Weight
     """Of the log-odds of training pictures that the word is confirmed of."""
-    agreement: float
+    agreement: Weight
     """Of the log-odds that another person's caption confirms the word where one person's has it."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, dict.fromkeys(WordWeights.__annotations__, (-1000, 1000)))
+        config.check(self)
 
 
 @dataclass(frozen=True)
 class CaptionWeights:
     """The weights of the log-odds that all things in a caption are confirmed."""
 
-    constant: float
-    product: float
+    constant: Weight
+    product: Weight
     """Of the log-odds of the product of the probabilities of the things."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, dict.fromkeys(CaptionWeights.__annotations__, (-1000, 1000)))
+        config.check(self)
 
 
 @dataclass(frozen=True)
 class Distance:
     """How far development pictures lie from the training pictures: mean and deviation of the logarithm."""
 
-    mean: float
-    deviation: float
+    mean: Weight
+    deviation: Annotated[float, Range(1e-6, 1000)]
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"mean": (-1000, 1000), "deviation": (1e-6, 1000)})
+        config.check(self)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ class Calibration:
     distance: Distance
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"things": (1, len(self.words))})
+        if not 1 <= self.things <= len(self.words):
+            raise ValueError(f"things: must be at least 1 and at most {len(self.words)}, got {self.things}")
         if len(self.words) > MAX_WORDS:
             raise ValueError(f"words: at most {MAX_WORDS:,}, got {len(self.words):,}")
         if len(set(self.words)) < len(self.words):

@@ -154,7 +154,7 @@ def path(value: str) -> Path:
 def whole_number(least: int, most: int) -> Callable[[str], int]:
     """Return a function that reads the value of an option: a whole number within bounds."""
 
-    def read(value: str) -> int:
+    def parse(value: str) -> int:
         try:
             number = int(value)
         except ValueError:
@@ -163,4 +163,12 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be {least} to {most}, got {value[:40]}")
         return number
 
-    return read
+    return parse
+
+
+def probability(value: str) -> float:
+    """Return the value of an option that is a number from 0 to 1."""
+    with suppress(ValueError):
+        if 0 <= (number := float(value)) <= 1:  # NaN is not
+            return number
+    raise argparse.ArgumentTypeError("expected a number from 0 to 1, such as 0.7")

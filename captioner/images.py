@@ -16,7 +16,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 from threading import Condition, Lock
-from typing import BinaryIO, Literal, Protocol, TypeAlias, cast
+from typing import Annotated, BinaryIO, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from PIL import (
@@ -32,7 +32,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from captioner import config
 from captioner.caption import Rectangle
+from captioner.config import Range
 from captioner.errors import ImageError, ImageTooLargeError
 from captioner.files import is_file
 
@@ -99,29 +101,26 @@ PIXEL_BYTES = 16
 Pillow stores RGB in 4, there are up to three copies at a time, and decoders have buffers of their own."""
 
 
+Mean = Annotated[float, Range(0, 1)]
+Deviation = Annotated[float, Range(0.001, 1000)]
+
+
 @dataclass(frozen=True)
 class ImageSettings:
-    """How pictures become the network's input. Stored in checkpoints, as the weights depend on it."""
+    """How pictures become the network's input. Stored in model files, as the weights depend on it."""
 
-    size: int = 224
-    """Side of the square frame, in pixels."""
+    size: Annotated[int, Range(1, 1024)] = 224
+    """Side of the square frame in pixels. A batch of larger frames would need gigabytes."""
     frame: Literal["stretch", "crop", "pad"] = "stretch"
-    """`stretch` squeezes the whole picture into the square; `crop` fits the short side and keeps the centre;
-    `pad` fits the long side and borders the rest with the mean colour."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green and blue in 0..1, subtracted; ImageNet's by default."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of red, green and blue in 0..1, divided by."""
+    """`stretch` resizes the picture to the square; `crop` resizes its short side and keeps the centre; `pad`
+    resizes its long side and fills the rest with the mean colour."""
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue, which is subtracted. Default: of ImageNet."""
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue, which is divided by."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= 1024:  # a batch of larger frames would take gigabytes
-            raise ValueError(f"size: expected 1 to 1024 pixels, got {self.size}")
-        if self.frame not in ("stretch", "crop", "pad"):
-            raise ValueError(f"frame: expected 'stretch', 'crop' or 'pad', got {self.frame!r}")
-        if len(self.mean) != 3 or not all(0 <= value <= 1 for value in self.mean):
-            raise ValueError(f"mean: expected three numbers, 0 to 1, got {self.mean}")
-        if len(self.std) != 3 or not all(0.001 <= value <= 1000 for value in self.std):
-            raise ValueError(f"std: expected three numbers, 0.001 to 1000, got {self.std}")
+        config.check(self)
 
 
 def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

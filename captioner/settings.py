@@ -5,12 +5,16 @@ These classes know neither pixels nor tensors, so that a model file can be read 
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from captioner.config import check_ranges
+from captioner import config
+from captioner.config import Range
 
 WIDEST = 65_536
-"""Largest width of a layer: far above any network that captions."""
+"""Maximum width of a layer: far above any captioning network."""
+
+Width = Annotated[int, Range(1, WIDEST)]
+Probability = Annotated[float, Range(0, 1, exclude="high")]
 
 OWN_NETWORK = "efficientnet_v2_b0"
 SMALL_NETWORK = "small_cnn"
@@ -34,104 +38,109 @@ TORCHVISION_NETWORKS = (
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Which network sees the picture, and how fine its grid is; checkpoints store these.
+    """The network that encodes the image, and its grid. Model files store these.
 
     Raises:
         ValueError: for a value that no encoder has.
     """
 
     name: str = OWN_NETWORK
-    """`efficientnet_v2_b0`; `small_cnn`, for small generated pictures; or a network of torchvision by its name
-    there, such as `resnet50`."""
+    """`efficientnet_v2_b0`; `small_cnn`, for small generated images; or the name of a torchvision network, such as
+    `resnet50`."""
     stride: Literal[8, 16, 32] = 32
-    """Pixels of the frame that a cell of the grid covers, down and across: 8 for `small_cnn`, 16 or 32 for the
-    others."""
-    grid: tuple[int, int] | None = None
-    """Average the cells into this many rows and columns; none: as the network gives them."""
+    """Height and width in pixels of a cell of the grid: 8 for `small_cnn`, 16 or 32 for the others."""
+    grid: tuple[Annotated[int, Range(1, 1000)], Annotated[int, Range(1, 1000)]] | None = None
+    """Average the cells into this many rows and columns. None: use the network's own grid."""
 
     def __post_init__(self) -> None:
+        config.check(self)
         names = [OWN_NETWORK, SMALL_NETWORK, *TORCHVISION_NETWORKS]
         if self.name not in names:
-            near = difflib.get_close_matches(self.name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            close = difflib.get_close_matches(self.name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
             raise ValueError(f"name: unknown encoder {self.name!r}; {hint}")
         strides = (8,) if self.name == SMALL_NETWORK else (16, 32)
         if self.stride not in strides:
             expected = " or ".join(map(str, strides))
             raise ValueError(f"stride: expected {expected} for {self.name}, got {self.stride!r}")
-        if self.grid is not None and (len(self.grid) != 2 or not all(1 <= side <= 1000 for side in self.grid)):
-            raise ValueError(f"grid: expected rows and columns, 1 to 1000, got {self.grid!r}")
 
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """Which mechanism, and how wide."""
+    """The attention mechanism."""
 
     kind: str = "additive"
     """`none`, `mean`, `additive`, `concat`, `general`, `dot`, `location`, `scaled_dot`, `multi_head`, `local_m`,
-    `local_p`, `adaptive`, `hard`, or the name of a mechanism of your own (`captioner.network.attention.register`).
-    Whether there is such a mechanism is checked when a network is built; ONNX Runtime needs the graphs alone."""
-    size: int = 512  # A, width of the layer in which image and state meet
+    `local_p`, `adaptive`, `hard`, or the name of a registered mechanism (`captioner.network.attention.register`).
+    The name is looked up when a network is built: ONNX Runtime needs the graphs only."""
+    size: Width = 512
+    """A, the width of the layer that combines image and state."""
     score: Literal["additive", "concat", "general", "dot", "location", "scaled_dot"] = "additive"
-    """What `local_m`, `local_p`, `adaptive` and `hard` score locations by."""
-    coverage: bool = False  # scores see how much each location was looked at before
-    heads: int = 4  # of `multi_head`
-    radius: float = 2.0  # of the window of `local_m` and `local_p`, in cells
-    pass_words: int = 12  # words in which the window of `local_m` passes over the grid once
-    choice: Literal["argmax", "sample"] = "argmax"  # how `hard` chooses when captioning
+    """Score function of `local_m`, `local_p`, `adaptive` and `hard`."""
+    coverage: bool = False
+    """Let scores depend on the coverage: the sum of a location's weights over the previous words."""
+    heads: Width = 4
+    """Number of heads of `multi_head`."""
+    radius: Annotated[float, Range(0, 1e6, exclude="low")] = 2.0
+    """Radius of the window of `local_m` and `local_p`, in cells."""
+    pass_words: Annotated[int, Range(1, 1_000_000)] = 12
+    """Number of words in which the window of `local_m` passes over the grid once."""
+    choice: Literal["argmax", "sample"] = "argmax"
+    """How `hard` chooses a location in inference."""
     normalize: Literal["softmax", "entmax15"] = "softmax"
     """How scores become weights. `entmax15` gives locations with low scores a weight of exactly zero (Peters et al.
     2019, arXiv 1905.05702)."""
 
     def __post_init__(self) -> None:
+        config.check(self)
         if not self.kind.isidentifier() or len(self.kind) > 100:
             raise ValueError(f"kind: expected the name of a mechanism, such as 'additive', got {self.kind[:60]!r}")
-        check_ranges(self, {"size": (1, WIDEST), "heads": (1, WIDEST), "pass_words": (1, 1_000_000)})
-        if not 0 < self.radius <= 1e6:
-            raise ValueError(f"radius: must be above 0 and at most 1e6, got {self.radius}")
         if self.kind == "multi_head" and self.size % self.heads:
             raise ValueError(f"heads: {self.heads} heads cannot share a size of {self.size} evenly")
         if self.coverage and self.kind in ("none", "mean"):
-            raise ValueError(f"coverage: {self.kind!r} scores no locations that it could correct")
+            raise ValueError(f"coverage: {self.kind!r} computes no scores that coverage could change")
         if self.kind == "adaptive" and self.score == "location":
-            raise ValueError("score: 'location' scores places of the grid, and the sentinel of 'adaptive' has none")
+            raise ValueError("score: 'location' scores grid locations, and the sentinel of 'adaptive' has none")
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """Which decoder, how wide, and how regularised."""
+    """The decoder, its sizes and its regularisation."""
 
     kind: Literal["rnn", "gru", "lstm", "top_down", "transformer"] = "lstm"
     attend: Literal["before", "after"] = "before"
-    """When `rnn`, `gru` and `lstm` look: before they move, from the previous state (Bahdanau et al. 2015, Show,
-    Attend and Tell), or after, from the new one (Luong et al. 2015)."""
-    hidden_size: int = 512  # H
-    embedding_size: int = 512  # E
-    dropout: float = 0.5  # of embedded words and of the output layer's input, while training
-    annotation_dropout: float = 0.0  # of the numbers of every annotation vector, while training
-    tied_output: bool = False  # the output layer is the embedding, transposed
-    normalize: bool = True  # bring every annotation vector to mean 0 and variance 1; see `Decoder.start`
-    layers: int = 2  # of `transformer`
-    forget_bias: float = 0.0
-    """The bias of the forget gates of `lstm` and `top_down` before they learn. At 1 or 2 they remember from the
-    beginning (Gers et al. 2000; Jozefowicz et al. 2015, section 3), which helps a decoder that sees the picture
-    but once, at its start."""
+    """When `rnn`, `gru` and `lstm` attend: before the cell is updated, from the previous state (Bahdanau et al.
+    2015, Show, Attend and Tell), or after, from the new state (Luong et al. 2015)."""
+    hidden_size: Width = 512
+    """H."""
+    embedding_size: Width = 512
+    """E."""
+    dropout: Probability = 0.5
+    """Dropout of embedded words and of the input of the output layer."""
+    annotation_dropout: Probability = 0.0
+    """Dropout of the elements of annotation vectors."""
+    tied_output: bool = False
+    """Use the transposed embedding as the output layer."""
+    normalize: bool = True
+    """Normalise every annotation vector to mean 0 and variance 1; see `Decoder.start`."""
+    layers: Annotated[int, Range(1, 100)] = 2
+    """Number of layers of `transformer`."""
+    forget_bias: Annotated[float, Range(-1000, 1000)] = 0.0
+    """Initial bias of the forget gates of `lstm` and `top_down`. With 1 or 2 they remember from the beginning (Gers
+    et al. 2000; Jozefowicz et al. 2015, section 3), which helps a decoder that reads the image only at its
+    start."""
 
     def __post_init__(self) -> None:
-        sizes = dict.fromkeys(("hidden_size", "embedding_size"), (1, WIDEST))
-        check_ranges(self, {**sizes, "layers": (1, 100), "forget_bias": (-1000, 1000)})
-        for name in ("dropout", "annotation_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 0 and below 1, got {getattr(self, name)}")
+        config.check(self)
         if self.attend == "after" and self.kind in ("top_down", "transformer"):
-            raise ValueError(f"attend: {self.kind!r} has its own place to look; leave this at 'before'")
+            raise ValueError(f"attend: {self.kind!r} defines when it attends; leave this at 'before'")
         if self.forget_bias and self.kind not in ("lstm", "top_down"):
             raise ValueError(f"forget_bias: {self.kind!r} has no forget gate; leave this at 0")
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Everything that decides the network's shape, but for the size of its vocabulary."""
+    """All settings that determine the shape of the network, except the size of the vocabulary."""
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     attention: AttentionSettings = field(default_factory=AttentionSettings)
@@ -141,8 +150,8 @@ class ModelSettings:
         attention, decoder = self.attention, self.decoder
         if decoder.kind == "transformer" and (attention.kind != "multi_head" or attention.coverage):
             raise ValueError(
-                "attention.kind: the 'transformer' decoder looks with 'multi_head', without coverage (it reads all "
-                f"words of a caption at once, and none knows where the others looked); got {attention.kind!r}"
+                "attention.kind: the 'transformer' decoder needs 'multi_head' attention without coverage (it reads "
+                f"all words of a caption at once); got {attention.kind!r}"
                 f"{' with coverage' if attention.coverage else ''}"
             )
         if decoder.kind == "transformer" and decoder.hidden_size % attention.heads:
@@ -153,5 +162,5 @@ class ModelSettings:
         if decoder.kind == "top_down" and attention.kind in ("none", "mean"):
             raise ValueError(
                 f"attention.kind: 'top_down' reads the mean annotation at every word, so {attention.kind!r} would "
-                "change nothing that it seems to; use decoder.kind 'lstm'"
+                "have no effect; use decoder.kind 'lstm'"
             )

@@ -1,7 +1,7 @@
-"""`caption-web`: a page to caption pictures on, and the same for programs.
+"""`caption-web`: a web page that captions pictures, and an HTTP API.
 
-Exit code 0: stopped by Ctrl-C or SIGTERM, after everything that was accepted had its answer; 2: wrong usage, no
-usable model, or no such address.
+Exit code 0: stopped by Ctrl-C or SIGTERM, after every accepted request was answered; 2: invalid usage, no usable
+model, or no such address.
 """
 
 import argparse
@@ -18,66 +18,55 @@ import numpy as np
 from captioner.captioning import load
 from captioner.cli import (
     DONE,
-    INTERRUPTED,
     MODEL_HELP,
-    MOST_AT_ONCE,
-    USAGE,
+    add_batch_size,
     add_engine_options,
+    add_search_options,
     model_name,
     search_settings,
 )
-from captioner.console import Parser, open_standard_streams, say, text, whole_number
+from captioner.console import Parser, run_command, say, text, whole_number
 from captioner.errors import CaptionerError, MissingExtraError
 from captioner.installation import install_hint
 from captioner.version import __version__
 
 BACKLOG = 1024
-"""Connections that may wait to be accepted."""
+"""Maximum number of connections that wait to be accepted."""
 
-PATIENCE = 60
-"""Seconds in which a stopping server must have answered what it accepted."""
+SHUTDOWN_SECONDS = 60
+"""Maximum time of a graceful shutdown, in which accepted requests are answered."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    open_standard_streams()
-    # Pillow tells of oddities in files, which are the clients' and no news.
+    # Pillow warns about irregular files, which are the clients' responsibility.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    try:
-        _serve(make_parser().parse_args(arguments))
-    except BrokenPipeError:  # the reader of --help has seen enough
-        return DONE
-    except CaptionerError as error:
-        _say(f"error: {error}")
-        return USAGE
-    except KeyboardInterrupt:  # while it starts
-        return INTERRUPTED
-    return DONE
+    return run_command("caption-web", lambda: _serve(make_parser().parse_args(arguments)))
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="caption-web",
-        description="Serve a page to caption pictures on, POST /api/caption for programs, and /docs about it.",
+        description="Serve a web page that captions pictures, and an HTTP API: POST /api/caption, reference at /docs.",
     )
     parser.add_argument("--version", action="version", version=f"caption-web {__version__}")
 
     address = parser.add_argument_group("address")
     address.add_argument(
-        "--host", type=text, default="127.0.0.1", help="listen on this address (%(default)s: this machine alone)"
+        "--host", type=text, default="127.0.0.1", help="listen on this address (%(default)s: this machine only)"
     )
     address.add_argument(
-        "--port", type=whole_number(0, 65535), default=8000, metavar="N", help="0 takes a free one (%(default)s)"
+        "--port", type=whole_number(0, 65535), default=8000, metavar="N", help="0: any free port (%(default)s)"
     )
     address.add_argument(
         "--allow-host",
         type=text,
         action="append",
         metavar="NAME",
-        help="answer requests for this name too, such as a proxy's; may be repeated (default: localhost where "
-        "that is all that can call, and otherwise any)",
+        help="accept requests for this host name, such as a proxy's; may be repeated (default: localhost if --host "
+        "is this machine only, otherwise any)",
     )
 
     model = parser.add_argument_group("model")
@@ -85,48 +74,21 @@ def make_parser() -> argparse.ArgumentParser:
     add_engine_options(model)
 
     limits = parser.add_argument_group("limits")
-    limits.add_argument(
-        "--max-bytes",
-        type=whole_number(1, 1 << 40),
-        default=32 << 20,
-        metavar="N",
-        help="of a picture's file (%(default)s)",
-    )
-    limits.add_argument(
-        "--max-pixels",
-        type=whole_number(1, 1 << 40),
-        default=64_000_000,
-        metavar="N",
-        help="of a picture (%(default)s)",
-    )
-    limits.add_argument(
-        "--queue",
-        type=whole_number(1, 1 << 20),
-        default=128,
-        metavar="N",
-        help="pictures that may wait (%(default)s)",
-    )
-    limits.add_argument(
-        "--batch-size",
-        type=whole_number(1, MOST_AT_ONCE),
-        default=16,
-        metavar="N",
-        help="pictures at once (%(default)s)",
-    )
+    for option, highest, default, help in (
+        ("--max-bytes", 1 << 40, 32 << 20, "maximum size of a picture file in bytes"),
+        ("--max-pixels", 1 << 40, 64_000_000, "maximum number of pixels of a picture"),
+        ("--queue", 1 << 20, 128, "maximum number of waiting pictures"),
+    ):
+        limits.add_argument(
+            option, type=whole_number(1, highest), default=default, metavar="N", help=f"{help} (%(default)s)"
+        )
+    add_batch_size(limits, 16)
 
-    words = parser.add_argument_group("choice of words")
-    words.add_argument("--beam-size", type=int, metavar="N", help="sentences kept while searching; 1 is greedy")
-    words.add_argument("--max-words", type=int, metavar="N", help="longest caption")
-    words.add_argument("--min-words", type=int, metavar="N", help="shortest caption")
-    words.add_argument(
-        "--ban", type=text, action="append", metavar="WORD", help="never write this word; may be repeated"
-    )
-    words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
-
+    add_search_options(parser.add_argument_group("search"), leave_out=("candidates", "alternatives"))
     return parser
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> int:
     try:
         import uvicorn
 
@@ -137,17 +99,15 @@ def _serve(options: argparse.Namespace) -> None:
         raise MissingExtraError(
             f"the web server needs {error.name}, which is not installed. Run: {install_hint('web')}"
         ) from error
-    listener = _listen(options.host, options.port)
-    with listener:
+    with _listen(options.host, options.port) as listener:
         address, port = listener.getsockname()[:2]
-        is_ours = ipaddress.ip_address(address).is_loopback
-        allowed = [name.lower() for name in options.allow_host or ()]
-        if is_ours:
-            allowed += ["localhost", "127.0.0.1", "[::1]", options.host.lower()]
+        hosts = [name.lower() for name in options.allow_host or ()]
+        if ipaddress.ip_address(address).is_loopback:
+            hosts += ["localhost", "127.0.0.1", "[::1]", options.host.lower()]
         checkpoint = model_name(options)
         search = search_settings(options, checkpoint)
         captioner = load(checkpoint, options.device, threads=options.threads)
-        # The first caption takes longest, and tells what is wrong with the choice of words.
+        # The first caption takes longest, and reveals invalid search settings.
         captioner.caption(np.zeros((8, 8, 3), np.uint8), search)
         settings = WebSettings(
             search=search,
@@ -156,24 +116,25 @@ def _serve(options: argparse.Namespace) -> None:
             max_pixels=options.max_pixels,
             queue=options.queue,
             batch_size=options.batch_size,
-            hosts=tuple(allowed),
+            hosts=tuple(hosts),
         )
         app = create_app(captioner, settings)
         server = uvicorn.Server(
             uvicorn.Config(
-                app, ws="none", log_level="warning", server_header=False, timeout_graceful_shutdown=PATIENCE
+                app, ws="none", log_level="warning", server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
             )
         )
 
         def stop(*_: object) -> None:
             server.should_exit = True
 
-        # While it runs, the server has its own. When it has stopped, it raises the signal once more.
+        # The server has its own handlers while it runs. After it has stopped, it raises the signal once more.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         name = "localhost" if ipaddress.ip_address(address).is_unspecified else address
-        _say(f"open http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C stops)")
+        say("caption-web", f"open http://{f'[{name}]' if ':' in name else name}:{port} (Ctrl-C stops)")
         server.run([listener])
+    return DONE
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -185,7 +146,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port} ({getattr(error, 'strerror', None) or error}). "
             "Choose another --host or --port."
         ) from error
-
-
-def _say(message: str) -> None:
-    say("caption-web", message)

@@ -304,7 +304,7 @@ def test_no_part_leaves_eval_mode():
         ({"stride": 4}, "stride: expected (one of )?(8|16)"),
         ({"stride": 8}, "stride: expected 16 or 32 for efficientnet_v2_b0, got 8"),
         ({"name": "small_cnn"}, "stride: expected 8 for small_cnn, got 32"),
-        ({"grid": [0, 7]}, r"grid: expected rows and columns, 1 to 1000, got \(0, 7\)"),
+        ({"grid": [0, 7]}, r"grid\[0\]: must be at least 1 and at most 1000, got 0"),
     ],
 )
 def test_settings_that_no_encoder_has_are_refused(values, message):

@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_goes_on_and_loses_nothing(tiny_checkpoint, tmp_pat
         assert 0 < len(sidecars) < COUNT
         assert all(text.endswith("\n") for text in sidecars)  # none is half written
     last = start(output)
-    assert "pictures have their captions already" in last.communicate()[1]
+    assert "pictures have captions already" in last.communicate()[1]
     assert last.returncode == 0
     # Log-probabilities may differ in the last digit with the pictures of a batch.
     digits = re.compile(r"-\d+\.\d+")

@@ -50,7 +50,7 @@ def test_an_overlay_counts_for_its_own_picture_only(run, here):
     files = {path.name: path.read_bytes() for path in Path("seen").iterdir()}
     assert len(files) == len(set(files.values())) == 2
     for name in ("p/dog.png", "./q/dog.png", str(here / "q" / "dog.png")):
-        assert run(name, "--overlay", "seen") == (0, "", "caption: 1 of 1 pictures have their captions already\n")
+        assert run(name, "--overlay", "seen") == (0, "", "caption: 1 of 1 pictures have captions already\n")
     Path("seen/dog.png").unlink()
     assert "have their captions already" in run("q/dog.png", "--overlay", "seen")[2]
     run("p/dog.png", "--overlay", "seen")
@@ -65,7 +65,7 @@ def test_an_overlay_is_found_from_another_folder_and_not_taken_for_that_of_anoth
         assert (code, out.count("\n")) == (0, 1)
         monkeypatch.chdir(here)
     assert len(list(Path("seen").iterdir())) == 2
-    assert run("p", "q", "--overlay", "seen")[2] == "caption: 2 of 2 pictures have their captions already\n"
+    assert run("p", "q", "--overlay", "seen")[2] == "caption: 2 of 2 pictures have captions already\n"
 
 
 @pytest.mark.parametrize("format", ["png", "gif", "html"])
@@ -80,7 +80,7 @@ def test_an_overlay_replaces_only_that_of_its_own_picture(run, here, format):
         assert len(list(Path("seen").iterdir())) == 4
         assert Path(f"seen/dog.{format}").read_text() == "precious"
     before = {path: path.stat().st_mtime_ns for path in Path("seen").iterdir()}
-    assert run(*command)[2] == "caption: 3 of 3 pictures have their captions already\n"
+    assert run(*command)[2] == "caption: 3 of 3 pictures have captions already\n"
     run(*command, "--overwrite")
     assert sum(path.stat().st_mtime_ns != before[path] for path in Path("seen").iterdir()) == 3
 

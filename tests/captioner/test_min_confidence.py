@@ -37,7 +37,7 @@ def test_captions_below_it_are_empty_in_lines_that_name_their_picture(
     for image, row in rows.items():
         assert row["confidence"] == pytest.approx(confidences[image], abs=1e-5)
         assert bool(row["caption"]) == bool(row["words"]) == (confidences[image] >= middle)
-    assert messages == f"caption: no caption for 5 pictures: its confidence is below {middle:g}\n"
+    assert messages == f"caption: no caption for 5 pictures: confidence below {middle:g}\n"
 
     _, output, _ = run(*options, "-f", "csv")
     rows = {row["image"]: row for row in csv.DictReader(io.StringIO(output))}
@@ -70,14 +70,14 @@ def test_a_resumed_run_takes_them_for_done(run, calibrated_checkpoint, pictures,
     before = output.read_text()
     assert len(before.splitlines()) == 9
     code, _, messages = run(*options)
-    assert (code, messages) == (0, "caption: 9 of 9 pictures have their captions already\n")
+    assert (code, messages) == (0, "caption: 9 of 9 pictures have captions already\n")
     assert output.read_text() == before
 
 
 def test_one_picture_without_a_caption_is_silence(run, calibrated_checkpoint, pictures):
     code, output, messages = run(pictures[0], "-m", calibrated_checkpoint, "--min-confidence", "1")
     assert (code, output) == (0, "")
-    assert messages == "caption: no caption for 1 picture: its confidence is below 1\n"
+    assert messages == "caption: no caption for 1 picture: confidence below 1\n"
 
 
 def test_each_candidate_is_held_against_it(run, calibrated_checkpoint, pictures):
