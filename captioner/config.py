@@ -71,7 +71,7 @@ def check(settings: Any) -> None:
         ValueError: for the first invalid field.
     """
     problems: list[str] = []
-    for name, kind in _types(type(settings)).items():
+    for name, kind in _types(settings.__class__).items():
         with contextlib.suppress(_InvalidError):
             object.__setattr__(settings, name, _convert(kind, getattr(settings, name), name, problems))
     if problems:

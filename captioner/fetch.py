@@ -1,151 +1,117 @@
-"""Pictures on the web, fetched within bounds of bytes, time and redirects. The command line alone asks for this."""
+"""Download pictures from the web, bounded in bytes, time and redirects. Only the commands open URLs."""
 
 import http.client
-import io
 import string
 import time
 import urllib.request
-from functools import partial
-from typing import Any
+from concurrent.futures import Future
+from threading import Thread
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from captioner.errors import ImageError
 from captioner.version import __version__
 
 MAX_BYTES = 64 << 20
-"""Longest picture that is fetched."""
+"""Maximum size of a picture."""
 
 SECONDS = 60.0
-"""Longest time for a picture, redirects included."""
+"""Maximum time for a picture, redirects included."""
 
-CONNECT_SECONDS = 10.0
-"""Longest time until a server takes a connection."""
+READ_SECONDS = 10.0
+"""Maximum time to connect, and between two packets."""
 
 REDIRECTS = 5
-"""Most redirects that are followed."""
+"""Maximum number of redirects."""
 
 _HEADERS = {
     "User-Agent": f"captioner/{__version__}",
-    "Accept": "image/jpeg, image/png, image/webp, image/*;q=0.5, */*;q=0.1",  # some send AVIF if they may
+    "Accept": "image/jpeg, image/png, image/webp, image/*;q=0.5, */*;q=0.1",  # or some servers send AVIF
 }
 
 
-def fetch(address: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the bytes of the picture at an http or https address.
+def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the content of the picture at an http or https URL.
 
-    Certificates are checked, and proxies are used as the environment says (`https_proxy`, `no_proxy`).
+    Certificates are verified, and the proxies of the environment are used (`https_proxy`, `no_proxy`).
 
     Raises:
-        ImageError: if the picture cannot be had within the bounds, or a web page comes in its place.
+        ImageError: if the picture cannot be downloaded within the bounds, or is an HTML page.
     """
-    deadline = time.monotonic() + seconds
+    result: Future[bytes] = Future()
+
+    def download() -> None:
+        try:
+            result.set_result(_download(url, time.monotonic() + seconds, max_bytes))
+        except Exception as error:
+            result.set_exception(error)
+
+    # A thread, because timeouts of sockets bound neither name resolution nor headers that arrive byte by byte.
+    Thread(target=download, name="download", daemon=True).start()
     try:
-        url = _to_ascii(address)
-        for _ in range(REDIRECTS + 1):
-            with _open(url, deadline) as response:
-                if response.status not in (301, 302, 303, 307, 308):
-                    return _read(response, address, max_bytes)
-                location = response.headers.get("Location", "")
-                # Headers come as Latin-1, whatever their bytes mean.
-                url = urljoin(url, quote(location, safe=string.punctuation, encoding="latin-1"))
-            if urlsplit(url).scheme not in ("http", "https"):
-                raise ImageError(f"{address}: leads to {url[:200]}, and only http and https are followed.")
-        raise ImageError(f"{address}: leads from one address to the next, more than {REDIRECTS} times.")
+        return result.result(seconds)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        said = "it takes too long" if isinstance(reason, TimeoutError) else str(reason) or type(reason).__name__
-        said = said.encode("unicode_escape").decode()[:200]  # it may be the server that says it
-        raise ImageError(f"{address}: cannot be fetched ({said}). Is it right, and the network up?") from error
+        text = f"timeout after {seconds:g} s" if isinstance(reason, TimeoutError) else str(reason)
+        text = (
+            (text or type(reason).__name__).encode("unicode_escape").decode()[:200]
+        )  # the server may have sent it
+        raise ImageError(f"{url}: download failed ({text}). Check the URL and the network connection.") from error
 
 
-def _to_ascii(address: str) -> str:
-    """Return the address as servers take it: "http://example.org/Hund 1.jpg" -> "http://example.org/Hund%201.jpg"."""
-    scheme, host, path, query, _ = urlsplit(address)
+def _download(url: str, deadline: float, max_bytes: int) -> bytes:
+    location = _to_ascii(url)
+    for _ in range(REDIRECTS + 1):
+        with _open(location, deadline) as response:
+            if response.status not in (301, 302, 303, 307, 308):
+                return _read(response, url, deadline, max_bytes)
+            # http.client decodes headers as Latin-1, whatever their encoding.
+            target = quote(response.headers.get("Location", ""), safe=string.punctuation, encoding="latin-1")
+            location = urljoin(location, target)
+        if urlsplit(location).scheme not in ("http", "https"):
+            raise ImageError(f"{url}: redirect to {location[:200]}. Only http and https are supported.")
+    raise ImageError(f"{url}: more than {REDIRECTS} redirects.")
+
+
+def _to_ascii(url: str) -> str:
+    """Return the URL in ASCII: "http://example.org/Hund 1.jpg" -> "http://example.org/Hund%201.jpg"."""
+    scheme, host, path, query, _ = urlsplit(url)
     if not host.isascii():
         host = host.encode("idna").decode()
     return urlunsplit((scheme, host, *(quote(part, safe=string.punctuation) for part in (path, query)), ""))
 
 
 def _open(url: str, deadline: float) -> http.client.HTTPResponse:
-    """Return what the server answers, whatever its status. It is not `urllib.request.urlopen`, which opens files,
-    too, and reads redirects to their end."""
+    """Return the response, whatever its status. `urlopen` would also open files, and read the body of redirects."""
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(), _Handler(deadline), urllib.request.UnknownHandler()):
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.UnknownHandler(),
+    ):
         opener.add_handler(handler)
-    timeout = min(CONNECT_SECONDS, max(deadline - time.monotonic(), 0.001))
+    timeout = min(READ_SECONDS, max(deadline - time.monotonic(), 0.001))
     response: http.client.HTTPResponse = opener.open(urllib.request.Request(url, headers=_HEADERS), timeout=timeout)
     return response
 
 
-def _read(response: http.client.HTTPResponse, address: str, max_bytes: int) -> bytes:
+def _read(response: http.client.HTTPResponse, url: str, deadline: float, max_bytes: int) -> bytes:
     if response.status != 200:
-        meaning = http.client.responses.get(response.status, "unknown status")
-        raise ImageError(f"{address}: the server says {response.status} {meaning}. Does a browser show it?")
-    too_long = ImageError(f"{address}: longer than {max_bytes / (1 << 20):g} MB. Fetch a smaller version of it.")
-    announced = response.length or 0
-    if announced > max_bytes:
-        raise too_long
+        reason = http.client.responses.get(response.status, "unknown status")
+        raise ImageError(f"{url}: the server responded {response.status} {reason}. Does a browser open it?")
+    too_large = ImageError(f"{url}: larger than {max_bytes / (1 << 20):g} MB. Use a smaller version.")
+    length = response.length or 0
+    if length > max_bytes:
+        raise too_large
     content = bytearray()
-    while part := response.read1(1 << 16):
-        content += part
+    while chunk := response.read1(1 << 16):
+        content += chunk
         if len(content) > max_bytes:
-            raise too_long
-    if len(content) < announced:
-        raise ImageError(
-            f"{address}: the server broke off after {len(content):,} of {announced:,} bytes. Try again."
-        )
-    if content[:99].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # which begins no format of photographs
-        raise ImageError(f"{address}: is a page, no picture. Give the address of the picture itself.")
-    return bytes(content)
-
-
-class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """http and https, whose responses must come before a time."""
-
-    def __init__(self, deadline: float):
-        super().__init__()
-        self._deadline = deadline
-
-    def do_open(self, http_class: Any, req: urllib.request.Request, **options: Any) -> http.client.HTTPResponse:
-        """Open a connection of this class that gives such responses."""
-
-        def connect(*arguments: Any, **more: Any) -> http.client.HTTPConnection:
-            connection: http.client.HTTPConnection = http_class(*arguments, **more)
-            connection.response_class = partial(_Response, self._deadline)  # type: ignore[assignment]
-            return connection
-
-        return super().do_open(connect, req, **options)
-
-
-class _Response(http.client.HTTPResponse):
-    """A response of which every byte, headers included, must come before a time."""
-
-    def __init__(self, deadline: float, connection: Any, *arguments: Any, **options: Any):
-        super().__init__(connection, *arguments, **options)
-        self.fp = io.BufferedReader(_Timed(self.fp.detach(), connection, deadline))
-
-
-class _Timed(io.RawIOBase):
-    """What comes from a connection before a time. A connection's own timeout is for each of many reads."""
-
-    def __init__(self, raw: io.RawIOBase, connection: Any, deadline: float):
-        self._raw = raw
-        self._connection = connection
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        """Return true."""
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        """Read as the connection does, in what is left of the time."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+            raise too_large
+        if time.monotonic() > deadline:
             raise TimeoutError
-        self._connection.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        """Close the connection's file, too, or the connection stays open."""
-        self._raw.close()
-        super().close()
+    if len(content) < length:
+        raise ImageError(f"{url}: connection closed after {len(content):,} of {length:,} bytes. Try again.")
+    if content[:99].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # no format of photographs starts like this
+        raise ImageError(f"{url}: this is an HTML page, not an image. Use the image's direct URL.")
+    return bytes(content)

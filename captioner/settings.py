@@ -5,7 +5,7 @@ These classes know neither pixels nor tensors, so that a model file can be read 
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from captioner import config
 from captioner.config import Range
@@ -16,24 +16,38 @@ WIDEST = 65_536
 Width = Annotated[int, Range(1, WIDEST)]
 Probability = Annotated[float, Range(0, 1, exclude="high")]
 
-OWN_NETWORK = "efficientnet_v2_b0"
-SMALL_NETWORK = "small_cnn"
-TORCHVISION_NETWORKS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "vgg16",
-    "vgg19",
-    "densenet121",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "convnext_tiny",
-)
-"""The networks of torchvision that work here, listed so that checking a name does not import torchvision."""
+
+class EncoderFamily(NamedTuple):
+    """What encoders of one kind have in common. To add a kind, add its record to `ENCODERS`.
+
+    Importing torchvision takes seconds, so the names of its networks are listed here.
+    """
+
+    builder: str
+    """Function of `captioner.network.encoder`: (name, stride) -> (layers, number of channels)."""
+    strides: tuple[int, ...] = (16, 32)
+    """Supported strides of the grid. The network is cut where it reaches the stride."""
+    rounded_up: int | None = None
+    """Part of the stride by which the padding makes the network divide rounding up; by the rest it rounds down.
+    None: all of it. A run on the meta device would tell, but it makes torch import its compiler, which takes longer
+    than importing torch."""
+
+
+ENCODERS: dict[str, EncoderFamily] = {
+    "efficientnet_v2_b0": EncoderFamily("efficientnet_v2_b0"),
+    "small_cnn": EncoderFamily("small_cnn", strides=(8,)),
+    **dict.fromkeys(
+        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), EncoderFamily("torchvision_features")
+    ),
+    **dict.fromkeys(("vgg16", "vgg19"), EncoderFamily("torchvision_features", rounded_up=1)),
+    "densenet121": EncoderFamily("torchvision_features", rounded_up=4),
+    **dict.fromkeys(
+        ("mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s"),
+        EncoderFamily("torchvision_features"),
+    ),
+    "convnext_tiny": EncoderFamily("torchvision_features", rounded_up=1),
+}
+"""The encoders by name."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class EncoderSettings:
         ValueError: for a value that no encoder has.
     """
 
-    name: str = OWN_NETWORK
+    name: str = "efficientnet_v2_b0"
     """`efficientnet_v2_b0`; `small_cnn`, for small generated images; or the name of a torchvision network, such as
     `resnet50`."""
     stride: Literal[8, 16, 32] = 32
@@ -54,12 +68,11 @@ class EncoderSettings:
 
     def __post_init__(self) -> None:
         config.check(self)
-        names = [OWN_NETWORK, SMALL_NETWORK, *TORCHVISION_NETWORKS]
-        if self.name not in names:
-            close = difflib.get_close_matches(self.name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+        if self.name not in ENCODERS:
+            close = difflib.get_close_matches(self.name, ENCODERS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(ENCODERS)}"
             raise ValueError(f"name: unknown encoder {self.name!r}; {hint}")
-        strides = (8,) if self.name == SMALL_NETWORK else (16, 32)
+        strides = ENCODERS[self.name].strides
         if self.stride not in strides:
             expected = " or ".join(map(str, strides))
             raise ValueError(f"stride: expected {expected} for {self.name}, got {self.stride!r}")

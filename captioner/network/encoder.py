@@ -1,7 +1,7 @@
-"""Encoders: a convolutional network that turns a picture into a grid of annotation vectors.
+"""Encoders: a convolutional network that turns an image into a grid of annotation vectors.
 
-Show, Attend and Tell (arXiv 1502.03044), section 3.1.1: not one vector for the picture, but one a place,
-taken before the network averages the places away, so that the decoder can choose where to look.
+Show, Attend and Tell (arXiv 1502.03044), section 3.1.1: one vector for each location instead of one for the whole
+image, from a layer before global pooling, so that the decoder can attend to locations.
 """
 
 import itertools
@@ -17,63 +17,56 @@ from torch import Tensor, nn
 
 from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError
 from captioner.installation import install_hint
-from captioner.settings import OWN_NETWORK, SMALL_NETWORK, TORCHVISION_NETWORKS, EncoderSettings
-
-_ROUNDED_UP = {"vgg16": 1, "vgg19": 1, "densenet121": 4, "convnext_tiny": 1}
-"""The part of the stride by which a network divides rounding up, by its padding; the rest it rounds down. Networks
-that are not named here round up throughout."""
+from captioner.settings import ENCODERS, EncoderSettings
 
 
 class Encoder(nn.Module):
-    """A convolutional network cut where its grid is as fine as `settings.stride`.
+    """A convolutional network cut where its grid has the stride of the settings.
 
-    It stays in eval mode also while it is trained: a batch of pictures is too small to estimate the
-    statistics of batch norms anew.
+    It stays in eval mode while it is trained: a batch of images is too small to estimate the statistics of batch
+    norms.
 
     Attributes:
-        settings: what it was built from.
-        size: D, the channels of an annotation vector.
+        settings: settings of the network.
+        size: D, number of channels of an annotation vector.
         stages: names of the parts that have weights, first to last, for `finetune_from`.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
-        """Build the network with random weights; `load_encoder_weights` fills in trained ones."""
+        """Build the network with random weights; `load_encoder_weights` loads trained ones."""
         super().__init__()
         self.settings = settings
-        if settings.name == OWN_NETWORK:
-            self.features, self.size = efficientnet_v2_b0(settings.stride)
-        elif settings.name == SMALL_NETWORK:
-            self.features, self.size = small_cnn()
-        else:
-            self.features, self.size = torchvision_features(settings.name, settings.stride)
+        builder: Builder = globals()[ENCODERS[settings.name].builder]
+        self.features, self.size = builder(settings.name, settings.stride)
         self.stages = tuple(name for name, layer in self.features.named_children() if layer.state_dict())
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return annotations (B, L, D) of images (B, 3, H, W), and the grid (rows, columns).
 
-        L is rows x columns, left to right and then top to bottom.
+        L is rows x columns, in row-major order.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ImageError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        # On a CPU, channels last is a quarter faster, and more pictures at once would not stay in its cache.
+        # On a CPU, channels last is a quarter faster, and larger batches would not stay in its cache.
         images = images.contiguous(memory_format=torch.channels_last)
-        in_parts = images.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        parts = images.split(16) if in_parts else (images,)
-        grid = torch.cat([self.features(part) for part in parts])  # (B, D, rows, columns)
+        is_split = images.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        batches = images.split(16) if is_split else (images,)
+        grid = torch.cat([self.features(batch) for batch in batches])  # (B, D, rows, columns)
         if self.settings.grid is not None:
             grid = F.adaptive_avg_pool2d(grid, self.settings.grid)
         rows, columns = grid.shape[-2:]
         return grid.flatten(2).transpose(1, 2), (rows, columns)
 
     def grid(self, size: int) -> tuple[int, int]:
-        """Return the grid (rows, columns) of square images of `size` pixels, without looking at any.
+        """Return the grid (rows, columns) of square images of `size` pixels, without running the network.
 
         Raises:
-            ConfigError: when the settings ask for more cells than the network gives.
+            ConfigError: if the settings ask for more cells than the network has.
         """
-        up = _ROUNDED_UP.get(self.settings.name, self.settings.stride)
-        cells = math.ceil(size / up) // (self.settings.stride // up)
+        stride = self.settings.stride
+        up = ENCODERS[self.settings.name].rounded_up or stride
+        cells = math.ceil(size / up) // (stride // up)
         grid = self.settings.grid or (cells, cells)
         if max(grid) > cells:
             raise ConfigError(
@@ -82,14 +75,14 @@ class Encoder(nn.Module):
         return grid
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Stay in eval mode, whatever `mode` says."""
+        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     def finetune_from(self, stage: str | None) -> None:
-        """Let training change `stage` and all later ones, and freeze the others; none freezes everything.
+        """Train `stage` and all later stages, and freeze the others. None freezes all.
 
         Raises:
-            ConfigError: when there is no such stage.
+            ConfigError: if there is no such stage.
         """
         if stage is not None and stage not in self.stages:
             stages = ", ".join(self.stages)
@@ -100,17 +93,17 @@ class Encoder(nn.Module):
 
 
 def load_encoder_weights(encoder: Encoder, source: str) -> None:
-    """Fill `encoder` with trained weights.
+    """Load trained weights into `encoder`.
 
     Args:
-        encoder: changed in place; its device and dtype stay.
-        source: `none` leaves it as it is; `imagenet` downloads torchvision's default weights; anything else
-            is a `.safetensors` file of the network alone or of a model that holds it as `encoder`. What comes
-            after the last stage of `encoder`, such as a classifier, is left out.
+        encoder: changed in place; device and dtype are kept.
+        source: `none` changes nothing; `imagenet` downloads torchvision's default weights; anything else is the
+            path of a `.safetensors` file of the network alone, or of a model that contains it as `encoder`. Layers
+            after the last stage of `encoder`, such as a classifier, are ignored.
 
     Raises:
-        ConfigError: when there is no download for this network.
-        CheckpointError: when the weights cannot be had, or are those of another network.
+        ConfigError: if there is no download for this network.
+        CheckpointError: if the weights cannot be read, or belong to another network.
     """
     if source == "none":
         return
@@ -120,28 +113,28 @@ def load_encoder_weights(encoder: Encoder, source: str) -> None:
         tensors = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items()}
     if not any(key.startswith("features.") for key in tensors):  # such as torchvision's resnets
         tensors = {f"features.{key}": tensor for key, tensor in tensors.items()}
-    wanted = tuple(f"features.{stage}." for stage in encoder.stages)
-    found = {key: tensor for key, tensor in tensors.items() if key.startswith(wanted)}
+    prefixes = tuple(f"features.{stage}." for stage in encoder.stages)
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(prefixes)}
     expected = encoder.state_dict()
-    problems = [f"{key} is missing" for key in expected if key not in found]
-    problems += [f"{key} is not known" for key in found if key not in expected]
+    problems = [f"{key} is missing" for key in expected if key not in weights]
+    problems += [f"{key} is unknown" for key in weights if key not in expected]
     problems += [
-        f"{key} is {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if key in found and found[key].shape != tensor.shape
+        if key in weights and weights[key].shape != tensor.shape
     ]
     if problems:
         more = f", and {len(problems) - 1} more differences" if len(problems) > 1 else ""
         raise CheckpointError(
             f"{source}: not the weights of {name} at stride {encoder.settings.stride} ({problems[0]}{more}). "
-            "Set the encoder that the file was made for, or name another file."
+            "Select the encoder that the file was made for, or another file."
         )
-    encoder.load_state_dict(found)
+    encoder.load_state_dict(weights)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; name a .safetensors file, or say 'imagenet' or 'none'")
+        raise CheckpointError(f"{path}: no such file. Expected a .safetensors file, 'imagenet' or 'none'.")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
@@ -150,8 +143,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    if name not in TORCHVISION_NETWORKS:
-        raise ConfigError(f"imagenet: torchvision has no weights of {name}; name a .safetensors file of them")
+    if ENCODERS[name].builder != "torchvision_features":
+        raise ConfigError(f"imagenet: torchvision has no weights of {name}; set a .safetensors file of them")
     from torchvision import models
 
     try:
@@ -160,11 +153,14 @@ def _download(name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{name}: cannot download the ImageNet weights ({error})") from error
 
 
-def torchvision_features(name: str, stride: int) -> tuple[nn.Sequential, int]:
-    """Return the layers of a network of torchvision that together have `stride`, and the channels they give.
+Builder = Callable[[str, int], tuple[nn.Sequential, int]]
 
-    The layers are those before the network averages all places into one vector. How far they reach down to
-    `stride` is found by a trial run on the meta device, which does no arithmetic.
+
+def torchvision_features(name: str, stride: int) -> tuple[nn.Sequential, int]:
+    """Return the layers of a torchvision network that together have `stride`, and their number of channels.
+
+    These are layers before the global pooling. A run on the meta device, which computes shapes only, finds how many
+    of them reach the stride.
     """
     width = 64
     grid = torch.empty(1, 3, width, width, device="meta")
@@ -190,30 +186,30 @@ def _torchvision_layers(name: str) -> dict[str, nn.Module]:
         ) from error
     network = models.get_model(name, weights=None)
     if not hasattr(network, "features"):
-        parts = network.named_children()  # a resnet's; its average pool and classifier come last
+        parts = network.named_children()  # of a resnet; average pool and classifier are the last
         return dict(itertools.takewhile(lambda part: not isinstance(part[1], nn.AdaptiveAvgPool2d), parts))
     layers = dict(network.features.named_children())
     if isinstance(network, models.DenseNet):
-        layers["relu"] = nn.ReLU(inplace=True)  # which it applies outside of its layers
+        layers["relu"] = nn.ReLU(inplace=True)  # applied in its `forward`
     return layers
 
 
-# EfficientNetV2-B0: Tan and Le 2021 (arXiv 2104.00298), with the widths of EfficientNet-B0. It is written out
-# here because importing torchvision takes as long as importing torch. Modules are nested and named such that
-# the keys of the weights are those of torchvision's `EfficientNet`.
+# EfficientNetV2-B0: Tan and Le 2021 (arXiv 2104.00298), with the widths of EfficientNet-B0. Defined here because
+# importing torchvision takes as long as importing torch. The names of modules make the keys of the weights those of
+# torchvision's `EfficientNet`.
 
 
 class HalvingConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 2 that pads as TensorFlow does, whose weights these networks carry.
+    """A 3x3 convolution of stride 2 with the padding of TensorFlow, from which the published weights come.
 
-    An even side gets its one row of zeros after the last; an odd side gets one at both ends.
+    An even side is padded with one row of zeros at its end, an odd side with one at both ends.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
         super().__init__(inputs, outputs, 3, stride=2, groups=groups, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2), halves rounded up."""
+        """(B, inputs, H, W) -> (B, outputs, ceil(H / 2), ceil(W / 2))."""
         rows, columns = input.shape[-2:]
         return super().forward(F.pad(input, (columns % 2, 1, rows % 2, 1)))
 
@@ -221,7 +217,7 @@ class HalvingConv2d(nn.Conv2d):
 def convolution(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, activate: bool = True
 ) -> nn.Sequential:
-    """Convolution, batch norm and, unless told otherwise, SiLU."""
+    """Return a convolution, a batch norm and, with `activate`, a SiLU."""
     layers: list[nn.Module] = [
         HalvingConv2d(inputs, outputs, groups)
         if stride == 2
@@ -234,7 +230,7 @@ def convolution(
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by what a small network makes of all channels' averages (arXiv 1709.01507)."""
+    """Scale each channel by a factor predicted from the averages of all channels (arXiv 1709.01507)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -248,7 +244,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Residual(nn.Module):
-    """A block whose input is added to its output where both have the same shape."""
+    """A block with a shortcut connection if its input and output have the same shape."""
 
     def __init__(self, block: nn.Sequential, shortcut: bool) -> None:
         super().__init__()
@@ -261,7 +257,8 @@ class Residual(nn.Module):
 
 
 def fused_mbconv(expand: int, stride: int, inputs: int, outputs: int) -> Residual:
-    """Widen with a 3x3 convolution, then narrow; without expansion the 3x3 convolution is all."""
+    """Return a fused inverted bottleneck: a 3x3 convolution that expands, and a 1x1 that projects (`expand` >
+    1)."""
     if expand == 1:
         block = nn.Sequential(convolution(inputs, outputs, 3, stride))
     else:
@@ -272,7 +269,7 @@ def fused_mbconv(expand: int, stride: int, inputs: int, outputs: int) -> Residua
 
 
 def mbconv(expand: int, stride: int, inputs: int, outputs: int) -> Residual:
-    """Widen, convolve each channel by itself, weigh the channels, narrow."""
+    """Return an inverted bottleneck: expand, depthwise convolution, squeeze and excite, project."""
     wide = inputs * expand
     block = nn.Sequential(
         convolution(inputs, wide),
@@ -294,8 +291,8 @@ STAGES: tuple[tuple[Callable[[int, int, int, int], Residual], int, int, int, int
 )
 
 
-def efficientnet_v2_b0(stride: int) -> tuple[nn.Sequential, int]:
-    """Return the network, at stride 16 only what comes before its last halving, and the channels it gives."""
+def efficientnet_v2_b0(name: str, stride: int) -> tuple[nn.Sequential, int]:
+    """Return the network, at stride 16 cut before its last stride-2 convolution, and its number of channels."""
     stages = [convolution(3, 32, 3, stride=2)]
     for block, expand, first_stride, inputs, outputs, count in STAGES if stride == 32 else STAGES[:-1]:
         first = block(expand, first_stride, inputs, outputs)
@@ -306,34 +303,33 @@ def efficientnet_v2_b0(stride: int) -> tuple[nn.Sequential, int]:
     features = nn.Sequential(*stages)
     for module in features.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_uniform_(module.weight, a=0.3)  # torch's own choice fades to 1e-8 on the way
+            nn.init.kaiming_uniform_(module.weight, a=0.3)  # with torch's default, activations vanish (1e-8)
     return features, outputs
 
 
 class Coordinates(nn.Module):
-    """Add two channels that say how far down and across each pixel lies, from -1 to 1.
+    """Append two channels with the row and column of each pixel, from -1 to 1.
 
-    Liu et al. 2018 (arXiv 1807.03247): a convolution alone cannot tell one place from another, and so neither what
-    is above from what is below.
+    Liu et al. 2018 (arXiv 1807.03247): convolutions alone are translation invariant, so they cannot tell above from
+    below.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C + 2, H, W)."""
         count, _, height, width = images.shape
-        down = torch.linspace(-1, 1, height).to(images).view(-1, 1).expand(count, 1, -1, width)
-        across = torch.linspace(-1, 1, width).to(images).expand(count, 1, height, -1)
-        return torch.cat([images, down, across], dim=1)
+        rows = torch.linspace(-1, 1, height).to(images).view(-1, 1).expand(count, 1, -1, width)
+        columns = torch.linspace(-1, 1, width).to(images).expand(count, 1, height, -1)
+        return torch.cat([images, rows, columns], dim=1)
 
 
-def small_cnn() -> tuple[nn.Sequential, int]:
-    """Return a network of stride 8 for small generated pictures, and the channels it gives.
+def small_cnn(name: str, stride: int) -> tuple[nn.Sequential, int]:
+    """Return a network of stride 8 for small generated images, and its number of channels.
 
-    A cell answers to 23 x 23 pixels: that is an object and little more, so attention has to lie on an object to see
-    it. Their middle lies 3.5 pixels above and left of the cell's. Kernels of even width, or uneven padding, put it
-    right; with them attention, which looks at objects' upper edges to tell their kinds, peaked beside the objects
-    more often (on them 85 % of the time, not 88 %), and fewer captions were true. Group norm (Wu and He 2018, arXiv
-    1803.08494) keeps no statistics, so the network is the same in training and eval mode and learns from random
-    weights.
+    The receptive field of a cell is 23 x 23 pixels, about the size of an object, so attention has to be on an
+    object to see it. Its centre is 3.5 pixels above and left of the centre of the cell. Kernels of even width, or
+    uneven padding, align it; but then attention peaked beside the objects more often (85 % on them instead of 88
+    %), and fewer captions were true. Group norm (Wu and He 2018, arXiv 1803.08494) has no running statistics, so
+    the network is the same in training and eval mode and learns from random weights.
     """
     layers = [
         nn.Sequential(

@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="caption-web",
-        description="Serve a web page that captions pictures, and an HTTP API: POST /api/caption, reference at /docs.",
+        description="Serve a web page that captions pictures, and an HTTP API (POST /api/caption, see /docs).",
     )
     parser.add_argument("--version", action="version", version=f"caption-web {__version__}")
 

@@ -1,0 +1,128 @@
+"""The state of a decoder, and the base class of all decoders."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captioner.network.attention import Attention, Look
+from captioner.settings import DecoderSettings
+
+
+class ImageState(NamedTuple):
+    """What a decoder knows of each image, computed once."""
+
+    annotations: Tensor  # (B, L, D), a
+    keys: Tensor  # (B, ...), from `Attention.prepare`
+    gates: Tensor  # (B, 1, ...), what the image adds to the gates at every word
+
+
+class State(NamedTuple):
+    """All a decoder knows between two words, for B images of K rows each. A value: no method changes it."""
+
+    rows: Any  # a NamedTuple of what is known of each row, tensors (B, K, ...)
+    images: ImageState
+
+    def select(self, images: Tensor, rows: Tensor) -> "State":
+        """Return the state of some images and rows.
+
+        Args:
+            images: int64 (B',), ascending indices of the images to keep. If all are kept, what is known of the
+                images is shared with the new state, not copied.
+            rows: int64 (B', K'), indices of rows of each of these images. A row may be named several times (a
+                hypothesis that branches) or not at all.
+        """
+        kept = self.images
+        if len(images) != len(kept.annotations):  # indices are distinct, so as many images are all of them
+            kept = ImageState(*(tensor[images] for tensor in kept))
+        return State(type(self.rows)(*(tensor[images[:, None], rows] for tensor in self.rows)), kept)
+
+    def replace_cells(self, cells: Tensor) -> "State":
+        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+
+        def replace(tensor: Tensor) -> Tensor:  # (B, ..., L, size) if it is known of each cell
+            if tensor.shape[-2] != cells.shape[1]:
+                return tensor
+            where = cells.view(len(cells), *(1,) * (tensor.ndim - 3), -1, 1)
+            return torch.where(where, tensor.mean(dim=-2, keepdim=True), tensor)
+
+        return self._replace(images=ImageState(*map(replace, self.images)))
+
+    def expand(self, count: int) -> "State":
+        """Return the state of `count` equal rows for every image, without a copy, from a state with K = 1."""
+        return self._replace(
+            rows=type(self.rows)(*(tensor.expand(-1, count, *tensor.shape[2:]) for tensor in self.rows))
+        )
+
+
+class Decoder(nn.Module):
+    """Base class of all decoders: embedded words in, an attention mechanism, logits of words out."""
+
+    attention: Attention
+
+    def __init__(self, settings: DecoderSettings, annotation_size: int, vocabulary_size: int):
+        super().__init__()
+        embedding = settings.embedding_size
+        self.settings = settings
+        self.embedding = nn.Embedding.from_pretrained(_word_vectors(vocabulary_size, embedding), freeze=False)  # E
+        self.output_bias = nn.Parameter(torch.zeros(vocabulary_size))
+        self.output_weight = None  # L_o; None: tied to the embedding
+        if not settings.tied_output:
+            self.output_weight = nn.Parameter(_word_vectors(vocabulary_size, embedding))
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def start(self, annotations: Tensor) -> State:
+        """Return the state before the first word, of B images with K = 1, from annotations (B, L, D).
+
+        With `normalize`, every annotation is brought to mean 0 and variance 1. Annotations of different length act
+        as attention of their own: on Flickr8k, those of EfficientNetV2-B0 are on average 2.5 times longer in the
+        middle of the frame than at its sides, so that their plain mean prefers the middle whatever the weights are.
+        """
+        if self.settings.normalize:
+            annotations = F.layer_norm(annotations, annotations.shape[-1:])
+        return self.begin(F.dropout(annotations, self.settings.annotation_dropout, self.training))
+
+    def begin(self, annotations: Tensor) -> State:
+        """Return the state before the first word, from normalised annotations (B, L, D)."""
+        raise NotImplementedError
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Look]:
+        """Read the previous words (B, K) and predict the next.
+
+        Returns:
+            The log-probabilities of the next word (B, K, V), the new state, and the look.
+        """
+        raise NotImplementedError
+
+    def forward(self, annotations: Tensor, captions: Tensor) -> tuple[Tensor, Look]:
+        """Read whole captions and predict the word after each of their words (teacher forcing).
+
+        Captions of one image should be sorted, longest first: at each step, rows k after the last one that still
+        has a word in any image are not computed.
+
+        Args:
+            annotations: (B, L, D).
+            captions: words (B, K, T), K captions of each image, each beginning with START, PAD after its end. A
+                caption that is missing is PAD alone.
+
+        Returns:
+            Logits (M, V) and the look (M, ...) of the M words that are not PAD, in the order of
+            `captions[captions != PAD]`.
+        """
+        raise NotImplementedError
+
+    def _logits(self, combined: Tensor) -> Tensor:
+        """Return the logits (..., V) of the next word from the input of the output layer (..., E)."""
+        weight = self.embedding.weight if self.output_weight is None else self.output_weight
+        return F.linear(self.dropout(combined), weight, self.output_bias)
+
+
+def _word_vectors(count: int, size: int) -> Tensor:
+    """Return random vectors (count, size) of length about 1.
+
+    It is one call because arithmetic on the meta device, where checkpoints are built, makes torch import its
+    compiler, which takes longer than torch itself.
+    """
+    bound = (3 / size) ** 0.5
+    return torch.empty(count, size).uniform_(-bound, bound)
