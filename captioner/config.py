@@ -58,7 +58,7 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str = "setti
         ConfigError: with one line per problem.
     """
     problems: list[str] = []
-    settings = _build(kind, values, "", problems)
+    settings: Settings = _build(kind, values, "", problems)
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
     return settings
@@ -80,7 +80,8 @@ def check(settings: Any) -> None:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return nested dictionaries of JSON types, the inverse of `from_dict`."""
-    return _to_json(dataclasses.asdict(settings))
+    values: dict[str, Any] = _to_json(dataclasses.asdict(settings))
+    return values
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -190,7 +191,7 @@ def _convert(expected: Any, value: Any, path: str, problems: list[str]) -> Any:
     return value
 
 
-def _convert_tuple(expected: Any, value: Any, path: str, problems: list[str]) -> tuple:
+def _convert_tuple(expected: Any, value: Any, path: str, problems: list[str]) -> tuple[Any, ...]:
     items = get_args(expected)
     if not isinstance(value, (list, tuple)):
         _refuse("a list", value, path, problems)

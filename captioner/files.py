@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and streams that stand where a file may be named."""
+"""Atomic writes, and streams in place of files."""
 
 import hashlib
 import os
@@ -18,12 +18,12 @@ _DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 @contextmanager
 def write_atomically(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Give a file to write bytes to, which becomes `path` when the block ends well.
+    """Yield a binary file that becomes `path` when the block succeeds.
 
-    Until then it has another name in the same folder; if the block fails or is interrupted it is removed, and
-    `path` is as it was. So nobody ever reads half a file. What a process that was killed left under the other name
-    is overwritten by the next process that writes `path`. A link keeps pointing to its file, which is replaced. A
-    stream (see `open_stream`) is never replaced: it receives the bytes when the block ends well.
+    It is a temporary file in the same folder, which is removed if the block fails or is interrupted, so no reader
+    ever sees an incomplete file. A temporary file that a killed process left is overwritten by the next process
+    that writes `path`. A symbolic link is kept and its target replaced. A stream (see `open_stream`) is not
+    replaced: the bytes are written to it when the block succeeds.
 
     Raises:
         OutputError: if `path` exists and `overwrite` is false, or if it cannot be written.
@@ -45,7 +45,7 @@ def write_atomically(path: str | Path, *, overwrite: bool = False) -> Iterator[B
                 with partial.open("wb") as file:
                     yield file
                     file.flush()
-                    os.fsync(file.fileno())  # or a power cut might leave the new name to an empty file
+                    os.fsync(file.fileno())  # otherwise a power failure might leave an empty file
                 partial.replace(target)
             except BaseException:
                 with suppress(OSError):
@@ -56,14 +56,13 @@ def write_atomically(path: str | Path, *, overwrite: bool = False) -> Iterator[B
 
 
 def open_stream(path: str | Path) -> int | None:
-    """Return a new descriptor to write to if `path` is a stream, and None if it is a file, a folder or not there.
+    """Return a new descriptor to write to if `path` is a stream, None if it is a file, a folder or missing.
 
     Streams are FIFOs, sockets, character devices such as `/dev/null`, and the descriptors of this process
-    (`/dev/stdout`, `/dev/fd/3`), whatever they were redirected to. They have no end to resume at, and nothing of
-    them is kept or replaced.
+    (`/dev/stdout`, `/dev/fd/3`), whatever they are redirected to. They cannot be resumed or replaced.
 
     Raises:
-        OutputError: if it is a block device, which would lose its file system.
+        OutputError: if it is a block device, whose file system would be destroyed.
         OSError: if it cannot be opened.
     """
     number = _DESCRIPTORS.get(str(path))
@@ -84,39 +83,36 @@ def open_stream(path: str | Path) -> int | None:
 
 @contextmanager
 def _reserve_partial(path: Path) -> Iterator[Path]:
-    """Give a name for what is to become `path`, at which no other process writes meanwhile.
+    """Yield the path of the temporary file for `path`, which no other process uses meanwhile.
 
-    It is always the same, so that files of killed processes do not pile up; but a new one while another process
-    has it, and where files cannot be locked.
+    It is always the same, so that files of killed processes do not accumulate; it is random while another process
+    uses that, and where files cannot be locked.
     """
-    # Not `tempfile`: its files are readable by their owner alone, and would stay so under the final name.
-    usual = path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.partial"
-    lock = _lock(usual)
+    # Not `tempfile`: its files are readable by their owner only, and would stay so under the final name.
+    default = path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.partial"
+    lock = _lock(default)
     try:
-        yield path.parent / f".{secrets.token_hex(8)}.partial" if lock is None else usual
+        yield path.parent / f".{secrets.token_hex(8)}.partial" if lock is None else default
     finally:
         if lock is not None:
             os.close(lock)
 
 
 def _lock(partial: Path) -> int | None:
-    """Return a handle that keeps a file, new or left behind, from other processes until it is closed.
-
-    None: another process has it, or it cannot be had.
-    """
+    """Return a descriptor that locks a file, created if missing, until it is closed. None: it cannot be locked."""
     try:
         import fcntl
 
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except (ImportError, OSError):  # Windows; a folder that is missing; a file of somebody else
+    except (ImportError, OSError):  # Windows; a missing folder; another user's file
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), partial.lstat()):  # or it got its final name in between
+        if os.path.samestat(os.fstat(handle), partial.lstat()):  # otherwise it was renamed in between
             return handle
     except (BlockingIOError, FileNotFoundError):
         pass
-    except OSError:  # a disk without locks: the file is no other process's, but ours, and of no use
+    except OSError:  # a file system without locks: our own empty file
         with suppress(OSError):
             partial.unlink()
     os.close(handle)
@@ -129,17 +125,17 @@ def exists_already(path: Path) -> OutputError:
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """Return the error for a file that the system refuses to write."""
+    """Return the error for a file that cannot be written."""
     return OutputError(
-        f"{path}: cannot write this file ({error.strerror or error}). Does its folder exist, and is it yours?"
+        f"{path}: cannot write this file ({error.strerror or error}). Check that its folder exists and is writable."
     )
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a regular file of this name; unlike `Path.is_file`, also for impossible names."""
+    """Return whether `path` is a regular file; unlike `Path.is_file`, false for invalid names."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a folder of this name; unlike `Path.is_dir`, also for impossible names."""
+    """Return whether `path` is a folder; unlike `Path.is_dir`, false for invalid names."""
     return os.path.isdir(path)  # noqa: PTH112

@@ -168,7 +168,8 @@ def _check_weight(tensor: dict[str, Any], weights: Mapping[str, tuple[int, ...]]
 
 
 def _text(message: dict[str, Any], name: str) -> str:
-    return message.get(name, b"")[:200].decode("utf-8", "replace")
+    value: bytes = message.get(name, b"")
+    return value[:200].decode("utf-8", "replace")
 
 
 def _parse(data: bytes, schema: Mapping[int, tuple[str, Any]], where: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""A run over many pictures: which there are, what is done already, and where the results go.
+"""A run over many pictures: find them, skip what is done, and write the results.
 
-A picture's job is planned when it is about to be read and forgotten when its results are written. So a run over
-millions of pictures starts at once, and needs memory for two batches, the names of one folder, and 8 bytes for each
-picture that the output file has already.
+A picture's job is planned just before it is read, and dropped when its results are written. So a run over millions
+of pictures starts at once, and needs memory for two batches, the names of one folder, and 8 bytes for each picture
+that is in the output file already.
 """
 
 import errno
@@ -38,26 +38,26 @@ Show = Callable[[Results], Results]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pictures to caption."""
+    """The pictures to caption."""
 
     names: tuple[str, ...] = ()
-    """Files, folders, patterns, addresses, and `-` for standard input."""
+    """Files, folders, patterns, URLs, and `-` for standard input."""
     list_file: str | None = None
-    """A file of further names, without patterns; `-` is standard input."""
+    """A file of further names, not patterns; `-` is standard input."""
     null: bool = False
-    """Whether NUL characters end the names of the list, instead of newlines."""
+    """Whether names in the list end with NUL characters instead of newlines."""
     shard: tuple[int, int] = (1, 1)
-    """(K, N): take every Nth picture, from the Kth."""
+    """(K, N): take every Nth picture, starting at the Kth."""
 
     @property
     def is_single(self) -> bool:
-        """Whether it names one picture, whose caption needs no name."""
+        """Whether it is one picture, whose caption is printed without a name."""
         return self.list_file is None and len(self.names) == 1 and is_single(self.names[0])
 
 
 @dataclass(frozen=True)
 class OverlaySettings:
-    """How to draw where the network looked."""
+    """How to draw the attention."""
 
     folder: Path
     format: str = "png"
@@ -65,37 +65,36 @@ class OverlaySettings:
     colours: str = "white"
     """One of `captioner.overlay.COLOURS`."""
     head: int | None = None
-    """The head of several to draw, from 0; None draws their mean."""
+    """The attention head to draw, from 0. None: the mean of all heads."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the captions go, and how."""
+    """Where and how to write the captions."""
 
     output: str | None = None
-    """A file or a stream; None is standard output."""
+    """A file or a stream. None: standard output."""
     format: str = "text"
     """A key of `captioner.output.FORMATS`."""
     attention: bool = False
     """Whether JSON Lines include the attention maps."""
     sidecar: str | None = None
-    """The suffix of files beside the pictures."""
+    """Suffix of sidecar files. None: write none."""
     overlay: OverlaySettings | None = None
     existing: str = "skip"
-    """`skip`, `overwrite` or `append`: what to do with results that exist."""
+    """`skip`, `overwrite` or `append`: what to do with existing results."""
     prefix: str = ""
     suffix: str = ""
     min_confidence: float = 0.0
-    """Captions with less confidence are withheld: they are empty where a line names the picture, and written
-    nowhere else."""
+    """Withhold captions with less confidence: the line of the picture has no words, and nothing else is written."""
     failures: str | None = None
-    """A file that lists the pictures that failed."""
+    """File to list the pictures that failed."""
     null: bool = False
-    """Whether NUL characters end the names in `failures`, instead of newlines."""
+    """Whether names in `failures` end with NUL characters instead of newlines."""
 
 
 class Job(NamedTuple):
-    """A picture, and which of its results are missing."""
+    """A picture and its missing results."""
 
     picture: Found
     line: bool
@@ -105,38 +104,38 @@ class Job(NamedTuple):
 
 @dataclass
 class Counts:
-    """What a run met with."""
+    """Statistics of a run."""
 
     pictures: int = 0
     done: int = 0
     """Pictures whose results all exist from earlier runs."""
     failed: int = 0
-    """Pictures that could not be captioned, or not all of whose results could be written."""
+    """Pictures that could not be captioned, or whose results could not all be written."""
     withheld: int = 0
-    """Pictures whose caption has too little confidence to be written."""
+    """Pictures whose caption was withheld."""
     listed: int = 0
     """Names in the list."""
     not_found: int = 0
-    """Names that give no pictures, and folders that cannot be read."""
+    """Names without pictures, and folders that cannot be read."""
     skipped: Skipped = field(default_factory=Skipped)
 
 
 class Run:
-    """A run over many pictures. Within its context, its list and its output are open, and the output is locked."""
+    """A run over many pictures. In its context, the list and the output are open, and the output is locked."""
 
     def __init__(
         self, selection: Selection, destination: Destination, candidates: int, report: Callable[[str], None]
     ) -> None:
-        """Hold the settings.
+        """Prepare a run.
 
         Args:
-            selection: which pictures.
-            destination: where the results go.
+            selection: the pictures.
+            destination: where to write the results.
             candidates: number of captions of each picture.
-            report: is called with one line about each picture that fails.
+            report: called with a message of one line for each picture that fails.
 
         Raises:
-            OutputError: if the suffix of sidecar files is not one.
+            OutputError: if the suffix of sidecar files is invalid.
         """
         self.counts = Counts()
         self._selection = selection
@@ -145,7 +144,9 @@ class Run:
         self._report = report
         self._skips = destination.existing == "skip"
         self._format = FORMATS[destination.format](names=not selection.is_single, attention=destination.attention)
-        self._nameless = destination.format == "text" and selection.is_single  # the line does not say whose it is
+        self._nameless = (
+            destination.format == "text" and selection.is_single
+        )  # lines without the name of their picture
         self._sidecars = Sidecars(destination.sidecar) if destination.sidecar else None
         self._overlays = Overlays(destination.overlay, destination.existing) if destination.overlay else None
         self._context = ExitStack()
@@ -171,56 +172,56 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close them."""
+        """Close the list and the output."""
         self._context.close()
 
     def execute(
         self, load: "Callable[[], Captioner]", settings: SearchSettings, batch_size: int, show: Show = iter
     ) -> None:
-        """Caption the pictures whose results are missing, and write these.
+        """Caption the pictures whose results are missing, and write the results.
 
         Args:
-            load: returns the model; it is called when the first picture has been found for it.
-            settings: how to choose the words.
-            batch_size: pictures that go through the network together.
-            show: passes the results on, and may show the progress.
+            load: returns the model; called when there is a first picture to caption.
+            settings: search settings.
+            batch_size: number of pictures that go through the network together.
+            show: wraps the iterator of results, to show the progress.
 
         Raises:
-            CaptionerError: if the list, the output, the model or a setting cannot be used. A picture that cannot be
-                used is reported and counted instead.
-            BrokenPipeError: if the reader of the output is gone.
+            CaptionerError: if the list, the output, the model or a setting is invalid. Pictures that fail are
+                reported and counted instead.
+            BrokenPipeError: if the reader of the output has closed it.
         """
         jobs = self._plan_jobs()
         first = next(jobs, None)
         if first is not None:
             model = load()
-            in_work: deque[Job] = deque()
+            pending: deque[Job] = deque()
 
             def sources() -> Iterator[Source]:
                 for job in chain([first], jobs):
-                    in_work.append(job)
+                    pending.append(job)
                     yield job.picture.source
 
             for _, result in show(model.caption_batches(sources(), settings, batch_size)):
-                self._finish_job(in_work.popleft(), result)
+                self._finish_job(pending.popleft(), result)
         if not (self.counts.failed or self.counts.not_found):
             self._output.finish()
         self._failures.write()
         if self._failures.unlisted:
             self._report(
-                f"not listed in {self._destination.failures}, as their names contain line breaks: "
+                f"not listed in {self._destination.failures}, because their names contain line breaks: "
                 f"{self._failures.unlisted:,}. Add --null to list all."
             )
 
     def _plan_jobs(self) -> Iterator[Job]:
-        """Yield the pictures of the shard that lack some result."""
+        """Yield the pictures of the shard with missing results."""
         shard, shards = self._selection.shard
         position = 0
         for found in self._find():
             if isinstance(found, NotFound):
                 self.counts.not_found += 1
                 self._report(f"error: {found.name}: {found.reason}")
-                if is_folder(found.name):  # and not a pattern, which a list cannot hold
+                if is_folder(found.name):  # not a pattern, which a list cannot contain
                     self._failures.add(found.name)
                 continue
             position += 1
@@ -251,18 +252,16 @@ class Run:
             yield name
 
     def _plan_job(self, picture: Found) -> Job | None:
-        """Return which results of a picture are to be written: those that are missing, or are to be replaced.
-
-        None: there are none.
+        """Return the results of a picture to write: those that are missing or replaced. None: there are none.
 
         Raises:
-            OutputError: if a file about the picture cannot have a name of its own.
+            OutputError: if the file of a result would be ambiguous.
         """
         line = picture.kind == "stream" or not self._output.has(picture.name)
         sidecar = self._find_sidecar(picture)
         overlay = self._overlays is not None and not self._overlays.has(picture)
         if self._destination.output is None and (self._sidecars or self._overlays):
-            line = sidecar is not None or overlay  # what is only printed is no reason to caption a picture
+            line = sidecar is not None or overlay  # a line that is only printed is not captioned for
         return Job(picture, line, sidecar, overlay) if line or sidecar or overlay else None
 
     def _find_sidecar(self, picture: Found) -> Path | None:
@@ -277,7 +276,7 @@ class Run:
         """Write the results of a picture.
 
         Raises:
-            CaptionerError: if the output cannot be written, or the overlay be drawn as its settings say.
+            CaptionerError: if the output cannot be written, or the settings of the overlay are invalid.
         """
         picture, destination = job.picture, self._destination
         if isinstance(result, ImageError):
@@ -307,29 +306,28 @@ class Run:
 
 
 class Overlays:
-    """The drawings of where the network looked: a file for each picture, in a folder.
+    """Overlays, one file per picture in a folder.
 
-    A drawing is named after its picture, `dog.png` for `photos/dog.jpg`, and the pictures of a folder have their
-    drawings in folders like theirs. Where another file has that name already, the name gets the start of a hash of
-    the picture's path (`dog-1f2e3d4c.png`). Each drawing contains the hash, so that it counts for its own picture
-    alone, and no other file is ever replaced.
+    An overlay is named after its picture, `dog.png` for `photos/dog.jpg`, in the same subfolder as the picture. If
+    another file has that name, the name gets the start of a hash of the picture's path (`dog-1f2e3d4c.png`). Each
+    overlay contains the hash, so that it is recognised, and no other file is ever replaced.
     """
 
     def __init__(self, settings: OverlaySettings, existing: str) -> None:
-        """Hold the settings, and what to do with drawings that exist: anything but `overwrite` keeps them."""
+        """Set the options; existing overlays are kept unless `existing` is `overwrite`."""
         self._settings = settings
         self._keeps = existing != "overwrite"
 
     def has(self, picture: Found) -> bool:
-        """Return whether the drawing of a picture exists and stays.
+        """Return whether the overlay of a picture exists and is kept.
 
         Raises:
-            OutputError: if other files have the names that it could have.
+            OutputError: if other files have its possible names.
         """
         return self._keeps and picture.kind != "stream" and self._locate(picture, _identify(picture))[1]
 
     def save(self, picture: Found, caption: Caption) -> None:
-        """Draw a picture, and write the file unless it exists and stays.
+        """Draw the overlay of a picture, and write it unless it exists and is kept.
 
         Raises:
             OutputError: if it cannot be written.
@@ -349,19 +347,19 @@ class Overlays:
             file.write(content)
 
     def _locate(self, picture: Found, identity: str) -> tuple[Path, bool]:
-        """Return the path of a picture's drawing, and whether it is there."""
+        """Return the path of a picture's overlay, and whether it exists."""
         suffix = f".{self._settings.format}"
-        plain = self._settings.folder / picture.place.with_name(picture.place.name + suffix)
-        stem = os.fsencode(picture.place.name)[:_LONGEST_STEM]
+        plain = self._settings.folder / picture.stem.with_name(picture.stem.name + suffix)
+        stem = os.fsencode(picture.stem.name)[:_MAX_STEM]
         hashed = plain.with_name(f"{os.fsdecode(stem)}-{identity[:8]}{suffix}")
-        paths = [plain, hashed] if len(os.fsencode(plain.name)) <= _LONGEST_FILE_NAME else [hashed]
+        paths = [plain, hashed] if len(os.fsencode(plain.name)) <= _MAX_FILE_NAME else [hashed]
         for path in paths:
             if _read_mark(path) == identity:
                 return path, True
         for path in paths:
             if not os.path.lexists(path):
                 return path, False
-        raise OutputError(f"{hashed}: exists, and is not the overlay of {picture.name}. Choose another folder.")
+        raise OutputError(f"{hashed}: exists, but is not the overlay of {picture.name}. Choose another folder.")
 
     def _draw(self, picture: Found, caption: Caption, mark: str) -> bytes:
         from PIL.PngImagePlugin import PngInfo
@@ -373,10 +371,10 @@ class Overlays:
             caption = overlay.pick_head(caption, settings.head)
         file = io.BytesIO()
         if settings.format == "png":
-            information = PngInfo()
-            information.add_text("Comment", mark)
+            metadata = PngInfo()
+            metadata.add_text("Comment", mark)
             figure = overlay.draw_attention(picture.source, caption, colours=settings.colours)
-            figure.save(file, "PNG", pnginfo=information)
+            figure.save(file, "PNG", pnginfo=metadata)
         elif settings.format == "gif":
             frames = overlay.animate_attention(picture.source, caption, settings.colours)
             frames[0].info["comment"] = mark
@@ -385,32 +383,32 @@ class Overlays:
             content = page.overlay_page(picture.source, caption, Path(picture.name).name, settings.colours)
             head, _, rest = content.partition("<head>")
             content = f"{head}<head><!-- {mark} -->{rest}"
-            file.write(content.encode("utf-8", "backslashreplace"))  # names may contain what UTF-8 cannot
+            file.write(content.encode("utf-8", "backslashreplace"))  # names may contain surrogates
         return file.getvalue()
 
 
 _MARK = "captioner overlay of "
-_LONGEST_FILE_NAME = 255  # bytes that file systems take
-_LONGEST_STEM = 200
+_MAX_FILE_NAME = 255  # bytes, of most file systems
+_MAX_STEM = 200
 
 
 def _read_mark(path: Path) -> str | None:
-    """Return the identity of the picture that a drawing contains; None for any other file."""
-    if not is_file(path):  # opening a FIFO would wait
+    """Return the hash of the picture in an overlay; None for any other file."""
+    if not is_file(path):  # opening a FIFO would block
         return None
     try:
         with path.open("rb") as file:
-            found = re.search(_MARK.encode() + b"([0-9a-f]{16})", file.read(1 << 12))
+            match = re.search(_MARK.encode() + b"([0-9a-f]{16})", file.read(1 << 12))
     except OSError:
         return None
-    return found[1].decode() if found else None
+    return match[1].decode() if match else None
 
 
 def _identify(picture: Found) -> str:
-    """Return 16 hexadecimal digits that tell a picture from others, whatever it was called from which folder.
+    """Return a hash of a picture in 16 hexadecimal digits: of its absolute path or URL, or of the content of a
+    stream.
 
-    They are a hash of its path or address, or of the content of a stream. The path itself is nobody's business who
-    gets to see the drawing.
+    The path itself would disclose folder names to everyone who sees the overlay.
     """
     if callable(picture.source) and picture.kind == "stream":
         content = picture.source()
@@ -420,33 +418,31 @@ def _identify(picture: Found) -> str:
 
 
 class _Failures:
-    """The list of the pictures that failed, written when the run ends: until then, the run may read the old one."""
+    """The list of failed pictures, written when the run ends: until then, the run may read the previous list."""
 
     def __init__(self, path: str | None, *, null: bool) -> None:
-        """Check that the folder exists, so that the list is not lost at the end.
+        """Check that the folder exists, so that the list can be written at the end.
 
         Raises:
             OutputError: if it does not.
         """
         self.unlisted = 0
-        """Names that a line cannot hold."""
+        """Number of names that contain line breaks."""
         self._path = path
         self._null = null
         if path is not None and not Path(path).parent.is_dir():
             raise cannot_write(Path(path), FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
     def __enter__(self) -> Self:
-        """Open a temporary file."""
         self._names = tempfile.TemporaryFile() if self._path is not None else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
         if self._names:
             self._names.close()
 
     def add(self, name: str) -> None:
-        """Note a name."""
+        """Add a name."""
         if self._names and not (self._null or fits_list(name)):
             self.unlisted += 1
         elif self._names:
@@ -465,8 +461,8 @@ class _Failures:
 
 
 def _enclose(prefix: str, caption: Caption, suffix: str) -> Caption:
-    """Return the caption, and its candidates, with these texts around those that have words."""
-    candidates = tuple(_enclose(prefix, each, suffix) for each in caption.candidates)
+    """Return the caption and its candidates with text before and after each that is not empty."""
+    candidates = tuple(_enclose(prefix, candidate, suffix) for candidate in caption.candidates)
     if not caption.words:
         return replace(caption, candidates=candidates)
     return replace(caption, text=f"{prefix}{caption.text}{suffix}", candidates=candidates)

@@ -1,6 +1,6 @@
-"""Which pictures to caption: files, folders of them, patterns, addresses and lists.
+"""Find the pictures to caption: files, folders, patterns, URLs and lists.
 
-Everything is found while it is asked for, so that millions of pictures need no more memory than one folder's names.
+Names are found lazily, so that millions of pictures need no more memory than the names of one folder.
 """
 
 import codecs
@@ -22,27 +22,27 @@ from captioner import images
 from captioner.errors import CaptionerError
 from captioner.files import is_folder
 
-LONGEST_NAME = 1 << 16
-"""Characters of a name in a list, at most: more than any system takes."""
+MAX_NAME = 1 << 16
+"""Maximum number of characters of a name in a list: more than any file system allows."""
 
 FOLDERS_OF_PROGRAMS = frozenset({"@eaDir"})
-"""Folders that hold thumbnails of others' pictures though they are not hidden: Synology's."""
+"""Folders of thumbnails that are not hidden, which are skipped as hidden ones: Synology's."""
 
 
 class Found(NamedTuple):
     """A picture to caption."""
 
     name: str
-    """What the output calls it: its path or address as it was given."""
+    """Its name in the output: its path or URL as given."""
     source: images.Source
-    place: Path
-    """Where a file about it goes below a folder of such files, without suffix: as it is below its own folder."""
+    stem: Path
+    """Path of a file about it in a folder of such files, without suffix: its path relative to its own folder."""
     kind: Literal["file", "address", "stream"] = "file"
-    """A stream, such as standard input, gives another picture each time."""
+    """A stream, such as standard input, has a different picture each time."""
 
 
 class NotFound(NamedTuple):
-    """A name that gives no picture."""
+    """A name without pictures."""
 
     name: str
     reason: str
@@ -50,83 +50,83 @@ class NotFound(NamedTuple):
 
 @dataclass
 class Skipped:
-    """What was left out of folders and patterns, by count."""
+    """Number of entries of folders and patterns that were skipped."""
 
     hidden: int = 0
-    """Hidden folders, and those of `FOLDERS_OF_PROGRAMS`."""
+    """Hidden folders, and `FOLDERS_OF_PROGRAMS`."""
     linked: int = 0
     """Links to folders."""
     special: int = 0
-    """Broken links, FIFOs and other entries that are named like pictures and are not files."""
+    """Broken links, FIFOs and others with a name of a picture that are not files."""
     formats: Counter[str] = field(default_factory=Counter)
-    """Files of formats that are not read, by suffix."""
+    """Files of unsupported formats, by suffix."""
 
 
 class Fetched:
-    """A picture as a source whose bytes are fetched when it is read: calling it returns them.
+    """A picture whose content is read or downloaded when it is needed: calling the object returns it.
 
-    Addresses are such pictures where people name them on the command line. A `Captioner` and the web server never
-    open addresses: what they are told may come from strangers, who must not choose what this machine asks for.
+    Only the command line opens URLs. A `Captioner` and the web server never do: untrusted input must not choose
+    what this machine requests.
     """
 
     def __init__(self, name: str, fetch: Callable[[], bytes], keep: bool):
-        """Name a picture, whose bytes are kept once they are fetched if it is to be read again."""
+        """Set the name, and whether to keep the content, to read it again."""
         self.name = name
         self._fetch = fetch
         self._keep = keep
         self._content: bytes | None = None
 
     def __call__(self) -> bytes:
-        """Return the bytes of the picture.
+        """Return the content.
 
         Raises:
-            ImageError: when it cannot be fetched.
+            ImageError: if the download fails.
         """
         content = self._fetch() if self._content is None else self._content
         self._content = content if self._keep else None
         return content
 
     def forget(self) -> None:
-        """Keep the bytes no longer."""
+        """Release the content."""
         self._content = None
 
 
 def is_single(name: str) -> bool:
-    """Return whether a name is that of one picture, and not of a folder or a pattern of them."""
+    """Return whether a name is one picture, not a folder or a pattern."""
     return not is_folder(name) and not _is_pattern(name)
 
 
 def find_pictures(
     names: Iterable[str], *, overlays: Path | None = None, patterns: bool = True, skipped: Skipped | None = None
 ) -> Iterator[Found | NotFound]:
-    """Yield every picture in the order of the names, those of a folder by path, and what cannot be found.
+    """Yield the pictures in the order of the names, those of a folder sorted by path, and names without pictures.
 
-    Folders and patterns follow one rule. Hidden files and folders, whose names start with a dot, and `@eaDir` are
-    left out unless a pattern names them so (`photos/.thumbs/*`). Links to files are followed; links to folders are
-    followed where the name itself or a single part of a pattern leads through them (`photos/*/a.jpg`), and not at
-    any depth (a folder's own folders, `**`), so that no link can lead in circles.
+    Hidden files and folders, whose names start with a dot, and `@eaDir` are skipped unless a pattern names them
+    (`photos/.thumbs/*`). Links to files are followed. Links to folders are followed if the name itself or a single
+    part of a pattern matches them (`photos/*/a.jpg`), but not recursively (subfolders, `**`), so that no link leads
+    to a cycle.
 
     Args:
-        names: each a file; a folder, with all below it; a pattern such as `photos/**/*.jpg`, where the shell leaves
-            it as it is; an address that begins with http:// or https://; or `-`, standard input.
-        overlays: the folder of the overlays, if there will be any: its pictures are not among those of folders and
-            patterns, and what can be fetched only once is kept to be drawn on.
-        patterns: whether names may be patterns. Those of a list are not, so that every name can be listed.
-        skipped: where to count what is left out of folders and patterns.
+        names: each a file; a folder (recursive); a pattern such as `photos/**/*.jpg`; a URL that starts with
+            http:// or https://; or `-`, standard input.
+        overlays: the folder of overlays: its pictures are skipped in folders and patterns, and streams and
+            downloads are kept to draw on.
+        patterns: whether names may be patterns. Names of a list are not, so that every name can be listed.
+        skipped: counts what is skipped.
     """
     skipped = skipped or Skipped()
-    left_out = os.path.realpath(overlays) if overlays else None
+    excluded = os.path.realpath(overlays) if overlays else None
     keep = overlays is not None
     for name in names:
         if name == "-":
             source = Fetched("standard input", _read_standard_input, keep)
             yield Found(name, source, Path("standard-input"), "stream")
         elif re.match("https?://", name, re.IGNORECASE):
-            yield Found(name, Fetched(name, partial(_fetch, name), keep), _place_of_address(name), "address")
+            yield Found(name, Fetched(name, partial(_fetch, name), keep), _stem_of_url(name), "address")
         elif is_folder(name):
-            yield from _find_in_folder(name, left_out, skipped)
+            yield from _find_in_folder(name, excluded, skipped)
         elif patterns and _is_pattern(name):
-            yield from _find_by_pattern(name, left_out, skipped)
+            yield from _find_by_pattern(name, excluded, skipped)
         elif _is_stream(name):
             source = Fetched(name, partial(_read_file, name), keep)
             yield Found(name, source, Path(Path(name).stem), "stream")
@@ -134,13 +134,13 @@ def find_pictures(
             yield Found(name, name, Path(Path(name).stem))
 
 
-def _find_in_folder(name: str, left_out: str | None, skipped: Skipped) -> Iterator[Found | NotFound]:
+def _find_in_folder(name: str, excluded: str | None, skipped: Skipped) -> Iterator[Found | NotFound]:
     root = str(Path(name))
-    if left_out and Path(os.path.realpath(root)).is_relative_to(left_out):
-        yield NotFound(name, "this folder is in that of the overlays. Choose another folder for --overlay.")
+    if excluded and Path(os.path.realpath(root)).is_relative_to(excluded):
+        yield NotFound(name, "this folder is in the folder of --overlay. Choose another folder for the overlays.")
         return
     start, is_empty = os.path.join(root, ""), True  # noqa: PTH118
-    for found in _walk(root, ["**", "*"], left_out, skipped):
+    for found in _walk(root, ["**", "*"], excluded, skipped):
         is_empty = False
         if isinstance(found, NotFound):
             yield found
@@ -150,27 +150,29 @@ def _find_in_folder(name: str, left_out: str | None, skipped: Skipped) -> Iterat
         yield NotFound(name, "no pictures in this folder")
 
 
-def _find_by_pattern(name: str, left_out: str | None, skipped: Skipped) -> Iterator[Found | NotFound]:
+def _find_by_pattern(name: str, excluded: str | None, skipped: Skipped) -> Iterator[Found | NotFound]:
     parts = list(Path(name).parts)
     start = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = str(Path(*parts[:start]))
     is_empty = True
     if is_folder(root):
-        for found in _walk(root, parts[start:], left_out, skipped):
+        for found in _walk(root, parts[start:], excluded, skipped):
             is_empty = False
             yield found if isinstance(found, NotFound) else Found(found, found, Path(Path(found).stem))
     if is_empty:
-        yield NotFound(name, "no pictures fit this pattern")
+        yield NotFound(name, "no pictures match this pattern")
 
 
-def _walk(root: str, parts: list[str], left_out: str | None, skipped: Skipped) -> Iterator[str | NotFound]:
-    """Yield the paths of the pictures below a folder that fit a pattern, sorted by their parts, each once."""
+def _walk(root: str, parts: list[str], excluded: str | None, skipped: Skipped) -> Iterator[str | NotFound]:
+    """Yield the paths of the pictures below a folder that match a pattern, sorted by their parts, without
+    duplicates.
+    """
     pattern = _Pattern(parts)
-    levels: list[_Level] = []  # the folders that are being read, each in the one before it
+    levels: list[_Level] = []  # the stack of folders
     folder, states = root, pattern.start
     while True:
         try:
-            levels.append(_read_level(folder, pattern, states, left_out, skipped))
+            levels.append(_read_level(folder, pattern, states, excluded, skipped))
         except OSError as error:
             yield NotFound(folder, f"cannot read this folder ({error.strerror or error})")
         for path, below in _rest(levels):
@@ -184,24 +186,24 @@ def _walk(root: str, parts: list[str], left_out: str | None, skipped: Skipped) -
 
 
 class _Level(NamedTuple):
-    """What is still to be read of a folder."""
+    """The remaining entries of a folder."""
 
     folder: str
     names: list[str]
-    """Pictures and folders, last to first."""
+    """Pictures and folders, in reverse order."""
     states: dict[str, frozenset[int]]
-    """Of the pattern, for the folders among them."""
+    """States of the pattern in the folders among them."""
 
 
 def _read_level(
-    folder: str, pattern: "_Pattern", states: frozenset[int], left_out: str | None, skipped: Skipped
+    folder: str, pattern: "_Pattern", states: frozenset[int], excluded: str | None, skipped: Skipped
 ) -> _Level:
     level = _Level(folder, [], {})
     with os.scandir(folder) as entries:
-        for entry in entries:  # nothing but the names is kept: folders may have millions of them
+        for entry in entries:  # only names are kept: a folder may have millions of entries
             if _is_true(entry.is_dir):
                 if reached := pattern.enter(states, entry):
-                    if left_out is None or os.path.realpath(entry.path) != left_out:
+                    if excluded is None or os.path.realpath(entry.path) != excluded:
                         level.names.append(entry.name)
                         level.states[entry.name] = reached
                 elif pattern.is_at_any_depth(states):
@@ -220,7 +222,7 @@ def _read_level(
 
 
 def _rest(levels: list[_Level]) -> Iterator[tuple[str, frozenset[int] | None]]:
-    """Yield the paths that are still to be read, those of folders with their states, and drop finished folders."""
+    """Yield the remaining paths, those of folders with their states, and remove finished folders."""
     while levels:
         folder, names, states = levels[-1]
         if names:
@@ -231,48 +233,45 @@ def _rest(levels: list[_Level]) -> Iterator[tuple[str, frozenset[int] | None]]:
 
 
 class _Pattern:
-    """A pattern of paths that is matched part by part on the way down, as a finite automaton.
-
-    Its states are the positions in the pattern that the path so far may have reached.
-    """
+    """A finite automaton that matches a path part by part. Its states are positions in the pattern."""
 
     def __init__(self, parts: list[str]) -> None:
-        """Take the parts of a pattern; the part `**` stands for any number of folders."""
+        """Take the parts of a pattern; the part `**` matches any number of folders."""
         self._parts = [*parts, "*"] if parts[-1] == "**" else parts
         self.end = len(self._parts)
         self.start = self._close({0})
 
     def enter(self, states: frozenset[int], folder: os.DirEntry[str]) -> frozenset[int]:
-        """Return the states below a folder; none: nothing there can fit."""
+        """Return the states in a folder; empty if nothing in it can match."""
         reached = set()
         for state in states:
             if self._parts[state] == "**":
                 if not _is_hidden(folder.name) and not folder.is_symlink():
                     reached.add(state)
-            elif state + 1 < self.end and self._fits(state, folder.name):
+            elif state + 1 < self.end and self._matches(state, folder.name):
                 reached.add(state + 1)
         return self._close(reached)
 
     def accepts(self, states: frozenset[int], name: str) -> bool:
-        """Return whether a file fits the whole pattern."""
-        return self.end - 1 in states and self._fits(self.end - 1, name)
+        """Return whether a file matches the whole pattern."""
+        return self.end - 1 in states and self._matches(self.end - 1, name)
 
-    def _fits(self, state: int, name: str) -> bool:
+    def _matches(self, state: int, name: str) -> bool:
         part = self._parts[state]
         if _is_hidden(name):
             return name == part or (part.startswith(".") and fnmatch.fnmatch(name, part))
         return part == "*" or fnmatch.fnmatch(name, part)
 
     def is_at_any_depth(self, states: frozenset[int]) -> bool:
-        """Return whether a folder would fit here whatever its name."""
+        """Return whether a folder of any name would match here."""
         return any(self._parts[state] == "**" for state in states)
 
     def _close(self, states: set[int]) -> frozenset[int]:
-        """Return the states with those that are reached without a part: `**` may stand for no folder."""
+        """Return the closure of states: `**` may match no folder."""
         closed = set()
         for state in states:
             closed.add(state)
-            while self._parts[state] == "**":  # which the last part is not
+            while self._parts[state] == "**":  # the last part is not `**`
                 state += 1
                 closed.add(state)
         return frozenset(closed)
@@ -283,7 +282,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_true(test: Callable[[], bool]) -> bool:
-    """Return a test of a folder's entry; what the system cannot tell, as of links in a circle, is false."""
+    """Return the result of a test of a directory entry; false if it fails, as for cyclic links."""
     try:
         return test()
     except OSError:
@@ -311,32 +310,32 @@ def _read_file(name: str) -> bytes:
         return file.read(images.MAX_BYTES + 1)
 
 
-def _fetch(address: str) -> bytes:
+def _fetch(url: str) -> bytes:
     from captioner.fetch import fetch
 
-    return fetch(address)
+    return fetch(url)
 
 
-def _place_of_address(address: str) -> Path:
-    """Return the last part of the address's path as a name that any disk takes, or the host's name without one."""
+def _stem_of_url(url: str) -> Path:
+    """Return the last part of a URL's path, or its host, as a name that is valid in any file system."""
     from urllib.parse import unquote
 
-    host, *parts = re.split("[?#]", address)[0].split("/")[2:]
+    host, *parts = re.split("[?#]", url)[0].split("/")[2:]
     stem = Path(unquote(parts[-1]) if parts else "").stem or host
     return Path(re.sub(r"[^\w.-]+", "-", stem)[:60].strip(".-") or "picture")
 
 
 @contextmanager
 def open_list(file: str, *, null: bool = False) -> Iterator[Iterator[str]]:
-    """Open a list of names, which are read while they are asked for.
+    """Open a list of names, which is read lazily.
 
     Args:
-        file: one name a line, or `-` for standard input. Lines may end as on Windows, blank ones are left out, and
-            byte-order marks of UTF-8 and UTF-16 are understood. Otherwise names are taken as they are.
-        null: whether a NUL character ends each name, as `find -print0` writes them, which may contain newlines.
+        file: one name per line, or `-` for standard input. Windows line ends, blank lines, and byte-order marks of
+            UTF-8 and UTF-16 are removed.
+        null: whether names end with a NUL character, as `find -print0` writes them, and may contain newlines.
 
     Raises:
-        CaptionerError: when the list cannot be opened, and, while it is read, when it is not a list of names.
+        CaptionerError: if the list cannot be opened or, while it is read, is not a list of names.
     """
     if file == "-":
         if sys.stdin is None:
@@ -355,15 +354,15 @@ def _read_names(stream: BinaryIO, file: str, null: bool) -> Iterator[str]:
     end = "\0" if null else "\n"
     rest = ""
     try:
-        for text in _decode(stream, has_mark=not null):
+        for text in _decode(stream, has_bom=not null):
             if "\0" in text and not null:
                 raise CaptionerError(
-                    f"{file}: this list contains NUL characters. If they end the names, add --null."
+                    f"{file}: this list contains NUL characters. If names end with NUL, add --null."
                 )
             *names, rest = (rest + text).split(end)
-            if len(rest) > LONGEST_NAME:
+            if len(rest) > MAX_NAME:
                 raise CaptionerError(
-                    f"{file}: expected a list of names, got one of more than {LONGEST_NAME:,} characters"
+                    f"{file}: expected a list of names, got one of more than {MAX_NAME:,} characters"
                 )
             yield from (
                 filter(None, names) if null else filter(str.strip, (name.removesuffix("\r") for name in names))
@@ -376,22 +375,22 @@ def _read_names(stream: BinaryIO, file: str, null: bool) -> Iterator[str]:
 
 
 def fits_list(name: str) -> bool:
-    """Return whether a list of one name a line gives this name back."""
+    """Return whether a list with one name per line can contain this name."""
     if not name.strip() or "\n" in name or name.endswith("\r"):
         return False
     return not os.fsencode(name).startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _decode(stream: BinaryIO, has_mark: bool) -> Iterator[str]:
-    """Yield the text of a stream as it comes, by its byte-order mark or else as the system encodes names."""
+def _decode(stream: BinaryIO, has_bom: bool) -> Iterator[str]:
+    """Yield the text of a stream, decoded by its byte-order mark or the encoding of file names."""
     start = stream.read(3)
     encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-    if has_mark and start.startswith(codecs.BOM_UTF8):
+    if has_bom and start.startswith(codecs.BOM_UTF8):
         start = b""
-    elif has_mark and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    elif has_bom and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding, errors = "utf-16", "strict"
     decoder = codecs.getincrementaldecoder(encoding)(errors)
-    read: Callable[[int], bytes] = stream.read1  # type: ignore[attr-defined]  # what is there, without waiting for more
+    read: Callable[[int], bytes] = stream.read1  # type: ignore[attr-defined]  # without waiting for a full chunk
     yield decoder.decode(start)
     while chunk := read(1 << 16):
         yield decoder.decode(chunk)

@@ -1,1 +1,1 @@
-"""`caption-web`: the captioner as a web page and as an HTTP interface, with the extra `web`."""
+"""`caption-web`: the captioner as a web page and an HTTP API; needs the extra `web`."""

@@ -1,8 +1,8 @@
 """Batching: pictures of many requests go through one network together.
 
-A few threads read pictures, and one thread uses the network: it captions the pictures that are ready, up to a
-batch at a time. The number of pictures that wait is bounded. Threads start with the first picture: nothing has to
-be started, so that a batcher works in an application that is mounted in another one, and after a fork.
+A few threads read pictures, and one thread runs the network on the pictures that are ready, up to a batch at a
+time. The number of waiting pictures is bounded. Threads start with the first picture, so a batcher works without a
+startup event, in a mounted application, and after a fork.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from captioner.search import SearchSettings
 from captioner.web.uploads import BusyError
 
 READERS = min(4, count_cores())
-"""Pictures that are decoded at a time: each may need memory for all of its pixels."""
+"""Number of pictures decoded at a time: each may need memory for all of its pixels."""
 
 
 class GoneError(Exception):
-    """Nobody waits for the caption any more."""
+    """The client has disconnected."""
 
 
 class _Job(NamedTuple):
@@ -37,16 +37,16 @@ class Batcher:
     """Caption pictures of many requests in batches."""
 
     def __init__(self, captioner: Captioner, *, batch_size: int, wait: float, most_waiting: int) -> None:
-        """Hold the settings.
+        """Create the threads.
 
         Args:
             captioner: one thread of the batcher uses its network.
-            batch_size: pictures that go through the network together, at most.
-            wait: seconds that the first picture of a batch waits for others.
-            most_waiting: pictures that are read, wait and are captioned at a time, at most.
+            batch_size: maximum number of pictures that go through the network together.
+            wait: time that the first picture of a batch waits for others, in seconds.
+            most_waiting: maximum number of pictures in work.
         """
         self.waiting = 0
-        """Pictures that are read, wait or are captioned now."""
+        """Number of pictures in work: being read, waiting or being captioned."""
         self._captioner = captioner
         self._batch_size = batch_size
         self._wait = wait
@@ -59,41 +59,41 @@ class Batcher:
         self._network = ThreadPoolExecutor(1, "network")
 
     def close(self) -> None:
-        """Finish the pictures that were accepted and end the threads. The next picture would start others."""
+        """Finish the accepted pictures and end the threads. Another picture would start new ones."""
         self._readers.shutdown()
         self._network.shutdown()
         self._make_threads()
 
     def check_room(self) -> None:
-        """Raise `BusyError` if no picture would be accepted now."""
+        """Raise `BusyError` if no further picture is accepted now."""
         if self.waiting >= self._most_waiting:
-            raise BusyError("too many pictures wait already. Try again in a moment.")
+            raise BusyError("too many pictures are waiting. Try again later.")
 
     async def caption(
         self, read: Callable[[], Prepared], settings: SearchSettings, gone: "asyncio.Future[None]"
     ) -> tuple[Prepared, Caption]:
-        """Read a picture and caption it, with others.
+        """Read a picture and caption it, in a batch with others.
 
         Args:
-            read: reads the picture; another thread calls it, and what it raises is raised here.
-            settings: how to choose the words.
-            gone: is done when nobody waits any more; the network is then spared the picture.
+            read: reads the picture; called in another thread. Its exceptions are raised here.
+            settings: search settings.
+            gone: done when the client has disconnected; the picture is then not captioned.
 
         Raises:
-            BusyError: if as many pictures wait as may.
-            GoneError: if nobody waits any more.
+            BusyError: if too many pictures are waiting.
+            GoneError: if the client has disconnected.
         """
         self.check_room()
         self.waiting += 1
         try:
-            # Reading is not given up: a thread cannot be stopped, and what it holds counts until it ends.
+            # Reading is not cancelled: a thread cannot be stopped, and its memory counts until it ends.
             picture = await asyncio.get_running_loop().run_in_executor(self._readers, read)
             job = _Job(picture, settings, Future())
             self._jobs.put(job)
             self._network.submit(self._caption_batch)
             caption = asyncio.wrap_future(job.caption)
-            either: tuple[asyncio.Future[Any], ...] = (caption, gone)
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            futures: tuple[asyncio.Future[Any], ...] = (caption, gone)
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if not caption.done():
                 caption.cancel()
                 raise GoneError
@@ -102,15 +102,15 @@ class Batcher:
             self.waiting -= 1
 
     def _caption_batch(self) -> None:
-        """Caption a batch of the pictures that wait, if an earlier call has not captioned all of them."""
-        alike: dict[SearchSettings, list[_Job]] = {}
+        """Caption a batch of the waiting pictures, if an earlier call has not captioned all of them."""
+        by_settings: dict[SearchSettings, list[_Job]] = {}
         for job in self._next_batch():
             if job.caption.set_running_or_notify_cancel():
-                alike.setdefault(job.settings, []).append(job)
-        for settings, jobs in alike.items():
+                by_settings.setdefault(job.settings, []).append(job)
+        for settings, jobs in by_settings.items():
             try:
                 captions = self._captioner.caption_prepared([job.picture for job in jobs], settings)
-            except Exception as error:  # is raised where the captions are waited for
+            except Exception as error:  # raised by `caption`
                 for job in jobs:
                     job.caption.set_exception(error)
             else:
@@ -118,7 +118,7 @@ class Batcher:
                     job.caption.set_result(caption)
 
     def _next_batch(self) -> list[_Job]:
-        """Return a picture that waits and those that come soon after it, or nothing if none waits."""
+        """Return a waiting picture and those that arrive soon after it; empty if none is waiting."""
         batch: list[_Job] = []
         deadline = time.monotonic() + self._wait
         with suppress(Empty):

@@ -1,6 +1,6 @@
-"""What the HTTP interface offers, as a page: the application's own OpenAPI description, in HTML without any script.
+"""The reference of the HTTP API: its OpenAPI schema as an HTML page without scripts.
 
-The pages that usually show such a description load megabytes of script from another server. This one needs neither.
+The usual viewers of OpenAPI load megabytes of script from another server.
 """
 
 import html
@@ -12,7 +12,7 @@ REFERENCE = "#/components/schemas/"
 
 
 def reference_page(description: dict[str, Any]) -> str:
-    """Return the page of an OpenAPI description, such as `FastAPI.openapi()` returns."""
+    """Return the HTML page of an OpenAPI schema, as `FastAPI.openapi()` returns it."""
     title = html.escape(f"{description['info']['title']} {description['info']['version']}")
     operations = (
         _operation(path, method, operation)
@@ -33,7 +33,7 @@ def reference_page(description: dict[str, Any]) -> str:
 <main>
 <h1>{title}</h1>
 <p>{html.escape(description["info"]["description"])}
-The same as <a href="openapi.json">OpenAPI</a>; the <a href=".">page for people</a>.</p>
+Also as <a href="openapi.json">OpenAPI</a>; the <a href=".">web page</a>.</p>
 {"".join(operations)}
 <h2>Objects</h2>
 {"".join(_object(name, schema) for name, schema in schemas.items())}
@@ -45,32 +45,33 @@ The same as <a href="openapi.json">OpenAPI</a>; the <a href=".">page for people<
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
     parameters = [
-        (each["name"], f"{_type(each['schema'])}{_range(each['schema'])}. {_prose(each)}")
-        for each in operation.get("parameters", ())
+        (parameter["name"], f"{_type(parameter['schema'])}{_range(parameter['schema'])}. {_prose(parameter)}")
+        for parameter in operation.get("parameters", ())
     ]
     body = operation.get("requestBody", {}).get("content", {})
-    answers = operation["responses"]
+    responses = operation["responses"]
     return (
         f"<section><h2><code>{method.upper()} {html.escape(path)}</code></h2>"
         f"<p>{html.escape(operation['summary'])}. {_prose(operation)}</p>"
         + _table("Parameters", parameters)
         + _table("Body", ((kind, _body(content["schema"])) for kind, content in body.items()))
         + _table(
-            "Answers", ((status, f"{_prose(answer)} {_content(answer)}") for status, answer in answers.items())
+            "Responses",
+            ((status, f"{_prose(response)} {_content(response)}") for status, response in responses.items()),
         )
         + "</section>"
     )
 
 
 def _body(schema: dict[str, Any]) -> str:
-    """Say what a body is, or what the fields of a form are."""
+    """Describe a body, or the fields of a form."""
     fields = schema.get("properties", {})
     described = (f"field <code>{html.escape(name)}</code>: {_prose(value)}" for name, value in fields.items())
     return "; ".join(described) or _prose(schema)
 
 
-def _content(answer: dict[str, Any]) -> str:
-    return ", ".join(_type(content["schema"]) for content in answer.get("content", {}).values())
+def _content(response: dict[str, Any]) -> str:
+    return ", ".join(_type(content["schema"]) for content in response.get("content", {}).values())
 
 
 def _object(name: str, schema: dict[str, Any]) -> str:
@@ -83,17 +84,17 @@ def _object(name: str, schema: dict[str, Any]) -> str:
 
 
 def _table(heading: str, rows: Iterable[tuple[str, str]]) -> str:
-    """Return a table of plain names and what they mean, in HTML; nothing without rows."""
+    """Return an HTML table of names (plain text) and descriptions (HTML); empty without rows."""
     cells = "".join(
-        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{meaning}</td></tr>'
-        for name, meaning in rows
+        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{description}</td></tr>'
+        for name, description in rows
     )
     caption = f"<caption>{heading}</caption>" if heading else ""
     return f"<table>{caption}{cells}</table>" if cells else ""
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """Write a type as programs do: `integer`, `(number | null)[]`, `{word: number}[]`; references are links."""
+    """Return a type as HTML: `integer`, `(number | null)[]`, `{word: number}[]`; references are links."""
     if "$ref" in schema:
         name = html.escape(schema["$ref"].removeprefix(REFERENCE))
         return f'<a href="#{name}"><code>{name}</code></a>'
@@ -102,18 +103,18 @@ def _type(schema: dict[str, Any]) -> str:
     if "prefixItems" in schema:
         return f"<code>[</code>{'<code>, </code>'.join(map(_type, schema['prefixItems']))}<code>]</code>"
     if "items" in schema:
-        several = "anyOf" in schema["items"]
+        is_union = "anyOf" in schema["items"]
         item = _type(schema["items"])
-        return f"<code>(</code>{item}<code>)[]</code>" if several else f"{item}<code>[]</code>"
+        return f"<code>(</code>{item}<code>)[]</code>" if is_union else f"{item}<code>[]</code>"
     if "additionalProperties" in schema:
         return f"<code>{{word: </code>{_type(schema['additionalProperties'])}<code>}}</code>"
     return f"<code>{html.escape(schema.get('type', 'any'))}</code>"
 
 
 def _range(schema: dict[str, Any]) -> str:
-    return f", {schema['minimum']} to {schema['maximum']}; {schema['default']} unless given"
+    return f", {schema['minimum']} to {schema['maximum']}; default {schema['default']}"
 
 
 def _prose(described: dict[str, Any]) -> str:
-    """Return a description as HTML; what stands between backquotes is code."""
+    """Return a description as HTML, with code in backquotes."""
     return re.sub(r"`(.*?)`", r"<code>\1</code>", html.escape(described.get("description", "")))

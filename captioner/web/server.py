@@ -1,7 +1,7 @@
-"""The captioner over HTTP: one page for people, and `POST /api/caption` for programs.
+"""The captioner over HTTP: a web page, and the API `POST /api/caption`.
 
-Whatever a request holds is untrusted. Uploads are bounded in bytes, pixels and time, and so is what waits. Pictures
-are decoded from memory, nothing is written to disk, and nothing that a client names is opened.
+Requests are untrusted. Uploads are bounded in bytes, pixels and time, and so is the queue. Pictures are decoded
+from memory, nothing is written to disk, and no path or URL of a client is opened.
 """
 
 import asyncio
@@ -29,28 +29,15 @@ from captioner.search import SearchSettings
 from captioner.version import __version__
 from captioner.web.batching import Batcher, GoneError
 from captioner.web.reference import reference_page
-from captioner.web.uploads import (
-    FIELD,
-    BusyError,
-    EncodedError,
-    FormError,
-    RefusalResponse,
-    TooLongError,
-    TooSlowError,
-    Uploads,
-    find_picture,
-    is_form,
-)
+from captioner.web.uploads import FIELD, RefusalResponse, RefusedError, Uploads, find_picture, is_form
 
 STATIC = Path(__file__).parent / "static"
 
 EXAMPLE = Path(__file__).parents[1] / "example.jpg"
-"""The photograph of the package, to try the page with."""
+"""The example photograph of the package."""
 
 MOST_CANDIDATES = 5
 MOST_ALTERNATIVES = 10
-
-RETRY_AFTER = "5"  # seconds
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -63,37 +50,37 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
-"""What every answer says: the page loads from here alone, runs inside no other, and nothing is kept."""
+"""Headers of every response: the page loads from this server only, cannot be framed, and is not cached."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WebSettings:
-    """What the server permits."""
+    """Settings of the server."""
 
     search: SearchSettings | None = None
-    """How to choose the words; a request chooses candidates and alternatives. None: the model's own settings."""
+    """Search settings; requests set candidates and alternatives. None: those of the model."""
     model: str | None = None
-    """Name of the model in `/health`. None: that of its file."""
+    """Name of the model in `/health`. None: the name of its file."""
     max_bytes: int = 32 << 20
-    """Largest picture file."""
+    """Maximum size of a picture file."""
     max_pixels: int = 64_000_000
-    """Largest picture; read from its header, before it is decoded."""
+    """Maximum number of pixels of a picture, checked before it is decoded."""
     upload_seconds: float = 30.0
-    """In which a request must have been sent."""
+    """Maximum time of an upload."""
     queue: int = 128
-    """Pictures that may wait or be worked on at a time."""
+    """Maximum number of pictures in work."""
     batch_size: int = 16
-    """Pictures that go through the network together, at most."""
+    """Maximum number of pictures that go through the network together."""
     batch_wait: float = 0.005
-    """Seconds that the first picture of a batch waits for others."""
+    """Time that the first picture of a batch waits for others, in seconds."""
     hosts: tuple[str, ...] = ()
-    """Names by which clients may call the server; empty: any."""
+    """Accepted host names in lower case. Empty: any."""
 
     @property
     def max_held(self) -> int:
-        """Bytes of all uploads together that may be in memory."""
+        """Maximum number of bytes of all uploads together."""
         return 16 * self.max_bytes
 
 
@@ -102,80 +89,80 @@ class _Described(BaseModel):
 
 
 class CaptionRecord(_Described):
-    """A sentence about the picture. Log-probabilities are natural, and null for those of zero."""
+    """A caption. Log-probabilities are natural logarithms, and null for a probability of zero."""
 
     caption: str
-    """The words as a sentence."""
+    """The text."""
     log_prob: float | None
-    """Log-probability of the whole caption, its end included."""
+    """Log-probability of the whole caption, including its end."""
     score: float | None
-    """What captions are ranked by: the log-probability, normalised by length."""
+    """Score by which captions are ranked: the log-probability, normalised by length."""
     words: list[str]
     log_probs: list[float | None]
-    """Log-probability of each word, given those before it."""
+    """Log-probability of each word, given the previous words."""
     confidence: float | None = None
-    """The calibrated probability that people would confirm every thing that the caption names, if the model has a
+    """Calibrated probability that people confirm everything that the caption names, if the model has a
     calibration."""
     word_confidences: list[float | None] = Field(default_factory=list)
-    """The same of each word; null for words that name nothing."""
+    """The same for each word; null for words that name nothing."""
     visual: list[float] = Field(default_factory=list)
-    """The share of each word's context that came from the picture, if the model can tell."""
+    """Share of each word's context that comes from the picture, if the model computes it."""
     alternatives: list[dict[str, float | None]] = Field(default_factory=list)
-    """For each word, others that could stand in its place, with their log-probabilities there."""
+    """For each word, other likely words at its position, with their log-probabilities."""
     attention: list[list[list[float]]]
-    """Where the network looked for each word: rows of columns of weights. Those of a word sum to 1."""
+    """Attention map of each word: rows of columns of weights, which sum to 1."""
     rectangle: tuple[float, float, float, float]
-    """The part of the picture that the weights cover: left, top, right and bottom, in fractions of the upright
-    picture's width and height."""
+    """Part of the picture that the maps cover: left, top, right and bottom, in fractions of the width and height of
+    the upright picture."""
 
 
 class Reply(CaptionRecord):
     """The best caption of a picture."""
 
     width: int
-    """Of the upright picture, in pixels."""
+    """Width of the upright picture in pixels."""
     height: int
-    """Of the upright picture, in pixels."""
+    """Height of the upright picture in pixels."""
     candidates: list[CaptionRecord] = Field(default_factory=list)
-    """Further captions, best first, if more than one was asked for."""
+    """Further captions, best first, if more than one was requested."""
 
 
 class Problem(_Described):
     """Why a request failed."""
 
     detail: str
-    """One line: what is wrong, and what to do."""
+    """What is wrong, and what to do, in one line."""
 
 
 class Limits(_Described):
-    """What the server permits."""
+    """Limits of the server."""
 
     bytes: int
-    """Size of the largest picture file."""
+    """Maximum size of a picture file."""
     candidates: int
-    """Most captions of a picture."""
+    """Maximum number of captions of a picture."""
 
 
 class Health(_Described):
-    """How the server is."""
+    """State of the server."""
 
     status: Literal["ok"]
     version: str
-    """Of the captioner."""
+    """Version of the captioner."""
     model: str
-    """Name of the checkpoint."""
+    """Name of the model."""
     queue: int
-    """Pictures that wait or are worked on."""
+    """Number of pictures in work."""
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "Not a picture that can be read, or a broken form."},
-    408: {"model": Problem, "description": "The upload was too slow."},
+    400: {"model": Problem, "description": "The picture cannot be read, or the form is invalid."},
+    408: {"model": Problem, "description": "The upload took too long."},
     413: {"model": Problem, "description": "Too many bytes or pixels."},
     415: {"model": Problem, "description": "The upload has a Content-Encoding, such as gzip."},
-    422: {"model": Problem, "description": "A parameter is unknown or out of its range."},
-    500: {"model": Problem, "description": "The server failed; its log tells why."},
-    503: {"model": Problem, "description": "Too much to do. Try again after the seconds in Retry-After."},
+    422: {"model": Problem, "description": "A parameter is unknown or out of range."},
+    500: {"model": Problem, "description": "Internal error; see the log of the server."},
+    503: {"model": Problem, "description": "The server is busy. Try again after the seconds in Retry-After."},
 }
 
 _PICTURE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF, BMP or TIFF."}
@@ -188,18 +175,18 @@ BODY = {
         },
     },
 }
-"""OpenAPI's description of the body. FastAPI cannot infer it: `Uploads` reads the body, as FastAPI's own reader has
+"""OpenAPI schema of the body. FastAPI cannot infer it, because `Uploads` reads the body: FastAPI's own reader has
 no bounds and writes to disk."""
 
 
 def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> FastAPI:
-    """Return the application, for any ASGI server; it can also be mounted in another ASGI application.
+    """Return the ASGI application, which can also be mounted in another application.
 
     Threads start with the first picture, and end when the server stops.
 
     Args:
         captioner: one thread of the application uses its network.
-        settings: what is permitted.
+        settings: limits and search settings.
     """
     uploads = Uploads(longest=settings.max_bytes, most=settings.max_held, seconds=settings.upload_seconds)
     batcher = Batcher(
@@ -222,7 +209,7 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     app = FastAPI(
         title="captioner",
         version=__version__,
-        description="Captions for pictures, and where the network looked for each word.",
+        description="Captions for pictures, with the attention of the network for each word.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -251,8 +238,8 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     @app.head("/health", include_in_schema=False, dependencies=bare)
     @app.get(
         "/health",
-        summary="How the server is",
-        response_description="It is well.",
+        summary="State of the server",
+        response_description="The server is running.",
         responses={422: PROBLEMS[422]},
         dependencies=bare,
     )
@@ -262,7 +249,7 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     @app.head("/api/limits", include_in_schema=False, dependencies=bare)
     @app.get(
         "/api/limits",
-        summary="What the server permits",
+        summary="Limits of the server",
         response_description="The limits.",
         responses={422: PROBLEMS[422]},
         dependencies=bare,
@@ -273,13 +260,13 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     @app.post(
         "/api/caption",
         summary="Caption a picture",
-        response_description="What is known of the picture.",
+        response_description="The captions of the picture.",
         response_model=Reply,
         responses=PROBLEMS,
         openapi_extra={"requestBody": BODY},
     )
     async def caption(request: Request, parameters: Annotated[Parameters, Query()]) -> Response:
-        """Send the picture as the body, or in the field `picture` of a form. It is kept no longer than it takes."""
+        """Send the picture as the body, or in the field `picture` of a form. It is not stored."""
         batcher.check_room()
         chosen = replace(search, candidates=parameters.candidates, alternatives=parameters.alternatives)
         content_type = request.headers.get("content-type", "")
@@ -302,7 +289,7 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
 
 
 async def _refuse_parameters(request: Request) -> None:
-    """Refuse a request that has any, of a path that takes none."""
+    """Refuse query parameters of a path that has none."""
     if request.query_params:
         raise RequestValidationError(
             [{"type": "extra_forbidden", "loc": ("query", name)} for name in request.query_params]
@@ -310,40 +297,24 @@ async def _refuse_parameters(request: Request) -> None:
 
 
 async def _disconnect(request: Request) -> None:
-    """Return when the client has gone."""
+    """Return when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-STATUS: dict[type[CaptionerError], int] = {
-    ImageTooLargeError: 413,
-    ImageError: 400,
-    FormError: 400,
-    TooLongError: 413,
-    TooSlowError: 408,
-    EncodedError: 415,
-    BusyError: 503,
-}
-"""What to answer to each error; the first that fits."""
-
-
 async def _explain(_: Request, error: Exception) -> Response:
-    status = next((STATUS[kind] for kind in STATUS if isinstance(error, kind)), None)
-    if status is None:
-        raise error
     content = {"detail": str(error).replace(images.name(b""), "the picture", 1)}
-    if isinstance(error, TooLongError):
-        return RefusalResponse(content, status)
-    if isinstance(error, EncodedError):
-        return RefusalResponse(content, status, {"Accept-Encoding": "identity"})  # RFC 7694, section 3
-    if isinstance(error, BusyError):
-        return RefusalResponse(content, status, {"Retry-After": RETRY_AFTER})
-    return JSONResponse(content, status, {"Connection": "close"} if isinstance(error, TooSlowError) else None)
+    if isinstance(error, RefusedError):
+        response = RefusalResponse if error.is_receiving else JSONResponse
+        return response(content, error.status, error.headers)
+    if isinstance(error, ImageError):
+        return JSONResponse(content, 413 if isinstance(error, ImageTooLargeError) else 400)
+    raise error
 
 
 async def _explain_parameters(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    reasons = {"extra_forbidden": "there is no such parameter"}
+    reasons = {"extra_forbidden": "unknown parameter"}
     problems = [
         f"{problem['loc'][-1]}: {reasons.get(problem['type']) or problem['msg']}" for problem in error.errors()
     ]
@@ -351,40 +322,36 @@ async def _explain_parameters(_: Request, error: Exception) -> Response:
 
 
 class Guard:
-    """Middleware: refuse strange hosts, send `HEADERS` with every answer, and answer whatever fails as JSON.
+    """Middleware: refuse unknown hosts, add `HEADERS` to every response, and report every failure as JSON.
 
-    A web page elsewhere may give its own name the address of this machine, and so make a browser take the server
-    for a part of it (DNS rebinding). The browser then calls the server by that name.
+    Another web site may resolve its own name to the address of this machine, so that browsers treat this server as
+    a part of that site (DNS rebinding). Their requests then have that name as host.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = ()) -> None:
-        """Stand before an application.
-
-        Args:
-            app: the application.
-            hosts: names by which clients may call the server, in lower case; empty: any.
-        """
+        """Wrap an application; `hosts` are the accepted host names in lower case, empty for any."""
         self._app = app
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_answered = False
+        has_started = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal is_answered
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                is_answered = True
+                has_started = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         try:
             host = _host(Headers(scope=scope))
             if self._hosts and host not in self._hosts:
-                detail = f"this server is not called {host!r}. Add --allow-host {host} if it should be."
+                detail = (
+                    f"host name {host!r} is not allowed. To allow it, start the server with --allow-host {host}."
+                )
                 await JSONResponse({"detail": detail}, 400)(scope, receive, send_with_headers)
             else:
                 await self._app(scope, receive, send_with_headers)
@@ -392,12 +359,12 @@ class Guard:
             pass
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            if is_answered:
+            if has_started:
                 raise
-            detail = "the server failed; its log tells why. Try again, or try another picture."
+            detail = "internal error; see the log of the server. Try again, or try another picture."
             await JSONResponse({"detail": detail}, 500)(scope, receive, send_with_headers)
 
 
 def _host(headers: Headers) -> str:
-    """Return the name by which the client calls the server, without the port."""
+    """Return the host name of a request in lower case, without the port."""
     return re.sub(r":\d*$", "", headers.get("host", "")).lower()

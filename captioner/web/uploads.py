@@ -1,4 +1,4 @@
-"""Pictures as clients send them: bounded in bytes and in time, and never on disk."""
+"""Uploads of pictures: bounded in bytes and time, and never on disk."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,67 +14,95 @@ from starlette.types import Receive, Scope, Send
 from captioner.errors import CaptionerError
 
 FIELD = "picture"
-"""The field of a form that holds the picture."""
+"""The form field of the picture."""
 
 MOST_FIELDS = 20
-"""Fields of a form among which the picture is looked for."""
+"""Maximum number of fields of a form."""
 
 HEADING_BYTES = 1 << 13
-"""Longest heading of a field."""
+"""Maximum length of the headers of a field."""
 
 FORM_BYTES = 1 << 16
-"""How much longer a form may be than a picture."""
+"""Maximum length of a form in addition to its picture."""
 
 DRAINING = 2.0
-"""Seconds for which the rest of a refused upload is read and forgotten."""
+"""Maximum time to read and discard the rest of a refused upload, in seconds."""
 
 
-class BusyError(CaptionerError):
-    """There is no room for a picture now."""
+class RefusedError(CaptionerError):
+    """A refused upload.
+
+    Attributes:
+        status: HTTP status of the response.
+        headers: headers of the response.
+        is_receiving: whether the rest of the upload may still be coming.
+    """
+
+    status = 400
+    is_receiving = False
+    headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
 
 
-class TooLongError(CaptionerError):
+class BusyError(RefusedError):
+    """Too many pictures are waiting."""
+
+    status = 503
+    is_receiving = True
+    headers = {"Retry-After": "5"}  # seconds
+
+
+class TooLongError(RefusedError):
     """An upload of too many bytes."""
 
+    status = 413
+    is_receiving = True
 
-class TooSlowError(CaptionerError):
+
+class TooSlowError(RefusedError):
     """An upload that took too long."""
 
+    status = 408
+    headers = {"Connection": "close"}
 
-class EncodedError(CaptionerError):
+
+class EncodedError(RefusedError):
     """An upload with a Content-Encoding."""
 
+    status = 415
+    is_receiving = True
+    headers = {"Accept-Encoding": "identity"}  # RFC 7694, section 3
 
-class FormError(CaptionerError):
-    """A form that is broken, or holds no picture."""
+
+class FormError(RefusedError):
+    """An invalid form, or a form without a picture."""
 
 
 class Uploads:
-    """The bodies of requests in memory, bounded one by one and together."""
+    """The bodies of requests in memory, with bounds for each and for all together."""
 
     def __init__(self, *, longest: int, most: int, seconds: float) -> None:
-        """Hold the settings.
+        """Set the bounds.
 
         Args:
-            longest: bytes of a picture, at most.
-            most: bytes of all bodies together, at most.
-            seconds: in which a body must have come.
+            longest: maximum number of bytes of a picture.
+            most: maximum number of bytes of all bodies together.
+            seconds: maximum time to receive a body.
         """
         self.held = 0
-        """Bytes of all bodies together now."""
+        """Number of bytes of all bodies together now."""
         self._longest = longest
         self._most = most
         self._seconds = seconds
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytearray]:
-        """Read the body of a request, which counts as held until the end of the context.
+        """Read the body of a request, which counts towards `most` until the context ends.
 
         Raises:
-            EncodedError: if it is compressed. Pictures are compressed already, and decoding would need bounds.
+            EncodedError: if it is compressed. Pictures are compressed already, and decompression would need bounds.
             TooLongError: as soon as it is too long.
-            TooSlowError: when its time is over.
-            BusyError: if too much is held.
+            TooSlowError: if it takes too long.
+            BusyError: if all bodies together are too long.
         """
         body = bytearray()
         try:
@@ -86,7 +114,7 @@ class Uploads:
     async def _fill(self, body: bytearray, request: Request) -> None:
         encoding = request.headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity"):
-            raise EncodedError(f"Content-Encoding {encoding!r} is not supported. Send the picture as it is.")
+            raise EncodedError(f"Content-Encoding {encoding!r} is not supported. Send the picture without it.")
         longest = self._longest + (FORM_BYTES if is_form(request.headers.get("content-type", "")) else 0)
         too_long = TooLongError(f"the picture is larger than {self._longest:,} bytes. Send a smaller one.")
         declared = request.headers.get("content-length", "")
@@ -100,51 +128,52 @@ class Uploads:
                     if len(body) > longest:
                         raise too_long
                     if self.held > self._most:
-                        raise BusyError("too much is being sent already. Try again in a moment.")
+                        raise BusyError("the server is receiving too many uploads. Try again later.")
         except TimeoutError:
             raise TooSlowError(
-                f"the picture was still coming after {self._seconds:g} seconds. Send a smaller one."
+                f"the upload took longer than {self._seconds:g} seconds. Send a smaller picture."
             ) from None
 
 
 def is_form(content_type: str) -> bool:
-    """Tell whether a body of this type is a form, or else the picture itself."""
+    """Return whether a body of this type is a form, not the picture itself."""
     return content_type.lower().startswith("multipart/")
 
 
 def find_picture(form: bytes, content_type: str) -> bytes:
     """Return the field `FIELD` of a form, multipart/form-data (RFC 7578).
 
-    The form is in memory and stays there. Parsers that take a form as it comes write what is large to disk.
+    Starlette's parser (python-multipart), which FastAPI's `UploadFile` uses, writes parts above 1 MB to disk and
+    parses on the event loop; this runs in memory, in a thread.
 
     Raises:
-        FormError: if the form is broken or incomplete, or has no such field.
+        FormError: if the form is invalid or incomplete, or has no such field.
     """
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
     if not boundary or not boundary.isascii():
-        raise FormError("the form's Content-Type names no boundary. Leave that header to the HTTP library.")
+        raise FormError("the form's Content-Type has no boundary. Let the HTTP library set this header.")
     _, *parts = (b"\r\n" + form).split(b"\r\n--" + boundary.encode(), MOST_FIELDS + 1)
-    for part, _ in pairwise(parts):  # one that no boundary follows is incomplete
+    for part, _ in pairwise(parts):  # a part without a following boundary is incomplete
         heading, _, content = part.partition(b"\r\n\r\n")
         if part.startswith(b"--") or len(heading) > HEADING_BYTES:
             break
         fields = BytesHeaderParser().parsebytes(heading.lstrip())
         if fields.get_param("name", header="Content-Disposition") == FIELD:
             return content
-    raise FormError(f"the form is incomplete, or has no field {FIELD!r}. Send the picture in a field of this name.")
+    raise FormError(f"the form is incomplete, or has no field {FIELD!r}. Send the picture in this field.")
 
 
 class RefusalResponse(JSONResponse):
-    """An answer to an upload that may still be coming.
+    """A response to an upload that is still being received.
 
-    It goes out at once, and the connection is closed after it. In between, the client may send on for a while: one
-    whose connection is closed while it sends often tells of just that, and does not read the answer.
+    It is sent at once, and the connection is closed after some time: many clients do not read the response if the
+    connection is closed while they send.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, then read on for `DRAINING` seconds at most."""
+        """Send the response, then read for at most `DRAINING` seconds."""
         headers = [*self.raw_headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})

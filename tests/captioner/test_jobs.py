@@ -98,7 +98,7 @@ def test_overlays_in_the_folder_of_the_pictures_are_refused_for_the_folder_and_n
     code, out, err = run("p", "--overlay", "p")
     assert (code, out) == (1, "")
     assert (
-        err == "caption: error: p: this folder is in that of the overlays. Choose another folder for --overlay.\n"
+        err == "caption: error: p: this folder is in the folder of --overlay. Choose another folder for the overlays.\n"
     )
     assert run("p/dog.png", "--overlay", "p", "--overwrite")[0] == 0
     assert Path("p/dog.png").read_bytes() == before
@@ -199,7 +199,7 @@ def test_what_is_not_permitted_costs_one_line_each(run, here, ordinary_user):
     assert err.splitlines() == [
         "caption: error: p/closed: cannot read this folder (Permission denied)",
         "caption: error: p/read-only/c.txt: cannot write this file (Permission denied). "
-        "Does its folder exist, and is it yours?",
+        "Check that its folder exists and is writable.",
         "caption: error: p/closed/b.png: no permission to read this file.",
         "caption: 2 of 4 pictures failed",
     ]
@@ -283,7 +283,7 @@ def test_names_that_a_line_cannot_hold_are_left_out_of_the_list_and_counted(run,
     for name in ODD:
         Path(name).write_text("no picture")
     _, _, err = run(*ODD, "--failures", "f")
-    assert "caption: not listed in f, as their names contain line breaks: 5. Add --null to list all.\n" in err
+    assert "caption: not listed in f, because their names contain line breaks: 5. Add --null to list all.\n" in err
     assert Path("f").read_text().splitlines() == ["[ab].png", "*", "tab\t.png"]
     assert run("--from-file", "f", "--failures", "g")[0] == 1
     assert Path("g").read_bytes() == Path("f").read_bytes()

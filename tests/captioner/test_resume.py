@@ -126,7 +126,7 @@ def test_a_file_of_something_else_is_refused_and_stays_as_it_is(format, content,
 
 
 def test_a_file_that_never_has_a_newline_is_refused_without_reading_it_to_its_end(path, monkeypatch):
-    monkeypatch.setattr("captioner.resume.LONGEST_LINE", 1000)
+    monkeypatch.setattr("captioner.resume.MAX_LINE", 1000)
     path.write_bytes(b"\0" * 5000)
     with pytest.raises(OutputError, match="line 1 is not"):
         write(path, "text", ["a.png"])

@@ -46,7 +46,7 @@ def test_a_folder_gives_all_pictures_below_it_by_path_and_where_they_are(folder)
         "photos/trip/[x].jpg",
         "photos/trip/day 1/sea.jpg",
     ]
-    assert [str(each.place) for each in found] == ["a", "b", "trip/[x]", "trip/day 1/sea"]
+    assert [str(picture.stem) for picture in found] == ["a", "b", "trip/[x]", "trip/day 1/sea"]
     assert not missing
 
 
@@ -69,7 +69,7 @@ def test_the_current_folder_is_not_part_of_the_names(folder, monkeypatch):
 def test_a_pattern_gives_the_pictures_that_fit_each_once(folder):
     found, missing = find("photos/*", "photos/**/s*.jpg", "photos/*.gif", "none/*.jpg")
     assert [each.name for each in found] == ["photos/a.png", "photos/b.jpg", "photos/trip/day 1/sea.jpg"]
-    assert missing == ["photos/*.gif: no pictures fit this pattern", "none/*.jpg: no pictures fit this pattern"]
+    assert missing == ["photos/*.gif: no pictures match this pattern", "none/*.jpg: no pictures match this pattern"]
     assert find_names("**/trip/**/*.jpg") == ["photos/trip/[x].jpg", "photos/trip/day 1/sea.jpg"]
     assert find_names("**/**/day*/**/sea.jpg") == ["photos/trip/day 1/sea.jpg"]
     assert find_names(str(folder.absolute() / "[ab].*")) == [
@@ -191,7 +191,7 @@ def test_pictures_in_the_folder_of_overlays_are_left_out(folder):
     found, missing = find("photos", "photos/trip", overlays=folder)
     assert not found
     assert missing == [
-        f"{name}: this folder is in that of the overlays. Choose another folder for --overlay."
+        f"{name}: this folder is in the folder of --overlay. Choose another folder for the overlays."
         for name in ("photos", "photos/trip")
     ]
 
@@ -207,7 +207,7 @@ def test_standard_input_is_read_when_its_turn_comes(monkeypatch):
 def test_a_fifo_is_a_stream(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (found,), _ = find(str(tmp_path / "fifo"))
-    assert (found.kind, found.place) == ("stream", Path("fifo"))
+    assert (found.kind, found.stem) == ("stream", Path("fifo"))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_fifo_is_a_stream(tmp_path):
 )
 def test_an_address_is_a_picture_that_is_named_by_the_end_of_its_path(address, place):
     (found,), missing = find(address)
-    assert (found.name, str(found.place), found.kind) == (address, place, "address")
+    assert (found.name, str(found.stem), found.kind) == (address, place, "address")
     assert not missing
 
 
@@ -279,7 +279,7 @@ def test_a_name_fits_a_list_exactly_if_it_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a.png\0b.png\0", "contains NUL characters. If they end the names, add --null"),
+        (b"a.png\0b.png\0", "contains NUL characters. If names end with NUL, add --null"),
         ("a.png\nb.png".encode("utf-16-le"), "contains NUL characters"),
         (b"\xff\xfea\0\x00\xd8\n\0", "cannot read this list of pictures"),
         (b"x" * 200_000, "expected a list of names, got one of more than 65,536 characters"),
