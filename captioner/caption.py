@@ -1,4 +1,4 @@
-"""A caption: its words, how likely they are, and where the network looked for each."""
+"""A caption: its words with their probabilities and attention maps."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,11 @@ import numpy as np
 from captioner.errors import DataError
 
 DIGITS = 5
-"""Digits after the decimal point of numbers in records: log-probabilities and attention weights."""
+"""Number of decimal places in records."""
 
 
 class Rectangle(NamedTuple):
-    """Part of a picture, in fractions of its width and height, whatever scale it was decoded at.
-
-    The whole picture is (0, 0, 1, 1). A border added by padding lies outside of 0..1.
-    """
+    """Part of a picture, in fractions of its width and height. Padding is outside of 0..1."""
 
     left: float
     top: float
@@ -27,36 +24,36 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """A sentence about a picture, and where the network looked while it wrote each word."""
+    """A caption of a picture, with the attention of the network for each word."""
 
     text: str
-    """The words as a sentence."""
+    """The caption as a sentence."""
     words: tuple[str, ...]
     """T words."""
     log_probs: tuple[float, ...]
-    """Natural log-probability of each word, given those before it."""
+    """Natural log-probability of each word, given the previous words."""
     log_prob: float
-    """Natural log-probability of the whole sentence, its end included."""
+    """Natural log-probability of the whole sentence, including its end."""
     score: float
-    """What the search ranked sentences by: `log_prob`, normalised by length."""
+    """Score by which the search ranks: `log_prob`, normalised by length."""
     attention: np.ndarray
-    """float32 (T, rows, columns); each word's map sums to 1."""
+    """float32 (T, rows, columns), the attention map of each word, which sums to 1."""
     rectangle: Rectangle
-    """The part of the picture that the maps cover."""
+    """Part of the picture that the maps cover."""
     visual: tuple[float, ...] | None = None
-    """The share of each word's context that came from the picture, 0 to 1; none: the mechanism cannot tell."""
+    """Share of each word's context that comes from the picture, 0 to 1. None: the mechanism does not compute it."""
     heads: np.ndarray | None = None
-    """float32 (T, heads, rows, columns): the map of each head, of which `attention` is the mean; none: one head."""
+    """float32 (T, heads, rows, columns), maps of the heads, of which `attention` is the mean. None: one head."""
     alternatives: tuple[dict[str, float], ...] = ()
-    """For each word, others that could have stood in its place, the likeliest first, with their log-probabilities
-    there; empty unless they were asked for. A word that is cut into pieces has none."""
+    """For each word, other words at its position with their log-probabilities, likeliest first; empty unless
+    requested. Words of several pieces have none."""
     confidence: float | None = None
-    """Calibrated probability that people who see the picture would confirm every thing that the caption names; see
-    `captioner.confidence`. None: the model file holds no calibration."""
+    """Calibrated probability that people who see the picture confirm everything that the caption names; see
+    `captioner.confidence`. None: the model is not calibrated."""
     word_confidences: tuple[float | None, ...] | None = None
-    """The same of each word; None for words that name nothing. None altogether: no calibration."""
+    """The same for each word; None for words that name nothing. None: the model is not calibrated."""
     candidates: tuple["Caption", ...] = ()
-    """Further sentences, best first, when more than one was asked for."""
+    """Further captions, best first, if more than one was requested."""
 
     def __str__(self) -> str:
         return self.text
@@ -65,12 +62,11 @@ class Caption:
         return f"Caption({self.text!r}, log_prob={self.log_prob:.3f})"
 
     def withhold(self, min_confidence: float) -> "Caption":
-        """Return the caption, and its candidates, without their words where their confidence is below this.
+        """Return the caption and its candidates, without words if their confidence is below this.
 
-        A caption that is withheld is empty, but for its confidence, log-probability and score. Without a
-        calibration, none is.
+        Confidence, log-probability and score are kept. Without a calibration, nothing is withheld.
         """
-        candidates = tuple(each.withhold(min_confidence) for each in self.candidates)
+        candidates = tuple(candidate.withhold(min_confidence) for candidate in self.candidates)
         if self.confidence is None or self.confidence >= min_confidence:
             return replace(self, candidates=candidates)
         return Caption(
@@ -87,14 +83,13 @@ class Caption:
         )
 
     def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
-        """Return the record that JSON Lines and the HTTP interface give of a caption, of JSON's types alone.
+        """Return the caption as a record of JSON types, for JSON Lines and the HTTP API.
 
-        It has `caption` (the text), `log_prob`, `score`, `words` and `log_probs`; `confidence` and
-        `word_confidences`, None for words that name nothing, if the model is calibrated; `visual` if the mechanism
-        computes it; `alternatives`, for each word an object of other words and their log-probabilities, if they
-        were asked for; and `candidates`, records of the same kind, if there are any. Numbers are rounded to
-        `DIGITS` digits; those that JSON cannot hold, such as the logarithm of 0, are None. The maps of single
-        heads are left out.
+        Fields are `caption` (the text), `log_prob`, `score`, `words` and `log_probs`; `confidence` and
+        `word_confidences` if the model is calibrated; `visual` if the mechanism computes it; `alternatives`, a list
+        of objects of words and log-probabilities, if requested; and `candidates`, a list of such records, if there
+        are any. Numbers are rounded to `DIGITS` decimal places; infinity and NaN are None. Maps of single heads are
+        left out.
 
         Args:
             attention: whether to include `attention`, nested lists (T, rows, columns), and `rectangle`, the part of
@@ -127,10 +122,10 @@ class Caption:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Caption":
-        """Return the caption of a record that `to_dict` made with `attention`.
+        """Return the caption of a record of `to_dict(attention=True)`.
 
         Raises:
-            DataError: when the record lacks a field, or a field has another type or another number of words.
+            DataError: if a field is missing, or has the wrong type or number of words.
         """
         try:
             words = tuple(map(str, record["words"]))
@@ -148,7 +143,7 @@ class Caption:
                 confidence=None if confidence is None else float(confidence),
                 word_confidences=None
                 if word_confidences is None
-                else tuple(None if each is None else float(each) for each in word_confidences),
+                else tuple(None if value is None else float(value) for value in word_confidences),
                 alternatives=tuple(
                     {word: _from_number(log_prob) for word, log_prob in others.items()}
                     for others in record.get("alternatives", ())
@@ -156,23 +151,23 @@ class Caption:
                 candidates=tuple(map(cls.from_dict, record.get("candidates", ()))),
             )
         except KeyError as error:
-            raise DataError(f"record of a caption: {error} is missing; were the maps left out?") from error
+            raise DataError(f"caption record: {error} is missing. It must include the attention maps.") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"record of a caption: {error}") from error
+            raise DataError(f"caption record: {error}") from error
         lengths = {name: len(getattr(caption, name)) for name in ("log_probs", "attention")}
         lengths |= {
             name: len(getattr(caption, name) or words) for name in ("visual", "word_confidences", "alternatives")
         }
         for name, length in lengths.items():
             if length != len(words):
-                raise DataError(f"record of a caption: {len(words)} words, but {length} {name}")
+                raise DataError(f"caption record: {len(words)} words, but {length} {name}")
         if words and caption.attention.ndim != 3:
-            raise DataError("record of a caption: attention is not a list of maps")
+            raise DataError("caption record: attention is not a list of maps")
         return caption
 
 
 def to_number(value: float) -> float | None:
-    """Return a number rounded to `DIGITS` digits, or None for what JSON has no number for."""
+    """Return a number rounded to `DIGITS` decimal places; None for infinity and NaN, which JSON does not have."""
     return round(float(value), DIGITS) if math.isfinite(value) else None
 
 

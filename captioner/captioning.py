@@ -1,4 +1,4 @@
-"""Pictures in, captions out: an engine together with its pictures and words."""
+"""Caption pictures: an engine with image preparation and a vocabulary."""
 
 import difflib
 import itertools
@@ -39,33 +39,33 @@ SourceT = TypeVar("SourceT", bound=Source)
 
 
 class Prepared(NamedTuple):
-    """A picture as the network takes it."""
+    """A picture as input of the network."""
 
     pixels: np.ndarray
     """float32 (3, size, size), normalised."""
     rectangle: Rectangle
     """The part of the picture that they show."""
     size: tuple[int, int]
-    """Width and height of the whole picture, upright, in pixels."""
+    """Width and height of the whole upright picture in pixels."""
 
 
 class Captioner:
-    """A trained network with all it needs to caption pictures. `captioner.load` makes one.
+    """A trained model that captions pictures. Create it with `captioner.load`.
 
-    Captioning changes nothing in it, so any number of threads may share one, each with calls of its own; they may
-    share pictures, too. What `caption_batches` returns is for one thread, as any generator.
+    It is immutable and thread-safe, also for shared pictures. The generator of `caption_batches` is for one thread,
+    as any generator.
     """
 
     def __init__(
         self, engine: Engine, header: Header, path: Path | None = None, confidence: Confidence | None = None
     ):
-        """Hold an engine and the header of its model file.
+        """Take the parts of a model.
 
         Args:
             engine: the network.
-            header: of its model file.
-            path: of the file, for messages.
-            confidence: how to tell the confidence of captions. None: the model is not calibrated.
+            header: header of the model file.
+            path: path of the model file, for messages.
+            confidence: computes confidences. None: the model is not calibrated.
         """
         self.engine = engine
         self.confidence = confidence
@@ -73,7 +73,7 @@ class Captioner:
         self.path = path
         self.vocabulary = Vocabulary(header.words, header.merges, header.repeated)
         self.search_settings = header.search or SearchSettings()
-        """How words are chosen unless a call says otherwise: the settings that the model was chosen with."""
+        """Default search settings: those that the model was selected with."""
 
     @overload
     def caption(  # type: ignore[overload-overlap]  # a str is a Sequence, too
@@ -89,23 +89,22 @@ class Captioner:
         settings: SearchSettings | None = None,
         batch_size: int = 32,
     ) -> Caption | list[Caption]:
-        """Caption one picture, or each of a list or another sequence.
+        """Caption one picture, or each of a sequence.
 
         Args:
-            pictures: a path, the contents of a file as bytes, an open file of bytes, a PIL image, a uint8 array
-                (H, W, 3), a function that gets the contents of a file when they are needed, or a sequence of
-                these; see `captioner.images.Source`. Addresses of the web are not opened.
-            settings: how to choose the words. None: as the model was chosen with.
-            batch_size: pictures that go through the network together; it changes speed and memory alone.
+            pictures: a path, the content of a file as bytes, an open binary file, a PIL image, a uint8 array (H, W,
+                3), a function that returns the content of a file, or a sequence of these; see
+                `captioner.images.Source`. URLs are not opened.
+            settings: search settings. None: those of the model.
+            batch_size: number of pictures that go through the network together; changes speed and memory only.
 
         Raises:
-            ImageError: when a picture cannot be read. `caption_batches` continues with the others.
+            ImageError: if a picture cannot be read. `caption_batches` continues with the others.
         """
         if isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
             return self.caption([pictures], settings)[0]
-        several = cast(Sequence[Source], pictures)
         captions = []
-        for _, result in self.caption_batches(several, settings, batch_size):
+        for _, result in self.caption_batches(cast(Sequence[Source], pictures), settings, batch_size):
             if isinstance(result, ImageError):
                 raise result
             captions.append(result)
@@ -117,14 +116,13 @@ class Captioner:
         settings: SearchSettings | None = None,
         batch_size: int = 32,
     ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
-        """Caption any number of pictures in their order, in constant memory.
+        """Caption any number of pictures in order, in constant memory.
 
-        Yields each picture as it was given, with its caption or with what is wrong with it. The pictures of a
-        batch are read side by side, and `pictures` is asked for at most two batches that have no captions yet. An
-        exception that it raises passes through, and those pictures get none.
+        Yields each picture as it was given, with its caption or its error. The pictures of a batch are read in
+        parallel, and at most two batches are taken from `pictures` in advance. Exceptions of `pictures` propagate.
 
         Raises:
-            CaptionerError: when `pictures` is a single picture, or `batch_size` is below 1.
+            CaptionerError: if `pictures` is a single picture, or `batch_size` is below 1.
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
@@ -144,14 +142,14 @@ class Captioner:
                 yield from self._caption_batch(read, settings)
 
     def prepare(self, picture: Source, max_pixels: int = images.MAX_PIXELS) -> Prepared:
-        """Read a picture, for `caption_prepared`.
+        """Read a picture for `caption_prepared`.
 
         Args:
-            picture: in any form that `caption` takes.
-            max_pixels: refuse larger pictures, before anything is decoded.
+            picture: any source that `caption` accepts.
+            max_pixels: refuse larger pictures before they are decoded.
 
         Raises:
-            ImageError: when the picture cannot be read.
+            ImageError: if the picture cannot be read.
         """
         return Prepared(*images.open_frame(picture, self.header.images, max_pixels=max_pixels))
 
@@ -160,10 +158,10 @@ class Captioner:
         pictures: Sequence[Prepared],
         settings: SearchSettings | None = None,
     ) -> list[Caption]:
-        """Caption pictures that go through the network together; those who read pictures themselves need it.
+        """Caption a batch of prepared pictures.
 
         Raises:
-            CheckpointError: when the network fails, or its predictions are not numbers (NaN).
+            CheckpointError: if the network fails, or its predictions are NaN.
         """
         if not pictures:
             return []
@@ -171,16 +169,16 @@ class Captioner:
         try:
             state = self.engine.start(np.stack([prepared.pixels for prepared in pictures]))
             seen = self.confidence and self.confidence.see(state.annotations())
-            found = find_sentences(self.engine, state, len(pictures), settings, self.vocabulary)
-            for hypothesis in itertools.chain.from_iterable(found):
-                _check_look(hypothesis)
+            results = find_sentences(self.engine, state, len(pictures), settings, self.vocabulary)
+            for hypothesis in itertools.chain.from_iterable(results):
+                _check_attention(hypothesis)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}" if self.path else str(error)) from error
         captions = []
-        for number, (hypotheses, prepared) in enumerate(zip(found, pictures, strict=True)):
-            ranked = [self._to_caption(found, prepared.rectangle, settings) for found in hypotheses]
+        for index, (hypotheses, prepared) in enumerate(zip(results, pictures, strict=True)):
+            ranked = [self._to_caption(hypothesis, prepared.rectangle, settings) for hypothesis in hypotheses]
             if self.confidence and seen:
-                ranked = [self.confidence.rate(caption, seen, number) for caption in ranked]
+                ranked = [self.confidence.rate(caption, seen, index) for caption in ranked]
             captions.append(replace(ranked[0], candidates=tuple(ranked[1:])))
         return captions
 
@@ -198,11 +196,11 @@ class Captioner:
         for source, prepared in batch:
             yield source, prepared if isinstance(prepared, ImageError) else next(captions)
 
-    def _to_caption(self, found: Hypothesis, rectangle: Rectangle, settings: SearchSettings) -> Caption:
-        words = self.vocabulary.decode(found.words)
-        spans = self.vocabulary.spans(found.words)
+    def _to_caption(self, hypothesis: Hypothesis, rectangle: Rectangle, settings: SearchSettings) -> Caption:
+        words = self.vocabulary.decode(hypothesis.words)
+        spans = self.vocabulary.spans(hypothesis.words)
 
-        def by_word(values: np.ndarray) -> np.ndarray:  # the mean over the pieces of a word
+        def by_word(values: np.ndarray) -> np.ndarray:  # mean over the pieces of a word
             return np.stack([values[span].mean(axis=0) for span in spans]) if spans else values
 
         def on_grid(maps: np.ndarray) -> np.ndarray:
@@ -211,27 +209,27 @@ class Captioner:
         return Caption(
             text=join(words),
             words=words,
-            log_probs=tuple(sum(found.log_probs[span]) for span in spans),
-            log_prob=found.log_prob,
-            score=found.score,
-            attention=on_grid(found.attention),
+            log_probs=tuple(sum(hypothesis.log_probs[span]) for span in spans),
+            log_prob=hypothesis.log_prob,
+            score=hypothesis.score,
+            attention=on_grid(hypothesis.attention),
             rectangle=rectangle,
-            visual=None if found.visual is None else tuple(by_word(found.visual).tolist()),
-            heads=None if found.heads is None else on_grid(found.heads),
-            alternatives=self._alternatives(found, settings),
+            visual=None if hypothesis.visual is None else tuple(by_word(hypothesis.visual).tolist()),
+            heads=None if hypothesis.heads is None else on_grid(hypothesis.heads),
+            alternatives=self._alternatives(hypothesis, settings),
         )
 
-    def _alternatives(self, found: Hypothesis, settings: SearchSettings) -> tuple[dict[str, float], ...]:
-        """Return for each word the likeliest others at its position that are readable, not banned, not written."""
-        if found.alternatives is None:
+    def _alternatives(self, hypothesis: Hypothesis, settings: SearchSettings) -> tuple[dict[str, float], ...]:
+        """Return for each word the likeliest others at its position, without special and banned words."""
+        if hypothesis.alternatives is None:
             return ()
-        ids, log_probs = (values.tolist() for values in found.alternatives)
+        ids, log_probs = (values.tolist() for values in hypothesis.alternatives)
         banned = _banned(settings)
         alternatives = []
-        for span in self.vocabulary.spans(found.words):
+        for span in self.vocabulary.spans(hypothesis.words):
             others: dict[str, float] = {}
             if span.stop - span.start == 1:
-                written = found.words[span.start]
+                written = hypothesis.words[span.start]
                 for token, log_prob in zip(ids[span.start], log_probs[span.start], strict=True):
                     if token < len(SPECIAL) or token == written or token in self.vocabulary.within:
                         continue
@@ -242,13 +240,13 @@ class Captioner:
         return tuple(alternatives)
 
 
-def _check_look(found: Hypothesis) -> None:
-    """Check that shares are shares: what draws them relies on it.
+def _check_attention(hypothesis: Hypothesis) -> None:
+    """Check that attention weights are between 0 and 1, as overlays require.
 
     Raises:
-        CheckpointError: when they are not.
+        CheckpointError: if they are not.
     """
-    for values in (found.attention, found.visual, found.heads):
+    for values in (hypothesis.attention, hypothesis.visual, hypothesis.heads):
         if values is not None and not ((values >= 0) & (values <= 1.001)).all():
             raise CheckpointError("the model's attention is not between 0 and 1. Use another model file.")
 
@@ -262,22 +260,22 @@ def _batches(pictures: Iterable[SourceT], size: int) -> Iterator[list[SourceT]]:
 def find_sentences(
     engine: Engine, state: State, images: int, settings: SearchSettings, vocabulary: Vocabulary
 ) -> list[list[Hypothesis]]:
-    """Return the best sentences of each image, never with padding or `<unk>`.
+    """Return the best sentences of each image, without padding and `<unk>`.
 
     Args:
-        engine: of the vocabulary's network.
-        state: before the first word, one row an image, as `Engine.start` returns it.
+        engine: the network.
+        state: state from `Engine.start`, one row per image.
         images: number of images.
-        settings: how to choose the words.
-        vocabulary: of the network.
+        settings: search settings.
+        vocabulary: vocabulary of the network.
 
     Raises:
-        CaptionerError: when `settings` name words that cannot be told from `vocabulary`, or leave no sentence.
-        CheckpointError: when the predictions are not numbers (NaN).
+        CaptionerError: if `settings` contain words that `vocabulary` does not have, or allow no sentence.
+        CheckpointError: if the predictions are NaN.
     """
     banned = _banned(settings)
     required = [_single_word("require", text) for text in settings.require]
-    found = search(
+    results = search(
         engine.step,
         state,
         images,
@@ -286,23 +284,23 @@ def find_sentences(
         end=END,
         constraints=_constraints(settings, banned, vocabulary),
         required=_ids_of_required(required, banned, vocabulary),
-        # Enough to leave `alternatives` without special words, banned words, and the word that is written.
+        # `alternatives` remain after special words, banned words and the chosen word are removed.
         alternatives=settings.alternatives and settings.alternatives + len(banned) + len(SPECIAL) + 1,
         ending_earlier=not settings.sample,
     )
-    if not all(found):
+    if not all(results):
         raise CaptionerError(
-            "no sentence keeps to all of ban, require, min_words, max_words, repeat_size and bar_repeats. "
-            "Loosen one of them."
+            "no sentence satisfies all of ban, require, min_words, max_words, repeat_size and bar_repeats. "
+            "Relax one of them."
         )
-    return found
+    return results
 
 
 def check_words(settings: SearchSettings, vocabulary: Vocabulary) -> None:
-    """Refuse words to ban or to require that a vocabulary cannot write, before any image is there.
+    """Check the banned and required words of search settings.
 
     Raises:
-        CaptionerError: as `find_sentences` would.
+        CaptionerError: as `find_sentences`.
     """
     banned = _banned(settings)
     _constraints(settings, banned, vocabulary)
@@ -310,12 +308,12 @@ def check_words(settings: SearchSettings, vocabulary: Vocabulary) -> None:
 
 
 def _constraints(settings: SearchSettings, banned: Sequence[str], vocabulary: Vocabulary) -> list[Constraint]:
-    never = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
+    forbidden = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
     if not vocabulary.merges:
-        never += vocabulary.completing([], banned)
-        if len({*never, END}) == len(vocabulary):
-            raise CaptionerError("ban: no word is left to write")
-    constraints: list[Constraint] = [BanWords(never)]
+        forbidden += vocabulary.completing([], banned)
+        if len({*forbidden, END}) == len(vocabulary):
+            raise CaptionerError("ban: all words are banned")
+    constraints: list[Constraint] = [BanWords(forbidden)]
     if banned and vocabulary.merges:
         constraints.append(
             BanWordsAfter(
@@ -325,7 +323,7 @@ def _constraints(settings: SearchSettings, banned: Sequence[str], vocabulary: Vo
     if settings.bar_repeats and vocabulary.once:
         constraints.append(NoRepeatedWord(vocabulary.once))
     if settings.repeat_size:
-        # A piece within a word may follow itself ("button").
+        # A piece within a word may repeat ("button").
         constraints.append(NoRepeatedPhrase(settings.repeat_size, repeatable=vocabulary.within))
     return constraints
 
@@ -335,23 +333,23 @@ def _banned(settings: SearchSettings) -> list[str]:
 
 
 def _single_word(setting: str, text: str) -> str:
-    """Return a word as captions hold it: "Dog" -> "dog"."""
+    """Return a word as in captions: "Dog" -> "dog"."""
     words = split(text)
     if len(words) != 1:
-        found = f"{len(words)} words ({', '.join(words)}); name each on its own" if words else "no word"
-        raise CaptionerError(f"{setting}: expected one word, got {text!r}, which is {found}")
+        reason = f"{len(words)} words ({', '.join(words)}); pass them one by one" if words else "no word"
+        raise CaptionerError(f"{setting}: expected one word, got {text!r}, which is {reason}")
     return words[0]
 
 
 def _ids_of_required(required: list[str], banned: list[str], vocabulary: Vocabulary) -> list[int]:
     if required and vocabulary.merges:
-        raise CaptionerError("require: this model writes pieces of words; use one that writes whole words")
+        raise CaptionerError("require: not available for models with word pieces; use a model with whole words")
     for word in required:
         if word in banned:
             raise CaptionerError(f"require: {word!r} is banned as well")
         if not vocabulary.completing([], [word]):
-            near = difflib.get_close_matches(word, vocabulary.words[len(SPECIAL) :])
-            hint = f"The nearest that it does: {', '.join(near)}." if near else "It knows none like it."
+            close = difflib.get_close_matches(word, vocabulary.words[len(SPECIAL) :])
+            hint = f"Closest known words: {', '.join(close)}." if close else "No known word is similar."
             raise CaptionerError(f"require: this model does not know the word {word!r}. {hint}")
     return vocabulary.completing([], dict.fromkeys(required))
 
@@ -363,20 +361,20 @@ def load(
     engine: Literal["auto", "onnx", "torch"] = "auto",
     threads: int | None = None,
 ) -> Captioner:
-    """Return a captioner, from a model file that comes with the package or from one of your own.
+    """Load a captioner from a model file.
 
     Args:
-        checkpoint: a name of `captioner.model_file.SHIPPED`, or the path of a `.safetensors` file.
+        checkpoint: name of a shipped model (`captioner.model_file.SHIPPED`), or path of a `.safetensors` file.
         device: `cpu`, `cuda`, `cuda:1`, `mps` ...; `auto` is an accelerator if PyTorch is installed and finds one,
-            and the CPU otherwise.
-        engine: `onnx` (ONNX Runtime, CPU only) or `torch` (PyTorch, an extra); `auto` takes ONNX Runtime on the CPU
-            if the file holds ONNX graphs, and PyTorch for everything else.
-        threads: of ONNX Runtime. None: as many as there are cores to use.
+            otherwise the CPU.
+        engine: `onnx` (ONNX Runtime, CPU only) or `torch` (PyTorch, an extra); `auto` is ONNX Runtime on the CPU if
+            the file has ONNX graphs, otherwise PyTorch.
+        threads: number of threads of ONNX Runtime. None: number of available cores.
 
     Raises:
-        CheckpointError: when the file cannot be used.
-        CaptionerError: when there is no such device or engine.
-        MissingExtraError: when it needs PyTorch, which is not installed.
+        CheckpointError: if the file cannot be used.
+        CaptionerError: if there is no such device or engine.
+        MissingExtraError: if PyTorch is needed, but not installed.
     """
     path = find_checkpoint(checkpoint)
     if threads is not None and threads < 1:
@@ -385,29 +383,29 @@ def load(
         raise CaptionerError(f"engine: expected 'auto', 'onnx' or 'torch', got {engine!r}")
     if engine == "onnx" and device not in ("auto", "cpu"):
         raise CaptionerError(f"device: engine 'onnx' runs on 'cpu', got {device!r}")
-    wants_torch = engine == "torch" or device not in ("auto", "cpu")
-    if engine == "auto" and not wants_torch:
-        wants_torch = _finds_accelerator(device) or read_header(path).graphs is None
+    use_torch = engine == "torch" or device not in ("auto", "cpu")
+    if engine == "auto" and not use_torch:
+        use_torch = _finds_accelerator(device) or read_header(path).graphs is None
     calibration = read_tables(path)
     confidence = Confidence(*calibration) if calibration else None
-    if not wants_torch:
+    if not use_torch:
         return Captioner(*load_onnx_engine(path, threads), path, confidence)
     if find_spec("torch") is None:
-        what = f"{path}: holds no ONNX graphs and"
+        feature = f"{path}: holds no ONNX graphs and"
         if device not in ("auto", "cpu"):
-            what = f"device {device!r}"
+            feature = f"device {device!r}"
         elif engine == "torch":
-            what = "engine 'torch'"
-        raise MissingExtraError(f"{what} needs PyTorch, which is not installed. {install_hint('torch')}")
+            feature = "engine 'torch'"
+        raise MissingExtraError(f"{feature} needs PyTorch, which is not installed. {install_hint('torch')}")
     from captioner.network.engine import load_torch_engine
 
     return Captioner(*load_torch_engine(path, device), path, confidence)
 
 
 def _finds_accelerator(device: str) -> bool:
-    """Return whether `device` asks for an accelerator if there is one, and PyTorch finds one.
+    """Return whether `device` is `auto` and PyTorch finds an accelerator.
 
-    PyTorch takes seconds to import, so it is asked only on machines that may have one.
+    PyTorch takes seconds to import, so it is imported only on machines that may have one.
     """
     may_have = sys.platform != "linux" or any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "kfd", "dxg"))
     if device != "auto" or not may_have or find_spec("torch") is None:

@@ -1,6 +1,6 @@
-"""The protocol between a captioning network and everything around it, in NumPy.
+"""The protocol of an engine, which computes a captioning network.
 
-Shapes: B images, K rows (hypotheses) each, L locations of the grid, V vocabulary size.
+Shapes: B images, K rows (hypotheses) each, L grid locations, V vocabulary size, D annotation size.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -8,27 +8,27 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 
-class Look(NamedTuple):
-    """Where the network looked before it wrote one word of each row."""
+class AttentionMaps(NamedTuple):
+    """Attention of one word of each row."""
 
     attention: np.ndarray
     """float32 (B, K, L); each row sums to 1."""
     visual: np.ndarray | None = None
-    """float32 (B, K): share of each context that comes from the picture, 0 to 1. None if the mechanism has none."""
+    """float32 (B, K), share of each context that comes from the image, 0 to 1. None if the mechanism does not
+    compute it."""
     heads: np.ndarray | None = None
-    """float32 (B, K, heads, L), of which `attention` is the mean. None if there is one head only."""
+    """float32 (B, K, heads, L), of which `attention` is the mean. None if there is only one head."""
 
 
 class State(Protocol):
-    """All that an engine knows between two words, for B images of K rows each. A value: no method changes it."""
+    """The state of an engine between two words, for B images of K rows each. Immutable."""
 
     def select(self, images: np.ndarray, rows: np.ndarray) -> "State":
         """Return the state of some images and rows.
 
         Args:
-            images: int64 (B',), ascending indices of the images to keep. The others are dropped.
-            rows: int64 (B', K'), indices of rows of each of these images. A row may be named several times (a
-                hypothesis that branches) or not at all.
+            images: int64 (B',), ascending indices of the images to keep.
+            rows: int64 (B', K'), indices of rows of each of these images, which may repeat.
         """
         ...
 
@@ -37,33 +37,33 @@ class State(Protocol):
         ...
 
     def replace_cells(self, cells: np.ndarray) -> "State":
-        """Return the state of images in which some cells show nothing of their own, to find out what they were for.
+        """Return the state with the content of some cells removed, to measure what they were used for.
 
-        Their annotations, and the keys that attention computes from these, become the means over the grid: keys are
-        affine functions of annotations, so their mean is the key of the mean annotation. What was computed from the
-        whole grid (the first state of a decoder, its mean annotation) stays.
+        Their annotations and attention keys are replaced by the means over the grid (keys are affine functions of
+        annotations, so their mean is the key of the mean annotation). Values computed from the whole grid, such as
+        the initial state of a decoder, do not change.
 
         Args:
-            cells: bool (B, L), which cells of each image.
+            cells: bool (B, L), the cells of each image.
         """
         ...
 
 
-class Step(NamedTuple):
-    """What an engine answers to one word of each row."""
+class StepResult(NamedTuple):
+    """The prediction of one word of each row."""
 
     log_probs: np.ndarray
     """float32 (B, K, V), log-probabilities of the next word. The caller may change this array."""
     state: State
-    look: Look
+    maps: AttentionMaps
 
 
 class Engine(Protocol):
-    """A captioning network, whatever computes it."""
+    """A captioning network."""
 
     @property
     def name(self) -> str:
-        """What computes, and on which device, such as "ONNX Runtime on CPU"."""
+        """Library and device, such as "ONNX Runtime on CPU"."""
         ...
 
     @property
@@ -72,18 +72,18 @@ class Engine(Protocol):
         ...
 
     def start(self, pixels: np.ndarray) -> State:
-        """Encode images and return the state before the first word, with one row an image.
+        """Encode images and return the state before the first word, with one row per image.
 
         Args:
-            pixels: float32 (B, 3, S, S), as `captioner.images.prepare` returns them.
+            pixels: float32 (B, 3, S, S), from `captioner.images.prepare`.
         """
         ...
 
-    def step(self, words: np.ndarray, state: Any) -> Step:
+    def step(self, words: np.ndarray, state: Any) -> StepResult:
         """Read the previous word of each row and predict the next.
 
         Args:
             words: int64 (B, K), token ids.
-            state: of this engine, for B images of K rows each.
+            state: state of this engine, for B images of K rows each.
         """
         ...

@@ -1,9 +1,9 @@
-"""Model files: one self-describing `.safetensors` file that holds all a captioner needs.
+"""Model files: one self-describing `.safetensors` file for everything that a captioner needs.
 
-It holds every weight, the encoder's included; the ONNX graphs of the network without weights, as bytes; the tables
-of its confidence, if it is calibrated; and one metadata key, `captioner`, that holds JSON: what the network is, how
-pictures and words become its numbers, the search settings that it was chosen with, and where it all comes from.
-Reading a file executes nothing in it, and checks its size and header before any weight is read.
+It contains all weights, including the encoder; the ONNX graphs of the network without weights, as bytes; the tables
+of the confidence, if the model is calibrated; and the metadata key `captioner` with a JSON header: settings of the
+network and of images, vocabulary, search settings that the model was selected with, and provenance. Reading a file
+executes no code from it, and checks size and header before weights are read.
 """
 
 import hashlib
@@ -30,44 +30,44 @@ from captioner.settings import WIDEST, ModelSettings
 from captioner.vocabulary import Vocabulary
 
 FORMAT = 2
-"""The format this version writes. A newer one is refused; an older one goes through `UPGRADES`."""
+"""The format that this version writes. Newer formats are refused; older ones are upgraded by `UPGRADES`."""
 
 
 def _from_format_1(header: dict[str, Any]) -> dict[str, Any]:
-    """Add the search settings, which stood among those of training. There were no graphs."""
+    """Move the search settings, which were among those of training. There were no graphs."""
     return {**header, "search": header.get("card", {}).get("training", {}).get("search")}
 
 
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
-"""From a format's number to the function that turns its header into that of the next."""
+"""Functions that convert a header of a format to the next format."""
 
 KEY = "captioner"
 """The metadata key that holds the header."""
 
 SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
-"""The checkpoints that come with the package, by name."""
+"""The model files of the package by name."""
 
 MAX_BYTES = 4 << 30
-"""Longest file that is read: far above any checkpoint of ours."""
+"""Maximum size of a model file: far above any real one."""
 
 MAX_HEADER_BYTES = 8 << 20
-"""Maximum length of the header of a `.safetensors` file. A vocabulary of 100,000 words takes 2 MB."""
+"""Maximum length of the header of a `.safetensors` file. A vocabulary of 100,000 words needs 2 MB."""
 
 MAX_GRAPH_BYTES = 2 << 20
-"""Maximum length of an ONNX graph. Those of the deepest networks take less than 1 MB."""
+"""Maximum length of an ONNX graph. The deepest networks need less than 1 MB."""
 
 GRAPH = "graph."
-"""How the names of tensors begin that hold graphs."""
+"""Prefix of the names of tensors that contain graphs."""
 
 CONFIDENCE = "confidence."
-"""How the names of tensors begin that hold `captioner.confidence.Tables`."""
+"""Prefix of the names of tensors that contain `captioner.confidence.Tables`."""
 
-DAMAGED = "Was it copied or downloaded to the end?"
+DAMAGED = "Check that it was copied or downloaded completely."
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A batch norm that is folded into the convolution before it, by the names of these layers."""
+    """A batch norm to fold into the preceding convolution, by the names of these layers."""
 
     convolution: str
     norm: str
@@ -84,103 +84,100 @@ class Graphs(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What a header says of the graphs in its file."""
+    """Description of the graphs in a header."""
 
     start: str
-    """SHA-256 of the graph, hexadecimal."""
+    """Hexadecimal SHA-256 of the graph."""
     step: str
     folds: tuple[Fold, ...]
 
     @classmethod
     def of(cls, graphs: Graphs) -> "GraphInfo":
-        """Return what a header says of these graphs."""
+        """Describe graphs."""
         return cls(_digest(graphs.start), _digest(graphs.step), graphs.folds)
 
 
 _NO_WORD = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Characters that would break a line of output, control a terminal, or could not be written as UTF-8."""
+"""Characters that break lines, control terminals, or cannot be encoded as UTF-8."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a model file says of itself."""
+    """The header of a model file."""
 
     format: int
     model: ModelSettings
     images: ImageSettings
     words: tuple[str, ...]
-    """The vocabulary: words, or pieces of words."""
+    """The vocabulary: words or word pieces."""
     tokenizer: str
-    """Name of the rule that cuts captions into those; see `Vocabulary.rule`."""
+    """Name of the tokenizer; see `Vocabulary.rule`."""
     merges: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
     """Merges of pieces; see `Vocabulary`."""
     repeated: tuple[str, ...] | None = field(default=None, kw_only=True)
-    """Words that a caption may have more than once. None: all."""
+    """Words that may be repeated in a caption. None: all."""
     search: SearchSettings | None = field(default=None, kw_only=True)
-    """The search settings that the model was chosen with. None: unknown."""
+    """Search settings that the model was selected with. None: unknown."""
     graphs: GraphInfo | None = field(default=None, kw_only=True)
-    """The ONNX graphs in the file. None: it has none, and needs the PyTorch engine."""
+    """The ONNX graphs in the file. None: there are none, and the PyTorch engine is needed."""
     calibration: Calibration | None = field(default=None, kw_only=True)
-    """How its confidence follows from the tables in the file. None: it has none, and tells no confidence."""
+    """Parameters of the confidence. None: the model is not calibrated."""
     card: dict[str, Any] = field(default_factory=dict)
-    """For people: training, data, scores, sources, licences."""
+    """Model card: training, data, scores, sources, licences."""
 
     def __post_init__(self) -> None:
         try:
             rule = Vocabulary(self.words, self.merges, self.repeated).rule
         except ValueError as error:
             raise ValueError(f"words: {error}") from error
-        rated = self.calibration.words if self.calibration else ()
-        if found := _NO_WORD.search("".join((*self.words, *rated))):
-            raise ValueError(f"words: spaces, control characters and surrogates are not allowed, got {found[0]!r}")
+        calibrated = self.calibration.words if self.calibration else ()
+        if match := _NO_WORD.search("".join((*self.words, *calibrated))):
+            raise ValueError(f"words: spaces, control characters and surrogates are not allowed, got {match[0]!r}")
         if self.tokenizer != rule:
             raise ValueError(f"tokenizer: expected {rule!r} with {len(self.merges)} merges, got {self.tokenizer!r}")
 
 
 def find_checkpoint(name: str | os.PathLike[str]) -> Path:
-    """Return the file of a checkpoint: of `SHIPPED` by its name, the best of a training run by the run's folder, or
-    any other by its path."""
+    """Return the path of a model file from the name of a shipped model, the folder of a training run, or a path."""
     path = Path(name)
     return SHIPPED.get(os.fspath(name)) or (path / "best.safetensors" if is_folder(path) else path)
 
 
 def read_header(path: Path) -> Header:
-    """Return what a checkpoint says of itself, without reading its weights.
+    """Return the header of a model file.
 
     Raises:
-        CheckpointError: when there is no such file, or it is damaged, not one of ours, or of a newer version.
+        CheckpointError: if the file is missing, damaged, not a model file, or of a newer format.
     """
     with open_file(path) as file:
         return header_of(path, file)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight by its name, without reading any.
+    """Return the shapes of the weights by name, without reading them.
 
     Raises:
-        CheckpointError: when there is no such file, or it is damaged.
+        CheckpointError: if the file is missing or damaged.
     """
     with open_file(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in weight_names(file)}
 
 
 def weight_names(file: Any) -> list[str]:
-    """Return the names of all tensors of an open model file but graphs and the tables of confidence."""
+    """Return the names of the tensors of an open model file, except graphs and tables of the confidence."""
     return [name for name in file.keys() if not name.startswith((GRAPH, CONFIDENCE))]  # noqa: SIM118 (no dictionary)
 
 
 @contextmanager
 def open_file(path: Path, framework: str = "np") -> Iterator[Any]:
-    """Open a `.safetensors` file, and give every way in which reading it fails one kind of error."""
+    """Open a `.safetensors` file; all errors of reading it become `CheckpointError`."""
     if not is_file(path):
-        raise CheckpointError(
-            f"{path}: no such checkpoint file. With the package come: {', '.join(SHIPPED) or 'none'}"
-        )
+        raise CheckpointError(f"{path}: no such checkpoint file. Shipped models: {', '.join(SHIPPED) or 'none'}")
     if path.stat().st_size > MAX_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_BYTES >> 30} GiB, so not a checkpoint of ours")
+        raise CheckpointError(f"{path}: larger than {MAX_BYTES >> 30} GiB, so not a model file")
     try:
-        with path.open("rb") as start:
-            length = int.from_bytes(start.read(8), "little")
+        with path.open("rb") as prefix:
+            length = int.from_bytes(prefix.read(8), "little")
         if length > MAX_HEADER_BYTES:
             raise SafetensorError(f"a header of {length:,} bytes")
         with safe_open(path, framework=framework) as file:
@@ -196,7 +193,7 @@ def header_of(path: Path, file: Any) -> Header:
     """Return the header of an open model file."""
     text = (file.metadata() or {}).get(KEY)
     if text is None:
-        raise CheckpointError(f"{path}: holds weights, but not a captioner (no {KEY!r} in its metadata)")
+        raise CheckpointError(f"{path}: not a captioner model (no {KEY!r} in its metadata)")
     try:
         values = json.loads(text)
         number = values["format"]
@@ -204,8 +201,8 @@ def header_of(path: Path, file: Any) -> Header:
             raise TypeError("format is not a number")
         if number > FORMAT:
             raise CheckpointError(
-                f"{path}: written in format {number}, and this version reads up to {FORMAT}. "
-                f"A newer version may read it: {install_hint(upgrade=True)}"
+                f"{path}: has format {number}, but this version reads formats up to {FORMAT}. "
+                f"Upgrade: {install_hint(upgrade=True)}"
             )
         while number < FORMAT:
             values, number = UPGRADES[number](values), number + 1
@@ -219,10 +216,10 @@ def header_of(path: Path, file: Any) -> Header:
 
 
 def read_graphs(path: Path, file: Any, info: GraphInfo) -> Graphs:
-    """Return the ONNX graphs of an open model file, unchecked but for damage.
+    """Return the ONNX graphs of an open model file; only checksums are verified.
 
     Raises:
-        CheckpointError: when they are missing, damaged or too long.
+        CheckpointError: if they are missing, damaged or too long.
     """
     graphs = {}
     for name, digest in {"start": info.start, "step": info.step}.items():
@@ -239,10 +236,10 @@ def read_graphs(path: Path, file: Any, info: GraphInfo) -> Graphs:
 
 
 def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
-    """Return the calibration of a model file, and its tables; None if it has none.
+    """Return the calibration of a model file and its tables; None if it has none.
 
     Raises:
-        CheckpointError: when the file cannot be read, or tables are missing, not finite or of the wrong shape.
+        CheckpointError: if the file cannot be read, or tables are missing, not finite or of the wrong shape.
     """
     with open_file(path) as file:
         calibration = header_of(path, file).calibration
@@ -256,7 +253,7 @@ def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
                 raise CheckpointError(f"{path}: the table {name!r} of confidence is missing. {DAMAGED}") from error
             shapes[name] = tuple(part.get_shape())
             if part.get_dtype() not in FLOATS:
-                raise CheckpointError(f"{path}: the table {name!r} of confidence does not hold numbers. {DAMAGED}")
+                raise CheckpointError(f"{path}: the table {name!r} of confidence is not of a float type. {DAMAGED}")
         words, axes = len(calibration.words), shapes["axes"][1:]
         expected = {
             "mean": shapes["mean"][:1],
@@ -266,13 +263,13 @@ def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
         }
         if not axes or axes[0] > MAX_AXES or shapes["mean"] > (WIDEST,) or shapes != expected:
             raise CheckpointError(
-                f"{path}: the tables of confidence do not fit each other and {words:,} words: "
+                f"{path}: the tables of confidence do not match each other and {words:,} words: "
                 f"{', '.join(f'{name} {shape}' for name, shape in shapes.items())}. {DAMAGED}"
             )
         tables = Tables(*(file.get_tensor(CONFIDENCE + name).astype(np.float32) for name in Tables._fields))
     for name, table in tables._asdict().items():
         if not (np.abs(table) <= (1 if name == "rates" else LARGEST)).all():
-            raise CheckpointError(f"{path}: the table {name!r} of confidence has numbers out of range. {DAMAGED}")
+            raise CheckpointError(f"{path}: the table {name!r} of confidence has values out of range. {DAMAGED}")
     return calibration, tables
 
 
@@ -281,14 +278,14 @@ def _digest(graph: bytes) -> str:
 
 
 FLOATS = {"F16", "F32", "F64"}
-"""Types, as `.safetensors` names them, of weights that NumPy can read."""
+"""Types of weights, as named by `.safetensors`, that NumPy can read."""
 
 
 def weight_shapes(file: Any, folds: Sequence[Fold]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each float tensor of an open model file, and of the biases that folding adds.
+    """Return the shapes of the float tensors of an open model file, and of the biases that folding adds.
 
     Raises:
-        ValueError: when a fold names a tensor that is missing, or has another shape.
+        ValueError: if a fold refers to a missing tensor or one of another shape.
     """
     shapes = {}
     for name in file.keys():  # noqa: SIM118 (not a dictionary)
@@ -314,12 +311,12 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def read_weights(file: Any, names: Iterable[str], folds: Sequence[Fold]) -> dict[str, np.ndarray]:
-    """Return tensors of an open model file as float32, batch norms folded into the convolutions before them.
+    """Return tensors of an open model file as float32, with batch norms folded into the preceding convolutions.
 
     Args:
-        file: as `open_file` gives it.
-        names: of tensors in `weight_shapes(file, folds)`.
-        folds: which batch norms to fold.
+        file: file from `open_file`.
+        names: names of tensors in `weight_shapes(file, folds)`.
+        folds: batch norms to fold.
     """
     by_convolution = {fold.convolution: fold for fold in folds}
     stored = set(file.keys())
@@ -339,5 +336,5 @@ def read_weights(file: Any, names: Iterable[str], folds: Sequence[Fold]) -> dict
         bias = read(name) if name in stored else np.float32(0)
         return beta + (bias - mean) * scale
 
-    with np.errstate(all="ignore"):  # damaged weights become NaN, which the search reports
+    with np.errstate(all="ignore"):  # NaN of damaged weights is reported by the search
         return {name: fold_into(name) for name in names}

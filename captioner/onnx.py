@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine, the default: runs the graphs of a model file on the CPU."""
+"""The ONNX Runtime engine, the default: it runs the graphs of a model file on the CPU."""
 
 import math
 import os
@@ -18,7 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from captioner.cores import count_cores
-from captioner.engine import Look, Step
+from captioner.engine import AttentionMaps, StepResult
 from captioner.errors import CheckpointError
 from captioner.graph_check import IMAGE, NEXT, ROW, check_graph
 from captioner.model_file import (
@@ -33,14 +33,14 @@ from captioner.model_file import (
 )
 
 AT_ONCE = 4
-"""Images that a thread encodes together: more would not stay in the processor's cache, and take memory."""
+"""Number of images that a thread encodes together: larger batches do not fit the processor's cache."""
 
 MAX_MEMORY = 4 << 30
-"""Maximum number of bytes of intermediate results of all engines of a process together. Damaged or malicious graphs
-can ask for any amount."""
+"""Maximum number of bytes of intermediate results of all engines of a process. Damaged or malicious graphs can
+request any amount."""
 
 ANNOTATIONS = IMAGE + "annotations"
-"""The tensor (B, L, D) of annotations."""
+"""Name of the annotations (B, L, D)."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class OnnxState:
     """The state of `OnnxEngine`, tensors by name."""
 
     images: dict[str, np.ndarray]
-    """What is known of each image (B, ...)."""
+    """State of each image (B, ...)."""
     rows: dict[str, np.ndarray]
-    """What is known of each row (B, K, ...)."""
+    """State of each row (B, K, ...)."""
 
     def select(self, images: np.ndarray, rows: np.ndarray) -> "OnnxState":
         """Return the state of some images and rows; see `captioner.engine.State`."""
@@ -64,17 +64,17 @@ class OnnxState:
         """Return the mean annotation of each image (B, D); see `captioner.engine.State`.
 
         Raises:
-            CheckpointError: when the graph of the model file returned none.
+            CheckpointError: if the graph of the model file did not return them.
         """
-        found = self.images.get(ANNOTATIONS)
-        if found is None or found.ndim != 3 or found.dtype != np.float32:
+        annotations = self.images.get(ANNOTATIONS)
+        if annotations is None or annotations.ndim != 3 or annotations.dtype != np.float32:
             raise CheckpointError(f"its graph returned no annotations. {DAMAGED}")
-        return found.mean(axis=1)
+        return annotations.mean(axis=1)
 
     def replace_cells(self, cells: np.ndarray) -> "OnnxState":
-        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+        """Return the state with the content of some cells (B, L) removed; see `captioner.engine.State`."""
 
-        def replace(tensor: np.ndarray) -> np.ndarray:  # (B, ..., L, size) if it is known of each cell
+        def replace(tensor: np.ndarray) -> np.ndarray:  # (B, ..., L, size) if it has a value for each cell
             if tensor.shape[-2] != cells.shape[1]:
                 return tensor
             where = cells.reshape(len(cells), *(1,) * (tensor.ndim - 3), -1, 1)
@@ -84,14 +84,14 @@ class OnnxState:
 
 
 PartT = TypeVar("PartT")
-FoundT = TypeVar("FoundT")
+ResultT = TypeVar("ResultT")
 
 
 class OnnxEngine:
-    """A captioning network in ONNX Runtime. Any number of threads may share it.
+    """A captioning network in ONNX Runtime. Threads may share it.
 
-    Each thread computes images of its own. Threads that share the work on one image wait for each other at every
-    operator; beside other work on the machine, that takes several times as long.
+    Each of its threads computes different images. Threads that share the work on one image would wait for each
+    other at every operator, which takes several times as long if the machine is busy.
     """
 
     def __init__(
@@ -101,18 +101,18 @@ class OnnxEngine:
         header: Header,
         threads: int | None = None,
     ):
-        """Build the sessions.
+        """Create the sessions.
 
         Args:
             graphs: checked by `captioner.graph_check`.
             weights: float32 weights of the graphs `start` and `step`, by the names that these give them.
             header: of the same file.
-            threads: how many threads compute. None: as many as there are cores to use.
+            threads: number of threads. None: number of available cores.
 
         Raises:
-            ValueError: when a graph is refused, or does not fit the header.
+            ValueError: if a graph is refused, or does not match the header.
         """
-        self._start, self._step = (_Session(*each) for each in zip(graphs[:2], weights, strict=True))
+        self._start, self._step = map(_Session, graphs[:2], weights)
         self._threads = threads or count_cores()
         self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
@@ -124,21 +124,21 @@ class OnnxEngine:
             "visual": (),
             "heads": (*heads, cells),
         }
-        """Sizes of outputs of `step`, all but B and K."""
+        """Sizes of the outputs of `step`, except B and K."""
 
     @property
     def name(self) -> str:
-        """What computes, and where."""
+        """Library and device."""
         return f"ONNX Runtime {onnxruntime.__version__} on CPU, {self._threads} thread{'s' * (self._threads > 1)}"
 
     def start(self, pixels: np.ndarray) -> OnnxState:
         """Encode images (B, 3, S, S); see `captioner.engine.Engine`.
 
         Raises:
-            CheckpointError: when the graph of the model file fails.
+            CheckpointError: if the graph of the model file fails.
         """
         size = min(AT_ONCE, math.ceil(len(pixels) / self._threads))
-        parts = self._map(self._encode, (pixels[at : at + size] for at in range(0, len(pixels), size)))
+        parts = self._map(self._encode, (pixels[start : start + size] for start in range(0, len(pixels), size)))
         tensors = _join(parts)
         return OnnxState(
             {name: tensor for name, tensor in tensors.items() if name.startswith(IMAGE)},
@@ -146,35 +146,36 @@ class OnnxEngine:
         )
 
     def _encode(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        found = self._start({"pixels": pixels})
-        for name, tensor in found.items():
+        outputs = self._start({"pixels": pixels})
+        for name, tensor in outputs.items():
             axes = (len(pixels), 1) if name.startswith(ROW) else (len(pixels),)
             if tensor.shape[: len(axes)] != axes:
                 raise _wrong_output(name, tensor)
-        return found
+        return outputs
 
-    def step(self, words: np.ndarray, state: OnnxState) -> Step:
+    def step(self, words: np.ndarray, state: OnnxState) -> StepResult:
         """Read the previous words (B, K) and predict the next; see `captioner.engine.Engine`.
 
         Raises:
-            CheckpointError: when the graph of the model file fails.
+            CheckpointError: if the graph of the model file fails.
         """
         inputs = {"words": words, **state.images, **state.rows}
         size = math.ceil(len(words) / self._threads)
         parts = (
-            {name: tensor[at : at + size] for name, tensor in inputs.items()} for at in range(0, len(words), size)
+            {name: tensor[start : start + size] for name, tensor in inputs.items()}
+            for start in range(0, len(words), size)
         )
-        found = _join(self._map(self._step, parts))
-        for name, tensor in found.items():
+        outputs = _join(self._map(self._step, parts))
+        for name, tensor in outputs.items():
             axes = self._axes.get(name, tensor.shape[2:])
             if tensor.shape != (*words.shape, *axes) or (name in self._axes and tensor.dtype != np.float32):
                 raise _wrong_output(name, tensor)
-        rows = {name.removeprefix(NEXT): tensor for name, tensor in found.items() if name.startswith(NEXT)}
-        look = Look(found["attention"], found.get("visual"), found.get("heads"))
-        return Step(found["log_probs"], OnnxState(state.images, rows), look)
+        rows = {name.removeprefix(NEXT): tensor for name, tensor in outputs.items() if name.startswith(NEXT)}
+        maps = AttentionMaps(outputs["attention"], outputs.get("visual"), outputs.get("heads"))
+        return StepResult(outputs["log_probs"], OnnxState(state.images, rows), maps)
 
     def _find_grid(self, header: Header) -> tuple[int, int]:
-        """Return rows and columns of the grid, if the graphs take the images and write the words of the header."""
+        """Check that inputs and outputs of the graphs match the header; return rows and columns of the grid."""
         start, step = self._start, self._step
         rows = {NEXT + name for name in start.outputs if name.startswith(ROW)}
         if (
@@ -194,39 +195,37 @@ class OnnxEngine:
             raise ValueError(f"expected attention to a grid of {grid} and {words} words")
         return grid
 
-    def _map(self, function: Callable[[PartT], FoundT], parts: Iterable[PartT]) -> list[FoundT]:
-        """Return what a function returns for each part, computed in the threads of this engine."""
+    def _map(self, function: Callable[[PartT], ResultT], parts: Iterable[PartT]) -> list[ResultT]:
+        """Apply a function to each part in the threads of this engine."""
         parts = list(parts)
         if len(parts) == 1 or self._threads == 1:
             return [function(part) for part in parts]
-        if self._pool is None or self._process != os.getpid():  # a fork copies the pool, but not its threads
+        if self._pool is None or self._process != os.getpid():  # a fork copies the pool without its threads
             self._pool, self._process = ThreadPoolExecutor(self._threads, "onnx"), os.getpid()
         return list(self._pool.map(function, parts))
 
 
 def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Join the tensors of the parts of a batch, by name."""
+    """Concatenate the tensors of the parts of a batch, by name."""
     if len(parts) == 1:
         return parts[0]
     try:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     except ValueError as error:
-        raise CheckpointError(
-            f"its graph returned tensors that do not fit together ({error}). {DAMAGED}"
-        ) from error
+        raise CheckpointError(f"its graph returned tensors of incompatible shapes ({error}). {DAMAGED}") from error
 
 
 class _Session:
-    """A graph with its weights, ready to run."""
+    """A graph with its weights."""
 
     def __init__(self, graph: bytes, weights: dict[str, np.ndarray]):
         _limit_memory()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # the thread that calls; a session with others would not survive a fork
+        options.intra_op_num_threads = 1  # the calling thread; others would not survive a fork
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors come as exceptions
-        options.add_session_config_entry("session.use_env_allocators", "1")  # that of `_limit_memory`
-        # A graph may look like the other format of ONNX Runtime, which `check_graph` does not read.
+        options.log_severity_level = 4  # errors are raised as exceptions
+        options.add_session_config_entry("session.use_env_allocators", "1")  # see `_limit_memory`
+        # Not the other format of ONNX Runtime, which `check_graph` does not read.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
         options.add_external_initializers(list(weights), values)
@@ -235,13 +234,13 @@ class _Session:
                 graph,
                 options,
                 providers=["CPUExecutionProvider"],
-                enable_fallback=False,  # it prints an error and tries again with the same provider
-                disabled_optimizers=["ConstantFolding"],  # it was done at the export, and its memory has no limit
+                enable_fallback=False,  # it would print an error and retry with the same provider
+                disabled_optimizers=["ConstantFolding"],  # done by the export, and not limited in memory
             )
-        except Exception as error:  # ONNX Runtime's exceptions have no base class but this
+        except Exception as error:  # the exceptions of ONNX Runtime have no other base class
             raise ValueError(f"ONNX Runtime refuses the graph: {_shorten(error)}") from error
-        self.inputs = {each.name: tuple(each.shape) for each in self._session.get_inputs()}
-        self.outputs = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
+        self.inputs = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+        self.outputs = {node.name: tuple(node.shape) for node in self._session.get_outputs()}
         self._names = list(self.outputs)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -261,7 +260,7 @@ def _shorten(error: Exception) -> str:
 
 @cache
 def _limit_memory() -> None:
-    """Let all sessions share an allocator of at most `MAX_MEMORY` bytes."""
+    """Make all sessions share an allocator of at most `MAX_MEMORY` bytes."""
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
@@ -272,7 +271,7 @@ def load_onnx_engine(path: Path, threads: int | None = None) -> tuple[OnnxEngine
     """Return the engine of a model file, and its header.
 
     Raises:
-        CheckpointError: when the file cannot be used, or holds no graphs.
+        CheckpointError: if the file cannot be used, or has no graphs.
     """
     try:
         with open_file(path) as file:
@@ -285,8 +284,8 @@ def load_onnx_engine(path: Path, threads: int | None = None) -> tuple[OnnxEngine
             shapes = weight_shapes(file, graphs.folds)
             start, step = (check_graph(graph, shapes) for graph in graphs[:2])
             weights = read_weights(file, {*start, *step}, graphs.folds)
-        used = {name: weights[name] for name in start}, {name: weights[name] for name in step}
-        # The file is closed before the sessions are built: while it is open, it takes memory.
-        return OnnxEngine(graphs, used, header, threads), header
+        by_graph = {name: weights[name] for name in start}, {name: weights[name] for name in step}
+        # The file is closed before the sessions are created, because it takes memory while it is open.
+        return OnnxEngine(graphs, by_graph, header, threads), header
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its graphs cannot be used: {error}. {DAMAGED}") from error

@@ -1,10 +1,10 @@
-"""The network in PyTorch: the paper's equations with gradients, its weights in model files, and its ONNX graphs.
+"""The network in PyTorch: the equations of the paper, model files, and the export of ONNX graphs.
 
-This package and `training` are the only places that import PyTorch.
+Only this package and `training` import PyTorch.
 """
 
 import os
 
-# Read by OpenMP when PyTorch is imported. By default its threads spin while they wait for each other, which makes
-# them 5 to 40 times slower when another process keeps a core busy.
+# Read by OpenMP when PyTorch is imported. By default its waiting threads spin, which makes them 5 to 40 times
+# slower if another process uses a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

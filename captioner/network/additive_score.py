@@ -1,4 +1,4 @@
-"""The additive attention score with little memory, for training."""
+"""A memory-efficient additive attention score for training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 18  # numbers of a block of tanh(keys + query); as float32 they fit the cache of a CPU core
+_BLOCK = 1 << 18  # elements of a block of tanh(keys + query); as float32 it fits the cache of a CPU core
 
 
 class AdditiveScore(torch.autograd.Function):
     """Compute score . tanh(keys + query), and recompute the tanh in the backward pass.
 
-    The sum and its tanh (B, K, L, A) are by far the largest values of a decoder step. Autograd would store one for
-    every word; this function stores none. On a CPU it computes them block by block, a few images at a time, so that
-    they stay in the cache.
+    The sum and its tanh (B, K, L, A) are by far the largest tensors of a decoder step. Autograd would store one for
+    each word; this function stores none. On a CPU it computes blocks of a few images, which fit the cache.
 
     `AdditiveScore.apply(keys, query, score)` takes keys (B, L, A), query (B, K, A) and score (A,), and returns
     (B, K, L).
@@ -42,7 +41,7 @@ class AdditiveScore(torch.autograd.Function):
 
 
 def _blocks(keys: Tensor, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the images and their tanh(keys + query) (b, K, L, A), always in the same memory."""
+    """Yield slices of the images and their tanh(keys + query) (b, K, L, A), in the same memory."""
     images, rows, _ = query.shape
     size = images if keys.is_cuda else max(1, _BLOCK // max(1, rows * keys[0].numel()))
     memory = keys.new_empty(min(size, images), rows, *keys.shape[1:])

@@ -1,4 +1,4 @@
-"""Weights of a network into a model file, and back."""
+"""Save networks to model files, and load them."""
 
 import json
 from dataclasses import replace
@@ -35,15 +35,14 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float32,
     graphs: Graphs | None = None,
 ) -> None:
-    """Write a model file; it is there whole or not at all.
+    """Write a model file atomically.
 
     Args:
-        path: replaced if it exists.
-        network: whose weights are stored, encoder included.
-        header: what the file says of itself; what it says of graphs is replaced, and a calibration is left out: it
-            is of other weights.
-        dtype: what weights are stored as, such as `torch.float16` for half the size.
-        graphs: from `captioner.network.export`. None: only the PyTorch engine can use the file.
+        path: the file, replaced if it exists.
+        network: the network, including its encoder.
+        header: the header; `graphs` is replaced, and `calibration` removed, which belongs to other weights.
+        dtype: type of the stored weights, such as `torch.float16` for half the size.
+        graphs: graphs from `captioner.network.export`. None: only the PyTorch engine can use the file.
     """
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
@@ -53,10 +52,10 @@ def save_checkpoint(
 
 
 def add_graphs(path: Path, graphs: Graphs) -> None:
-    """Replace a model file by one that also holds these graphs. Weights stay as they are, to the bit.
+    """Add graphs to a model file. The weights do not change.
 
     Raises:
-        CheckpointError: when the file cannot be read.
+        CheckpointError: if the file cannot be read.
     """
     with open_file(path, "pt") as file:
         header = header_of(path, file)
@@ -66,16 +65,16 @@ def add_graphs(path: Path, graphs: Graphs) -> None:
 
 
 def add_calibration(path: Path, calibration: Calibration, tables: Tables, measured: dict[str, Any]) -> None:
-    """Replace a model file by one with this calibration. Weights and graphs stay as they are, to the bit.
+    """Add a calibration to a model file. Weights and graphs do not change.
 
     Args:
         path: the model file.
-        calibration: what its header says of confidence.
-        tables: what it follows from; stored as float16, but for the mean and the rates.
-        measured: how good it is, for the card of the model.
+        calibration: the calibration in the header.
+        tables: its tables, stored as float16 except the mean and the rates.
+        measured: its quality, for the model card.
 
     Raises:
-        CheckpointError: when the file cannot be read.
+        CheckpointError: if the file cannot be read.
     """
     with open_file(path, "pt") as file:
         header = header_of(path, file)
@@ -106,47 +105,44 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
     """Return the network, with float32 weights and in eval mode, and the header.
 
     Raises:
-        CheckpointError: as `read_header`, or when the weights are not those that the header describes.
+        CheckpointError: as `read_header`, or if the weights do not match the header.
     """
     with open_file(path, "pt") as file:
         header = header_of(path, file)
         try:
-            with torch.device("meta"):  # shapes alone: no memory is spent before they have been compared
+            with torch.device("meta"):  # shapes only: they are checked before memory is allocated
                 network = build_network(header.model, len(header.words), header.images.size)
-        except ConfigError as error:
+        except (ConfigError, RuntimeError) as error:  # or impossible sizes of tensors
             raise CheckpointError(f"{path}: the network of its header cannot be built: {error}") from error
-        except RuntimeError as error:  # sizes beyond what any tensor can have
-            raise CheckpointError(f"{path}: the network of its header cannot be built ({error})") from error
         expected = {name: _describe(tensor) for name, tensor in network.state_dict().items()}
-        found = {name: _describe_slice(file.get_slice(name)) for name in weight_names(file)}
-        if problem := _difference(expected, found):
-            raise CheckpointError(f"{path}: the weights are not those its header describes: {problem}. {DAMAGED}")
+        stored = {name: _describe_slice(file.get_slice(name)) for name in weight_names(file)}
+        if problem := _difference(expected, stored):
+            raise CheckpointError(f"{path}: its weights do not match its header: {problem}. {DAMAGED}")
         tensors = {name: file.get_tensor(name) for name in expected}
-    # Copied to where torch's allocator puts them: in the file's own memory a weight may begin at any byte, and
-    # products with it may round otherwise.
+    # Copied to memory of torch: tensors in the memory of the file are not aligned, and may round differently.
     weights = {
         name: tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in tensors.items()
     }
     network.load_state_dict(weights, strict=True, assign=True)
-    return network.to(device).eval().requires_grad_(False), header  # `to` moves buffers that no file holds
+    return network.to(device).eval().requires_grad_(False), header  # `to` moves buffers that are not in the file
 
 
 def _describe(tensor: torch.Tensor) -> str:
-    return f"{'real' if tensor.is_floating_point() else 'whole'} numbers {tuple(tensor.shape)}"
+    return f"{'float' if tensor.is_floating_point() else 'integer'} {tuple(tensor.shape)}"
 
 
 def _describe_slice(part: Any) -> str:
     """Describe a tensor of a file as `_describe` does, without reading it."""
-    real = part.get_dtype() in ("F16", "BF16", "F32", "F64")
-    return f"{'real' if real else 'whole'} numbers {tuple(part.get_shape())}"
+    is_float = part.get_dtype() in ("F16", "BF16", "F32", "F64")
+    return f"{'float' if is_float else 'integer'} {tuple(part.get_shape())}"
 
 
-def _difference(expected: dict[str, str], found: dict[str, str]) -> str:
-    """Return how the weights found differ from those expected, in a few words; nothing if they do not."""
-    if missing := expected.keys() - found.keys():
+def _difference(expected: dict[str, str], stored: dict[str, str]) -> str:
+    """Describe the first difference between two sets of weights; empty if there is none."""
+    if missing := expected.keys() - stored.keys():
         return f"{min(missing)} is missing"
-    if unknown := found.keys() - expected.keys():
+    if unknown := stored.keys() - expected.keys():
         return f"{min(unknown)} is unknown"
-    wrong = [name for name in expected if expected[name] != found[name]]
-    return f"{wrong[0]} must be {expected[wrong[0]]}, got {found[wrong[0]]}" if wrong else ""
+    wrong = [name for name in expected if expected[name] != stored[name]]
+    return f"{wrong[0]} must be {expected[wrong[0]]}, got {stored[wrong[0]]}" if wrong else ""

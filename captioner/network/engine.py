@@ -1,4 +1,4 @@
-"""The PyTorch engine: the reference, what training uses, and what runs on GPUs."""
+"""The PyTorch engine: the reference, for training and GPUs."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captioner.cores import count_cores
-from captioner.engine import Look, Step
+from captioner.engine import AttentionMaps, StepResult
 from captioner.errors import CaptionerError
 from captioner.model_file import Header
 from captioner.network.checkpoint import load_checkpoint
@@ -32,8 +32,8 @@ class TorchState:
         """Return the state of some images and rows; see `captioner.engine.State`."""
         device = self.state.images.annotations.device
         with torch.inference_mode():
-            chosen = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (images, rows))
-            return TorchState(self.state.select(*chosen))
+            indices = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (images, rows))
+            return TorchState(self.state.select(*indices))
 
     def annotations(self) -> np.ndarray:
         """Return the mean annotation of each image (B, D); see `captioner.engine.State`."""
@@ -41,26 +41,26 @@ class TorchState:
             return self.state.images.annotations.mean(dim=1).float().cpu().numpy()
 
     def replace_cells(self, cells: np.ndarray) -> "TorchState":
-        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+        """Return the state with the content of some cells (B, L) removed; see `captioner.engine.State`."""
         with torch.inference_mode():
-            where = torch.from_numpy(np.ascontiguousarray(cells)).to(self.state.images.annotations.device)
-            return TorchState(self.state.replace_cells(where))
+            mask = torch.from_numpy(np.ascontiguousarray(cells)).to(self.state.images.annotations.device)
+            return TorchState(self.state.replace_cells(mask))
 
 
 class TorchEngine:
-    """A captioning network in PyTorch. Any number of threads may share it."""
+    """A captioning network in PyTorch. Threads may share it."""
 
     def __init__(self, network: CaptioningNetwork):
-        """Hold a network in eval mode."""
+        """Take a network in eval mode."""
         self.network = network
         self.grid = network.grid
         self.device = next(network.parameters()).device
 
     @property
     def name(self) -> str:
-        """What computes, and where."""
-        where = f"{self.device}, {torch.get_num_threads()} threads" if self.device.type == "cpu" else self.device
-        return f"PyTorch {torch.__version__} on {where}"
+        """Library and device."""
+        device = f"{self.device}, {torch.get_num_threads()} threads" if self.device.type == "cpu" else self.device
+        return f"PyTorch {torch.__version__} on {device}"
 
     def start(self, pixels: np.ndarray) -> TorchState:
         """Encode images (B, 3, S, S); see `captioner.engine.Engine`."""
@@ -69,27 +69,32 @@ class TorchEngine:
         return self.start_from(annotations)
 
     def start_from(self, annotations: Tensor) -> TorchState:
-        """Return the state before the first word, of images that are encoded already: (B, L, D)."""
+        """Return the state before the first word from annotations (B, L, D)."""
         with torch.inference_mode():
             return TorchState(self.network.decoder.start(annotations))
 
-    def step(self, words: np.ndarray, state: TorchState) -> Step:
+    def step(self, words: np.ndarray, state: TorchState) -> StepResult:
         """Read the previous words (B, K) and predict the next; see `captioner.engine.Engine`."""
         with torch.inference_mode():
-            log_probs, after, look = self.network.decoder.step(torch.from_numpy(words).to(self.device), state.state)
+            log_probs, new_state, attended = self.network.decoder.step(
+                torch.from_numpy(words).to(self.device), state.state
+            )
 
         def to_numpy(tensor: Tensor) -> np.ndarray:
             return tensor.float().cpu().numpy()
 
-        visual, heads = (None if tensor is None else to_numpy(tensor) for tensor in (look.visual, look.heads))
-        return Step(to_numpy(log_probs), TorchState(after), Look(to_numpy(look.weights), visual, heads))
+        visual, heads = (
+            None if tensor is None else to_numpy(tensor) for tensor in (attended.visual, attended.heads)
+        )
+        maps = AttentionMaps(to_numpy(attended.weights), visual, heads)
+        return StepResult(to_numpy(log_probs), TorchState(new_state), maps)
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name. `auto` is an accelerator if there is one, and the CPU otherwise.
+    """Return a device by its name. `auto` is an accelerator if there is one, otherwise the CPU.
 
     Raises:
-        CaptionerError: when the name is unknown, or this machine has no such device.
+        CaptionerError: if the name is unknown, or this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -102,14 +107,14 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise CaptionerError(f"device {name!r} cannot be used ({reason}). Try 'cpu' or 'auto'.") from error
     if device.type == "meta":
-        raise CaptionerError("device 'meta' holds no numbers. Try 'cpu' or 'auto'.")
+        raise CaptionerError("device 'meta' cannot compute. Try 'cpu' or 'auto'.")
     return device
 
 
 def limit_threads() -> None:
-    """Let PyTorch compute in no more threads than there are cores to use, unless `OMP_NUM_THREADS` is set.
+    """Limit the threads of PyTorch to the available cores, unless `OMP_NUM_THREADS` is set.
 
-    PyTorch counts the cores of the machine. In a container with a CPU quota, further threads wait for each other.
+    By default PyTorch uses all cores of the machine, also in a container with a CPU quota.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
@@ -119,8 +124,8 @@ def load_torch_engine(path: Path, device: str = "auto") -> tuple[TorchEngine, He
     """Return the engine of a model file, and its header.
 
     Raises:
-        CheckpointError: when the file cannot be used.
-        CaptionerError: when there is no such device.
+        CheckpointError: if the file cannot be used.
+        CaptionerError: if there is no such device.
     """
     limit_threads()
     network, header = load_checkpoint(path, choose_device(device))

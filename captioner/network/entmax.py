@@ -1,4 +1,4 @@
-"""1.5-entmax: like softmax, but scores far below the largest get a probability of exactly zero."""
+"""1.5-entmax: a sparse softmax, which gives low scores a probability of exactly zero."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def entmax15(scores: Tensor) -> Tensor:
-    """Return the 1.5-entmax of scores (..., L) over the last axis: real numbers of sum 1, some of them zero.
+    """Return the 1.5-entmax of scores (..., L) over the last axis: which sums to 1; some elements are zero.
 
     Peters et al. 2019, "Sparse Sequence-to-Sequence Models" (arXiv 1905.05702), equation 6 with alpha = 1.5, by the
     exact algorithm of their section 3.2: p = max(z / 2 - tau, 0)^2, with the tau at which p sums to 1.

@@ -3,10 +3,11 @@
     start: pixels (B, 3, S, S)                      -> state of one row an image
     step:  words (B, K), state of K rows an image   -> log-probabilities (B, K, V), attention, state
 
-B, K, and what grows with the words written are dynamic axes. A state travels as named tensors: `image.*` for what
-is known of each image (B, ...), `row.*` for what is known of each row (B, K, ...).
+B, K, and axes that grow with the number of words are dynamic. A state is passed as named tensors: `image.*` for the
+state of each image (B, ...), `row.*` for the state of each row (B, K, ...).
 
-The graphs depend on the settings alone: their weights are names of tensors in the model file, batch norms folded.
+The graphs depend on the settings only: their weights are references to tensors of the model file, with batch norms
+folded.
 """
 
 import contextlib
@@ -33,13 +34,11 @@ OPSET = 20
 
 
 def export_graphs(settings: ModelSettings, vocabulary_size: int, image_size: int) -> Graphs:
-    """Return the graphs of all networks that have these settings, but for what matters in training alone.
-
-    Graphs that were exported in this process before are not exported again.
+    """Return the graphs of networks with these settings; settings of training are ignored, and results are cached.
 
     Raises:
-        MissingExtraError: when `onnx` and `onnxscript`, which PyTorch's exporter needs, are not installed.
-        UnsupportedError: when PyTorch cannot express this network as a graph; the message says why.
+        MissingExtraError: if `onnx` or `onnxscript`, which PyTorch's exporter needs, is not installed.
+        UnsupportedError: if PyTorch cannot export this network; the message has the reason.
     """
     decoder = replace(settings.decoder, dropout=0.0, annotation_dropout=0.0, forget_bias=0.0)
     return _export_network(replace(settings, decoder=decoder), vocabulary_size, image_size)
@@ -47,38 +46,38 @@ def export_graphs(settings: ModelSettings, vocabulary_size: int, image_size: int
 
 @lru_cache(maxsize=8)
 def _export_network(settings: ModelSettings, vocabulary_size: int, image_size: int) -> Graphs:
-    with torch.random.fork_rng(devices=[]):  # leaves the random numbers of a training run as they are
+    with torch.random.fork_rng(devices=[]):  # keeps the random numbers of a training run
         torch.manual_seed(0)
         network = build_network(settings, vocabulary_size, image_size).eval().requires_grad_(False)
         folds = fold_batch_norms(network.encoder)
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():
-                tensor.uniform_()  # zeros and ones would be optimised away
+                tensor.uniform_()  # otherwise zeros and ones are optimised away
     weights = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
-    start = _Start(network)
     pixels = torch.zeros(2, 3, image_size, image_size)
     words = torch.zeros(2, 3, dtype=torch.long)
     with torch.no_grad():
-        state: State = start(pixels).select(torch.arange(2), torch.zeros(2, 3, dtype=torch.long))
-        for _ in range(2):  # the exporter takes sizes of 0 and 1 for constants
-            _, state, look = network.decoder.step(words, state)
-        _, after, _ = network.decoder.step(words, state)
+        state = network.decoder.start(network.encoder(pixels)[0])
+        state = state.select(torch.arange(2), torch.zeros(2, 3, dtype=torch.long))
+        for _ in range(2):  # the exporter treats sizes of 0 and 1 as constants
+            _, state, attended = network.decoder.step(words, state)
+        _, next_state, _ = network.decoder.step(words, state)
     names = _names(state)
     image_axes = [{0: "B"} for _ in state.images]
     row_axes = [
         {0: "B", 1: "K"} | {axis: "T" for axis in range(2, old.ndim) if old.shape[axis] != new.shape[axis]}
-        for old, new in zip(state.rows, after.rows, strict=True)
+        for old, new in zip(state.rows, next_state.rows, strict=True)
     ]
-    seen = [name for name, tensor in _maps(look).items() if tensor is not None]
+    maps = [name for name, tensor in _maps(attended).items() if tensor is not None]
     return Graphs(
-        start=_export(_Flat(start), (pixels,), ({0: "B"},), ["pixels"], names, weights),
+        start=_export(_Start(network), (pixels,), ({0: "B"},), ["pixels"], names, weights),
         step=_export(
             _Step(network.decoder, state),
             (words, *state.images, *state.rows),
             ({0: "B", 1: "K"}, (*image_axes, *row_axes)),
             ["words", *names],
-            ["log_probs", *seen, *(NEXT + name for name in names if name.startswith(ROW))],
+            ["log_probs", *maps, *(NEXT + name for name in names if name.startswith(ROW))],
             weights,
         ),
         folds=folds,
@@ -89,29 +88,16 @@ def _names(state: State) -> list[str]:
     return [*(IMAGE + name for name in state.images._fields), *(ROW + name for name in state.rows._fields)]
 
 
-def _maps(look: Any) -> dict[str, Tensor | None]:
-    return {"attention": look.weights, "visual": look.visual, "heads": look.heads}
+def _maps(attended: Any) -> dict[str, Tensor | None]:
+    return {"attention": attended.weights, "visual": attended.visual, "heads": attended.heads}
 
 
 class _Start(nn.Module):
-    """Pixels (B, 3, S, S) to the state before the first word."""
+    """Pixels (B, 3, S, S) to the state before the first word, flattened to its tensors."""
 
     def __init__(self, network: CaptioningNetwork):
         super().__init__()
-        self.encoder = network.encoder
-        self.decoder = network.decoder
-
-    def forward(self, pixels: Tensor) -> State:
-        annotations, _ = self.encoder(pixels)
-        return self.decoder.start(annotations)
-
-
-class _Flat(nn.Module):
-    """`_Start` with the tensors of the state side by side."""
-
-    def __init__(self, start: _Start):
-        super().__init__()
-        self.encoder, self.decoder = start.encoder, start.decoder
+        self.encoder, self.decoder = network.encoder, network.decoder
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         annotations, _ = self.encoder(pixels)
@@ -120,7 +106,7 @@ class _Flat(nn.Module):
 
 
 class _Step(nn.Module):
-    """A step of the decoder, with the tensors of states side by side."""
+    """A step of the decoder, with states flattened to their tensors."""
 
     def __init__(self, decoder: Decoder, example: State):
         super().__init__()
@@ -131,10 +117,10 @@ class _Step(nn.Module):
     def forward(self, words: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         count = len(self._image._fields)
         state = State(rows=self._rows(*tensors[count:]), images=self._image(*tensors[:count]))
-        log_probs, state, look = self.decoder.step(words, state)
-        # The exporter would rename an input that is an output, too.
+        log_probs, state, attended = self.decoder.step(words, state)
+        # The exporter would rename an input that is also an output.
         rows = (row.clone() if any(row is tensor for tensor in tensors) else row for row in state.rows)
-        return (log_probs, *(tensor for tensor in _maps(look).values() if tensor is not None), *rows)
+        return (log_probs, *(tensor for tensor in _maps(attended).values() if tensor is not None), *rows)
 
 
 def _export(
@@ -154,7 +140,7 @@ def _export(
     shapes = torch.utils._pytree.tree_map_only(str, dims.__getitem__, axes)
     try:
         with _quiet(), torch.no_grad():
-            # In two calls: the second alone would silently take sizes for constants that it cannot keep dynamic.
+            # In two calls: the second alone silently treats sizes as constants that it cannot keep dynamic.
             exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
                 exported,
@@ -165,14 +151,14 @@ def _export(
                 verbose=False,
             )
             assert program is not None
-            # What is computed from weights must stay in the graph, or their values would be in it.
+            # Constants that depend on weights must not be folded: the graph would contain their values.
             optimizer.optimize_ir(
                 program.model,
                 should_fold=lambda node: (
                     False if any(value is not None and value.name in weights for value in node.inputs) else None
                 ),
             )
-    except Exception as error:  # the exceptions of the exporter have no base class but this
+    except Exception as error:  # the exceptions of the exporter have no other base class
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UnsupportedError(f"this network cannot be exported to ONNX: {reason}") from error
     model = program.model_proto
@@ -180,7 +166,7 @@ def _export(
         if tensor.name in weights:
             _make_external(tensor, onnx.TensorProto)
     for output, name in zip(model.graph.output, output_names, strict=True):
-        # Named here, as several outputs may be the same tensor.
+        # Named here, because several outputs may be the same tensor.
         model.graph.node.append(onnx.helper.make_node("Identity", [output.name], [name]))
         output.name = name
     for name in ("value_info", "metadata_props"):
@@ -197,7 +183,7 @@ def _export(
 
 
 def _make_external(tensor: Any, kind: Any) -> None:
-    """Leave the name, type and shape of a weight, and refer to the model file for its values."""
+    """Replace the values of a weight by a reference to the model file."""
     for field in ("raw_data", "float_data"):
         tensor.ClearField(field)
     tensor.data_location = kind.EXTERNAL
@@ -207,7 +193,7 @@ def _make_external(tensor: Any, kind: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Keep the exporter from printing what it does and what it deprecates."""
+    """Suppress progress messages and warnings of the exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

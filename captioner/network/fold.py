@@ -1,7 +1,7 @@
-"""Batch norms folded into the convolutions before them: the same outputs, up to rounding, from fewer operations.
+"""Fold batch norms into the preceding convolutions: the same outputs, up to rounding, with fewer operations.
 
-A batch norm in eval mode scales and shifts each channel by numbers that do not depend on the image, and so does a
-convolution. Model files hold both as training needs them; engines fold them when they load a file.
+A batch norm in eval mode scales and shifts each channel by constants. Model files contain both layers, as training
+needs them; engines fold them when they load a file.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from captioner.network.encoder import Encoder
 
 
 class _Tracer(fx.Tracer):
-    """Follow a network down to its convolutions, those of our own classes included."""
+    """Trace a network down to its convolutions, including subclasses."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
@@ -25,9 +25,9 @@ class _Pair(NamedTuple):
 
 
 def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
-    """Fold the batch norms of an encoder in place, and return which was folded into which.
+    """Fold the batch norms of an encoder in place, and return the folded pairs.
 
-    Names are those of the state of a `CaptioningNetwork`. A batch norm that no convolution precedes stays as it is.
+    Names are those in the state of a `CaptioningNetwork`. Batch norms without a preceding convolution are kept.
     """
     folds = []
     for pair in _find_pairs(encoder.features):
@@ -50,7 +50,7 @@ def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
 
 
 def _find_pairs(features: nn.Module) -> list[_Pair]:
-    """Return each convolution whose output goes to a batch norm and nowhere else, with that batch norm."""
+    """Return the pairs of a convolution and the batch norm that alone uses its output."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in features.modules()):
         return []
     modules = dict(features.named_modules())
@@ -58,12 +58,12 @@ def _find_pairs(features: nn.Module) -> list[_Pair]:
     for node in _Tracer().trace(features).nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
             continue
-        before = node.args[0]
+        source = node.args[0]
         if (
-            isinstance(before, fx.Node)
-            and before.op == "call_module"
-            and isinstance(modules[str(before.target)], nn.Conv2d)
-            and len(before.users) == 1
+            isinstance(source, fx.Node)
+            and source.op == "call_module"
+            and isinstance(modules[str(source.target)], nn.Conv2d)
+            and len(source.users) == 1
         ):
-            pairs.append(_Pair(str(before.target), str(node.target)))
+            pairs.append(_Pair(str(source.target), str(node.target)))
     return pairs

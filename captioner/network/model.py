@@ -1,11 +1,11 @@
-"""The network: an encoder that turns images into annotations, and a decoder that attends to them and writes.
+"""The network: an encoder that turns images into annotations, and a decoder with attention.
 
 Shapes are written with these letters:
 
-    B images · K rows (hypotheses or captions) of each image · L locations of the grid · D annotation size ·
+    B images · K rows (hypotheses or captions) of each image · L grid locations · D annotation size ·
     T words · H hidden size · E embedding size · A attention size · V vocabulary size · M words of all captions
 
-This module knows tensors only; `captioner.captioning` adds pictures and words.
+This module handles tensors only; `captioner.captioning` adds pictures and words.
 """
 
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class CaptioningNetwork(nn.Module):
 
 
 def build_network(settings: ModelSettings, vocabulary_size: int, image_size: int) -> CaptioningNetwork:
-    """Return the network of these settings, with random weights, for square frames of `image_size` pixels.
+    """Return a network with random weights, for square images of `image_size` pixels.
 
     Raises:
-        ConfigError: when its parts do not fit together.
+        ConfigError: if its parts do not fit together.
     """
     encoder = Encoder(settings.encoder)
     grid = encoder.grid(image_size)

@@ -1,6 +1,6 @@
-"""Search for good sentences: beam search (greedy is a beam of one), diverse and constrained beams, and sampling.
+"""Search: beam search (greedy is a beam of one), diverse and constrained beam search, and sampling.
 
-Everything is NumPy over an engine's `step` (see `captioner.engine`) and knows no model, no vocabulary and no files.
+NumPy over an engine's `step` (see `captioner.engine`), independent of models, vocabularies and files.
 Shapes: B images, K rows each, V vocabulary size, T words of a sentence, L locations of the grid.
 """
 

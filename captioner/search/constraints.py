@@ -1,8 +1,7 @@
 """Constraints on the next word: each sets the log-probabilities of forbidden words to minus infinity.
 
 A constraint is called before each word with the log-probabilities (B, K, V), which it changes in place, and the
-word ids written so far, int64 (B, K, t). To add one, write a class here and add it where `captioner.captioning`
-makes them.
+previous token ids, int64 (B, K, t). To add one: write a class here and use it in `captioner.captioning`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,66 +12,61 @@ Constraint = Callable[[np.ndarray, np.ndarray], None]
 
 
 class BanWords:
-    """Never write these words."""
+    """Forbid these words."""
 
     def __init__(self, words: Sequence[int]):
         self.words = np.array(words, dtype=np.int64)
 
     def __call__(self, log_probs: np.ndarray, history: np.ndarray) -> None:
-        """Forbid the words."""
         log_probs[:, :, self.words] = -np.inf
 
 
 class BanWordsAfter:
-    """Never write the words that a function names for what is written so far, such as the last piece of a word."""
+    """Forbid the words that a function returns for the previous words, such as the last piece of a banned word."""
 
     def __init__(self, banned: Callable[[list[int]], Sequence[int]]):
         self.banned = banned
 
     def __call__(self, log_probs: np.ndarray, history: np.ndarray) -> None:
-        """Ask for the words of each row and forbid them."""
         for image, rows in enumerate(history.tolist()):
             for row, written in enumerate(rows):
                 log_probs[image, row, list(self.banned(written))] = -np.inf
 
 
 class MinimumLength:
-    """Do not end a sentence before it has `min_words` words."""
+    """Forbid the end before `min_words` words."""
 
     def __init__(self, min_words: int, end: int):
         self.min_words = min_words
         self.end = end
 
     def __call__(self, log_probs: np.ndarray, history: np.ndarray) -> None:
-        """Forbid the end of short sentences."""
         if history.shape[2] < self.min_words:
             log_probs[:, :, self.end] = -np.inf
 
 
 class NoRepeatedWord:
-    """Write each of these words at most once."""
+    """Forbid repeating these words."""
 
     def __init__(self, words: Sequence[int]):
         self.words = np.array(words, dtype=np.int64)
 
     def __call__(self, log_probs: np.ndarray, history: np.ndarray) -> None:
-        """Forbid those of the words that are written."""
         images, rows, positions = np.nonzero(np.isin(history, self.words))
         log_probs[images, rows, history[images, rows, positions]] = -np.inf
 
 
 class NoRepeatedPhrase:
-    """Do not write a phrase of up to `size` words directly after itself, unless its last word is `repeatable`."""
+    """Forbid repeating a phrase of up to `size` words directly, unless its last word is `repeatable`."""
 
     def __init__(self, size: int, repeatable: Sequence[int] = ()):
         self.size = size
         self.repeatable = np.array(repeatable, dtype=np.int64)
 
     def __call__(self, log_probs: np.ndarray, history: np.ndarray) -> None:
-        """Forbid the words that would complete a repeat."""
         length = history.shape[2]
         for size in range(1, min(self.size, (length + 1) // 2) + 1):
-            # Only the last word of the second phrase is not written yet: it must not be that of the first.
+            # The next word would be the last of the second phrase: it must not be that of the first.
             first = history[:, :, length - 2 * size + 1 : length - size]
             second = history[:, :, length - size + 1 :]
             last = history[:, :, length - size]
@@ -82,7 +76,7 @@ class NoRepeatedPhrase:
 
 
 def force_end(log_probs: np.ndarray, end: int) -> None:
-    """Forbid every word but the end, and make the end possible however unlikely it is: no other word can follow."""
+    """Forbid every word but the end, and allow the end however unlikely it is."""
     ends = np.maximum(log_probs[:, :, end], -1e4)
     log_probs.fill(-np.inf)
     log_probs[:, :, end] = ends

@@ -1,4 +1,4 @@
-"""Sentences, and the back-pointers by which a search finds where the network looked for each of their words."""
+"""Hypotheses, and the back-pointers from which a search collects the attention of their words."""
 
 from collections.abc import Collection, Iterable
 from itertools import zip_longest
@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from captioner.engine import Look
+from captioner.engine import AttentionMaps
 from captioner.search.settings import SearchSettings
 
 
 class Alternatives(NamedTuple):
-    """The likeliest words at some positions, whether or not a constraint forbids them. While searching, the leading
-    axes are (B, K)."""
+    """The likeliest words at each position, before any constraint. While searching, the leading axes are (B, K)."""
 
     ids: np.ndarray
     """int64 (T, A), likeliest first."""
@@ -30,60 +29,60 @@ class Hypothesis(NamedTuple):
     log_prob: float
     """Log-probability of the sentence, its end included."""
     score: float
-    """What sentences are ranked by: `log_prob` after length normalization and coverage penalty."""
+    """Score for ranking: `log_prob` after length normalisation and coverage penalty."""
     attention: np.ndarray
-    """float32 (T, L), where the network looked for each word."""
+    """float32 (T, L), attention weights of each word."""
     visual: np.ndarray | None
-    """float32 (T,): share of each context that comes from the picture. None if the mechanism has none."""
+    """float32 (T,), share of each context that comes from the image. None if the mechanism does not compute it."""
     heads: np.ndarray | None
-    """float32 (T, heads, L). None if there is one head only."""
+    """float32 (T, heads, L). None if there is only one head."""
     alternatives: Alternatives | None
-    """The likeliest words at each position. None if they were not asked for."""
+    """The likeliest words at each position. None if not requested."""
     ends: np.ndarray
-    """float32 (T,), log-probability of the end instead of each word; minus infinity where it was forbidden."""
+    """float32 (T,), log-probability of the end at each word's position; minus infinity where it was forbidden."""
 
 
 class _Written(NamedTuple):
-    """One word of each row. The rows before the word are (B, K), those after it (B', K')."""
+    """One word of each row: rows (B, K) before the word become rows (B', K') after it."""
 
-    images: np.ndarray  # (B',), which of the B images
-    rows: np.ndarray  # (B', K'), which of the K rows of this image was continued
+    images: np.ndarray  # (B',), index of the image
+    rows: np.ndarray  # (B', K'), index of the previous row
     log_probs: np.ndarray  # (B', K')
 
 
 class Lattice:
-    """Unfinished sentences of B images, K rows each, and back-pointers from every word to the row it continued.
+    """Unfinished hypotheses of B images, K rows each, and back-pointers from every word to the previous row.
 
-    Attention maps are kept as the engine returned them, step by step, and copied only for finished sentences.
+    Attention maps are stored step by step as the engine returned them, and copied for finished hypotheses only.
     """
 
     def __init__(self, images: int, rows: int):
-        """Hold rows without a word."""
+        """Create rows without words."""
         self.history = np.empty((images, rows, 0), dtype=np.int64)
-        """Word ids (B, K, t) of each row."""
-        self._written: list[_Written] = []  # t of them
-        self._looks: list[Look] = []  # t + 1 of them, the last one (B, K, ...)
-        self._alternatives: list[Alternatives] = []  # as many, or none at all
-        self._ends: list[np.ndarray] = []  # as many, (B, K)
+        """Token ids (B, K, t) of each row."""
+        self._written: list[_Written] = []  # t steps
+        self._maps: list[AttentionMaps] = []  # t + 1 steps, the last (B, K, ...)
+        self._alternatives: list[Alternatives] = []  # t + 1 steps, or empty
+        self._ends: list[np.ndarray] = []  # t + 1 steps, (B, K)
 
-    def look(self, look: Look, alternatives: Alternatives | None) -> None:
-        """Record where the network looked for the next word of each row, and its likeliest words (B, K, A)."""
-        self._looks.append(look)
+    def attend(self, maps: AttentionMaps, alternatives: Alternatives | None) -> None:
+        """Record the attention for the next word of each row, and its likeliest words (B, K, A)."""
+        self._maps.append(maps)
         if alternatives:
             self._alternatives.append(alternatives)
 
     def end(self, log_probs: np.ndarray) -> None:
-        """Record the log-probability (B, K) of the end after each row."""
+        """Record the log-probability (B, K) of the end of each row."""
         self._ends.append(log_probs.copy())
 
     def extend(self, images: np.ndarray, rows: np.ndarray, words: np.ndarray, log_probs: np.ndarray) -> None:
-        """Write a word after some rows; these become the rows of the lattice.
+        """Append a word to some rows, which become the rows of the lattice.
 
         Args:
             images: int64 (B',), the images to keep.
             rows: int64 (B', K'), the rows to continue.
             words: int64 (B', K').
-            log_probs: float32 (B', K'), of the words.
+            log_probs: float32 (B', K'), log-probabilities of the words.
         """
         self._written.append(_Written(images, rows, log_probs))
         self.history = np.concatenate([self.history[images[:, None], rows], words[:, :, None]], axis=2)
@@ -91,13 +90,13 @@ class Lattice:
     def finish(
         self, images: np.ndarray, rows: np.ndarray, log_probs: np.ndarray, settings: SearchSettings
     ) -> list[Hypothesis]:
-        """Return the sentences of n rows.
+        """Return the hypotheses of n rows.
 
         Args:
             images: int64 (n,), the image of each row.
             rows: int64 (n,).
-            log_probs: float (n,), of the sentences, their end included.
-            settings: how to score them.
+            log_probs: float (n,), of the sentences, including their end.
+            settings: parameters of the score.
         """
         words = self.history[images, rows]  # (n, T)
         count, length = words.shape
@@ -111,7 +110,7 @@ class Lattice:
         path.reverse()
 
         def along_path(arrays: Iterable[np.ndarray | None]) -> np.ndarray | None:
-            """Return the values (n, T, ...) of the sentences, from those of each step (B, K, ...)."""
+            """Return the values (n, T, ...) of the hypotheses, from those of each step (B, K, ...)."""
             steps = [array for array in arrays if array is not None]
             if not steps:
                 return None
@@ -120,32 +119,30 @@ class Lattice:
                 values[:, position] = steps[position][rows_before]
             return values
 
-        attention = along_path(look.attention for look in self._looks)
-        visual = along_path(look.visual for look in self._looks)
-        heads = along_path(look.heads for look in self._looks)
+        attention = along_path(maps.attention for maps in self._maps)
+        visual = along_path(maps.visual for maps in self._maps)
+        heads = along_path(maps.heads for maps in self._maps)
         ids = along_path(likeliest.ids for likeliest in self._alternatives)
         others = along_path(likeliest.log_probs for likeliest in self._alternatives)
         ends = along_path(self._ends)
         assert attention is not None
         assert ends is not None
-        # Copies, so that a sentence that is kept does not keep the arrays of all of them.
+        # Copies, so that one hypothesis does not keep the arrays of all alive.
         return [
             Hypothesis(
-                words=words[number].tolist(),
-                log_probs=word_log_probs[number].tolist(),
-                log_prob=float(log_probs[number]),
-                score=_score(float(log_probs[number]), attention[number], settings),
-                attention=attention[number].copy(),
-                visual=None if visual is None else visual[number].copy(),
-                heads=None if heads is None else heads[number].copy(),
+                words=words[index].tolist(),
+                log_probs=word_log_probs[index].tolist(),
+                log_prob=float(log_probs[index]),
+                score=_score(float(log_probs[index]), attention[index], settings),
+                attention=attention[index].copy(),
+                visual=None if visual is None else visual[index].copy(),
+                heads=None if heads is None else heads[index].copy(),
                 alternatives=(
-                    None
-                    if ids is None or others is None
-                    else Alternatives(ids[number].copy(), others[number].copy())
+                    None if ids is None or others is None else Alternatives(ids[index].copy(), others[index].copy())
                 ),
-                ends=ends[number].copy(),
+                ends=ends[index].copy(),
             )
-            for number in range(count)
+            for index in range(count)
         ]
 
 
@@ -161,10 +158,10 @@ def _score(log_prob: float, attention: np.ndarray, settings: SearchSettings) -> 
 def best_of_groups(
     groups: list[list[Hypothesis]], settings: SearchSettings, *, ending_earlier: bool = False
 ) -> list[Hypothesis]:
-    """Return `settings.candidates` sentences of an image, best first.
+    """Return `settings.candidates` hypotheses of an image, best first.
 
-    They are chosen in turn: the best of each group, then the second of each, and so on. Beam search drops a
-    sentence that an earlier group found; sampling keeps every sentence that was drawn.
+    They are chosen in turn: the best of each group, then the second of each, and so on. Beam search removes
+    duplicates of earlier groups; sampling keeps all.
     """
     seen: set[tuple[int, ...]] = set()
     ranked = []
@@ -181,11 +178,11 @@ def best_of_groups(
 def end_earlier(
     hypotheses: Iterable[Hypothesis], settings: SearchSettings, seen: Collection[tuple[int, ...]] = ()
 ) -> list[Hypothesis]:
-    """Return the sentences of an image after ending those of `max_words` where their score is best.
+    """Return the hypotheses of an image, those of `max_words` truncated where their score is best.
 
-    A beam keeps an end only if it is among the likeliest continuations. Where it never is, as for a picture of
-    which the network knows nothing, a sentence runs to `max_words`, though it would have a better score if it had
-    ended before. No sentence becomes the same as another one of the list, or as one of `seen`.
+    A beam keeps an end only if it is among the likeliest continuations. Where it never is, as for an image that the
+    network knows nothing about, a hypothesis grows to `max_words`, though an earlier end would have a better score.
+    No hypothesis becomes a duplicate of another, or of one in `seen`.
     """
     seen = set(seen)
     ended = []
@@ -203,7 +200,7 @@ def end_earlier(
 
 
 def _cut(found: Hypothesis, end: int, log_prob: float, score: float) -> Hypothesis:
-    return Hypothesis(
+    return found._replace(
         words=found.words[:end],
         log_probs=found.log_probs[:end],
         log_prob=log_prob,

@@ -1,11 +1,11 @@
-"""The loop that all searches share: step, constrain, choose, finish."""
+"""The loop of all searches: step, constrain, choose, finish."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from captioner.engine import State, Step
+from captioner.engine import State, StepResult
 from captioner.search.beam import Beam, ConstrainedBeam, Continuations, DiverseBeam
 from captioner.search.constraints import Constraint, MinimumLength, force_end
 from captioner.search.hypothesis import Alternatives, Hypothesis, Lattice, best_of_groups
@@ -15,7 +15,7 @@ from captioner.search.top_k import top_k
 
 
 class Strategy(Protocol):
-    """How to choose the next words; see `captioner.search.beam.Beam`."""
+    """A search strategy; see `captioner.search.beam.Beam`."""
 
     size: int
     groups: int
@@ -26,9 +26,9 @@ class Strategy(Protocol):
         ...
 
 
-@np.errstate(over="ignore")  # log-probabilities of damaged weights may sum to minus infinity: to no sentence
+@np.errstate(over="ignore")  # with damaged weights, log-probabilities may overflow to minus infinity
 def search(
-    step: Callable[[np.ndarray, Any], Step],
+    step: Callable[[np.ndarray, Any], StepResult],
     state: State,
     images: int,
     settings: SearchSettings,
@@ -46,26 +46,27 @@ def search(
 
     Args:
         step: reads the previous word of each row and predicts the next, as `captioner.engine.Engine.step` does. Its
-            looks are kept and must not change later; its log-probabilities are changed in place.
-        state: of one row an image.
+            attention maps are kept and must not be changed later; its log-probabilities are changed in place.
+        state: state with one row per image.
         images: number of images.
-        settings: how to choose. `max_words` and `min_words` are enforced here; what depends on the vocabulary
-            (`ban`, `require`, `repeat_size`, `bar_repeats`, `bar_unknown`) is up to `constraints` and `required`.
-        start: id of the word before the first.
-        end: id of the word that ends a sentence.
-        constraints: forbid words. At `max_words` the end is written whatever they say.
-        required: ids of different words that every sentence must contain, none of them always forbidden. Not
+        settings: search settings. `max_words` and `min_words` are enforced here; settings that depend on the
+            vocabulary (`ban`, `require`, `repeat_size`, `bar_repeats`, `bar_unknown`) are passed as `constraints`
+            and `required`.
+        start: token id of the start.
+        end: token id of the end.
+        constraints: constraints on the next word. At `max_words`, sentences end regardless of them.
+        required: distinct ids of words that every sentence must contain, none of them always forbidden. Not
             available for sampling.
         alternatives: number of likeliest words to record at each position, before any constraint.
-        ending_earlier: whether sentences that reach `max_words` end where their score is best; see
+        ending_earlier: whether to truncate sentences of `max_words` where their score is best; see
             `captioner.search.hypothesis.end_earlier`. Not for sampling.
 
     Returns:
-        For each image `settings.candidates` sentences, best first. There are fewer, or none, only where the
-        constraints leave no more.
+        For each image `settings.candidates` hypotheses, best first; fewer, or none, only if the constraints allow
+        no more.
 
     Raises:
-        CheckpointError: when the predictions are NaN.
+        CheckpointError: if the predictions are NaN.
     """
     if not images:
         return []
@@ -74,14 +75,14 @@ def search(
     beams = len(strategy.start)  # C
     finished: list[list[list[Hypothesis]]] = [[[] for _ in range(strategy.groups)] for _ in range(images)]
 
-    live = np.arange(images)  # (B,), the images that are not finished
+    live = np.arange(images)  # (B,), indices of unfinished images
     totals = np.broadcast_to(strategy.start, (images, beams, 1))  # (B, C, K), log-probabilities of the rows
     words = np.full((images, beams), start, dtype=np.int64)  # (B, C * K)
     state = state.select(live, np.zeros_like(words))
     lattice = Lattice(images, beams)
     for length in range(settings.max_words + 1):
-        log_probs, state, look = step(words, state)
-        lattice.look(look, Alternatives(*top_k(log_probs, alternatives)[::-1]) if alternatives else None)
+        log_probs, state, maps = step(words, state)
+        lattice.attend(maps, Alternatives(*top_k(log_probs, alternatives)[::-1]) if alternatives else None)
         if length == settings.max_words:
             force_end(log_probs, end)
         else:
@@ -96,7 +97,7 @@ def search(
         for image, beam, hypothesis in zip(live[ended[0]], ended[1], hypotheses, strict=True):
             finished[image][beam % strategy.groups].append(hypothesis)
 
-        order = np.argsort(ends, axis=2, kind="stable")[:, :, : strategy.size]  # those that do not end, best first
+        order = np.argsort(ends, axis=2, kind="stable")[:, :, : strategy.size]  # unfinished ones, best first
         full = np.array([[len(group) >= strategy.size for group in finished[image]] for image in live])
         found = found.take(order)
         stopped = np.take_along_axis(ends, order, axis=2) | full[:, :, None]

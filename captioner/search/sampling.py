@@ -1,4 +1,4 @@
-"""Sampling: draw every word at random."""
+"""Sampling: draw words at random."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from captioner.search.top_k import check_not_nan
 
 
 class Sampling:
-    """Draw sentences independently: as many beams of one row, each with one continuation.
+    """Draw sentences independently: each is a beam of one row.
 
-    All images use the same random numbers, so that the sentences of an image do not depend on its batch.
+    All images share the random numbers, so that the sentences of an image do not depend on its batch.
     """
 
     def __init__(self, settings: SearchSettings):
@@ -25,7 +25,7 @@ class Sampling:
         """Return one continuation of each row.
 
         Args:
-            totals: float32 (B, C, 1), log-probability of each row.
+            totals: float32 (B, C, 1), log-probabilities of the rows.
             log_probs: float32 (B, C, 1, V), of the next word, after all constraints.
         """
         numbers = next(self._numbers)
@@ -43,21 +43,21 @@ def draw_words(log_probs: np.ndarray, numbers: np.ndarray, settings: SearchSetti
 
     Args:
         log_probs: float (N, V).
-        numbers: float64 (N,), random numbers of at least 0 and below 1.
+        numbers: float64 (N,), uniform random numbers in [0, 1).
         settings: temperature, top_k and top_p.
 
     Returns:
-        Word ids, int64 (N,). If all words of a row are forbidden, any of them.
+        Token ids, int64 (N,). If all words of a row are forbidden, any id.
 
     Raises:
-        CheckpointError: when a log-probability is NaN.
+        CheckpointError: if a log-probability is NaN.
     """
     best = np.maximum(log_probs.max(axis=1, keepdims=True), np.finfo(log_probs.dtype).min)
     check_not_nan(best)
-    weights = np.exp((log_probs - best) / settings.temperature)  # the likeliest word has 1, forbidden words 0
+    weights = np.exp((log_probs - best) / settings.temperature)  # 1 for the likeliest word, 0 for forbidden words
     if settings.top_k or settings.top_p < 1:
         ranked = -np.sort(-weights, axis=1)[:, : settings.top_k or None]
-        # A word is kept if those before it do not reach top_p; the likeliest always is.
+        # A word is kept if the likelier words do not reach top_p; the likeliest is always kept.
         reached = np.cumsum(ranked, axis=1, dtype=np.float64)
         kept = (reached - ranked < settings.top_p * reached[:, -1:]).sum(axis=1, keepdims=True)
         smallest = np.take_along_axis(ranked, np.maximum(kept - 1, 0), axis=1)

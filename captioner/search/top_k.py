@@ -1,4 +1,4 @@
-"""The likeliest words of many rows at once."""
+"""The likeliest words of many rows."""
 
 import numpy as np
 
@@ -8,21 +8,21 @@ _BLOCK = 64
 
 
 def top_k(log_probs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `count` likeliest words of each row, best first; of equal words the lower id first.
+    """Return the `count` likeliest words of each row, best first; ties in the order of their ids.
 
-    Exact: the `count`-th largest maximum of blocks of words is a lower bound of the `count`-th largest value, so
-    only the few values that reach it have to be sorted. This is several times faster than `np.argpartition`.
+    The `count`-th largest maximum of blocks of words is a lower bound of the `count`-th largest value, so only the
+    few values above it have to be sorted. This is exact, and several times faster than `np.argpartition`.
 
     Args:
         log_probs: float (..., V).
         count: at least 1; at most V words are returned.
 
     Returns:
-        Log-probabilities (..., count) and word ids, int64 (..., count). A row with fewer finite values is filled up
+        Log-probabilities (..., count) and word ids, int64 (..., count). A row with fewer finite values is padded
         with minus infinity and id 0.
 
     Raises:
-        CheckpointError: when a log-probability is NaN.
+        CheckpointError: if a log-probability is NaN.
     """
     *shape, vocabulary = log_probs.shape
     count = min(count, vocabulary)
@@ -31,12 +31,12 @@ def top_k(log_probs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     maxima = np.maximum.reduceat(values, np.arange(0, vocabulary, block), axis=1)
     check_not_nan(maxima)
     threshold = np.partition(maxima, -count, axis=1)[:, -count]
-    threshold = np.maximum(threshold, np.finfo(values.dtype).min)  # leaves out minus infinity
+    threshold = np.maximum(threshold, np.finfo(values.dtype).min)  # excludes minus infinity
 
     found = np.flatnonzero(values >= threshold[:, None])
     row, word = np.divmod(found, vocabulary)
     value = values.reshape(-1)[found]
-    order = np.lexsort((-value, row))  # stable, so equal words stay in the order of their ids
+    order = np.lexsort((-value, row))  # stable
     row, word, value = row[order], word[order], value[order]
     per_row = np.bincount(row, minlength=len(values))
     rank = np.arange(len(row)) - (np.cumsum(per_row) - per_row)[row]
@@ -49,10 +49,10 @@ def top_k(log_probs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_not_nan(values: np.ndarray) -> None:
-    """Raise an error if any value is NaN; maxima and sums of log-probabilities are enough to find one.
+    """Check that no value is NaN; maxima or sums of log-probabilities are sufficient.
 
     Raises:
-        CheckpointError: when a value is NaN.
+        CheckpointError: if a value is NaN.
     """
     if np.isnan(values).any():
         raise CheckpointError(

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from email.message import Message
 from email.parser import BytesHeaderParser
 from itertools import pairwise
+from typing import ClassVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -40,7 +41,7 @@ class RefusedError(CaptionerError):
 
     status = 400
     is_receiving = False
-    headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    headers: ClassVar[dict[str, str]] = {}
 
 
 class BusyError(RefusedError):
@@ -48,7 +49,7 @@ class BusyError(RefusedError):
 
     status = 503
     is_receiving = True
-    headers = {"Retry-After": "5"}  # seconds
+    headers: ClassVar = {"Retry-After": "5"}  # seconds
 
 
 class TooLongError(RefusedError):
@@ -62,7 +63,7 @@ class TooSlowError(RefusedError):
     """An upload that took too long."""
 
     status = 408
-    headers = {"Connection": "close"}
+    headers: ClassVar = {"Connection": "close"}
 
 
 class EncodedError(RefusedError):
@@ -70,7 +71,7 @@ class EncodedError(RefusedError):
 
     status = 415
     is_receiving = True
-    headers = {"Accept-Encoding": "identity"}  # RFC 7694, section 3
+    headers: ClassVar = {"Accept-Encoding": "identity"}  # RFC 7694, section 3
 
 
 class FormError(RefusedError):

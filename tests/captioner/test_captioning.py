@@ -281,7 +281,7 @@ def shipped(request):
 def test_a_shipped_checkpoint_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(device="cpu").header == load("default", "cpu").header == load(SHIPPED["default"], "cpu").header
-    with pytest.raises(CheckpointError, match=r"defualt: no such checkpoint.*come: .*default"):
+    with pytest.raises(CheckpointError, match=r"defualt: no such checkpoint.*Shipped models: .*default"):
         load("defualt")
 
 

@@ -194,7 +194,7 @@ def test_required_words_are_written(run, pictures):
         assert {"ball", "cat"} <= set(json.loads(row)["words"])
     code, out, err = run(*pictures, "--require", "dogg")
     assert (code, out) == (2, "")
-    assert "does not know the word 'dogg'. The nearest that it does: dog." in err
+    assert "does not know the word 'dogg'. Closest known words: dog." in err
 
 
 def test_diverse_candidates_are_others(run, pictures):

@@ -177,7 +177,7 @@ def rewrite(calibrated_checkpoint, tmp_path):
     [
         (lambda values: values.update(things=0), "calibration.things: must be at least 1 and at most 7"),
         (lambda values: values.update(things=8), "calibration.things: must be at least 1 and at most 7"),
-        (lambda values: values.update(words=["dog"] * 7), "a word is there twice"),
+        (lambda values: values.update(words=["dog"] * 7), "must not contain duplicates"),
         (lambda values: values.update(words=["dog", "a\nb"], things=1), "control characters"),
         (lambda values: values.pop("thing"), "calibration.thing: missing"),
         (lambda values: values["thing"].update(rate=math.nan), "calibration.thing.rate: must be at least -1000"),
@@ -186,7 +186,7 @@ def rewrite(calibrated_checkpoint, tmp_path):
         (lambda values: values.update(more=1), "more: unknown setting"),
         (
             lambda values: values.update(words=["dog"], things=1),
-            r"do not fit each other and 1 words: .*rates \(2, 7\)",
+            r"do not match each other and 1 words: .*rates \(2, 7\)",
         ),
     ],
 )
@@ -204,18 +204,18 @@ def fill(name, value):
     ("change", "message"),
     [
         (lambda tensors: tensors.pop("confidence.axes"), "the table 'axes' of confidence is missing"),
-        (lambda tensors: tensors.update({"confidence.mean": torch.zeros(9)}), "do not fit each other"),
-        (lambda tensors: tensors.update({"confidence.mean": torch.zeros(3, 3)}), "do not fit each other"),
-        (lambda tensors: tensors.update({"confidence.mean": torch.tensor(1.0)}), "do not fit each other"),
-        (lambda tensors: tensors.update({"confidence.axes": torch.tensor(1.0)}), "do not fit each other"),
-        (lambda tensors: tensors.update({"confidence.rates": torch.zeros(3, 7)}), "do not fit each other"),
+        (lambda tensors: tensors.update({"confidence.mean": torch.zeros(9)}), "do not match each other"),
+        (lambda tensors: tensors.update({"confidence.mean": torch.zeros(3, 3)}), "do not match each other"),
+        (lambda tensors: tensors.update({"confidence.mean": torch.tensor(1.0)}), "do not match each other"),
+        (lambda tensors: tensors.update({"confidence.axes": torch.tensor(1.0)}), "do not match each other"),
+        (lambda tensors: tensors.update({"confidence.rates": torch.zeros(3, 7)}), "do not match each other"),
         (
             lambda tensors: tensors.update({"confidence.rates": torch.zeros(2, 7, dtype=torch.int64)}),
-            "does not hold numbers",
+            "is not of a float type",
         ),
-        (fill("confidence.detectors", math.nan), "the table 'detectors' of confidence has numbers out of range"),
-        (fill("confidence.mean", 1e30), "the table 'mean' of confidence has numbers out of range"),
-        (fill("confidence.rates", 1.5), "the table 'rates' of confidence has numbers out of range"),
+        (fill("confidence.detectors", math.nan), "the table 'detectors' of confidence has values out of range"),
+        (fill("confidence.mean", 1e30), "the table 'mean' of confidence has values out of range"),
+        (fill("confidence.rates", 1.5), "the table 'rates' of confidence has values out of range"),
     ],
 )
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
@@ -232,14 +232,14 @@ def test_a_calibration_of_another_network_is_an_error_that_names_the_file(rewrit
         tensors["confidence.axes"] = torch.zeros(99, 4)
 
     path = rewrite(tensors=widen)
-    with pytest.raises(CheckpointError, match="the calibration is of annotations of 99 numbers") as caught:
+    with pytest.raises(CheckpointError, match="the calibration expects annotations of size 99") as caught:
         load(path, device="cpu", engine=engine).caption(pictures[0])
     assert str(caught.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("damaged", [math.nan, math.inf, 1e30])
 def test_annotations_that_are_not_usable_are_an_error(damaged):
-    with pytest.raises(CheckpointError, match="annotations are too large, or not numbers"):
+    with pytest.raises(CheckpointError, match="annotations are too large or NaN"):
         Confidence(CALIBRATION, TABLES).see(np.full((1, 3), damaged, np.float32))
 
 

@@ -375,7 +375,7 @@ def test_a_failed_download_says_so(monkeypatch):
 
 
 def test_there_is_no_download_of_the_default_network(encoder):
-    with pytest.raises(ConfigError, match=r"no weights of efficientnet_v2_b0; name a \.safetensors file"):
+    with pytest.raises(ConfigError, match=r"no weights of efficientnet_v2_b0; set a \.safetensors file"):
         load_encoder_weights(encoder, "imagenet")
 
 

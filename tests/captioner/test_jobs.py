@@ -98,7 +98,8 @@ def test_overlays_in_the_folder_of_the_pictures_are_refused_for_the_folder_and_n
     code, out, err = run("p", "--overlay", "p")
     assert (code, out) == (1, "")
     assert (
-        err == "caption: error: p: this folder is in the folder of --overlay. Choose another folder for the overlays.\n"
+        err
+        == "caption: error: p: this folder is in the folder of --overlay. Choose another folder for the overlays.\n"
     )
     assert run("p/dog.png", "--overlay", "p", "--overwrite")[0] == 0
     assert Path("p/dog.png").read_bytes() == before

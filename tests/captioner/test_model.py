@@ -115,7 +115,7 @@ def test_engines_agree_on_every_step_of_rows_that_branch_while_images_leave(mode
         mine, reference = steps["onnx"], steps["torch"]
         np.testing.assert_allclose(mine.log_probs, reference.log_probs, atol=1e-3)
         np.testing.assert_allclose(np.exp(mine.log_probs).sum(axis=2), 1, rtol=1e-4)
-        np.testing.assert_allclose(mine.look.attention, reference.look.attention, atol=1e-4)
+        np.testing.assert_allclose(mine.maps.attention, reference.maps.attention, atol=1e-4)
         states = {engine: step.state for engine, step in steps.items()}
         images, columns = rows.shape
         kept = np.sort(random.choice(images, max(1, images - 1), replace=False))

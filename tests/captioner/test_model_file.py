@@ -164,7 +164,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path):
 
 def test_a_newer_format_is_refused_with_advice(rewrite):
     path = rewrite(lambda values: values.update(format=FORMAT + 1))
-    with pytest.raises(CheckpointError, match="A newer version may read it: pip install --upgrade"):
+    with pytest.raises(CheckpointError, match="Upgrade: pip install --upgrade"):
         read_header(path)
 
 
@@ -172,13 +172,13 @@ def test_a_newer_format_is_refused_with_advice(rewrite):
     ("change", "message"),
     [
         (lambda values: values.pop("format"), "header cannot be read"),
-        (lambda values: values.update(words=["dog"]), "words: a vocabulary must open with"),
+        (lambda values: values.update(words=["dog"]), "words: a vocabulary must start with"),
         (lambda values: values.update(tokenizer="none"), "tokenizer: expected 'words-1'"),
         (
             lambda values: values.update(tokenizer="pieces-1"),
             "tokenizer: expected 'words-1' with 0 merges, got 'pieces-1'",
         ),
-        (lambda values: values.update(merges=[["a", "s"]]), "words: a vocabulary must hold 'a' and 's'"),
+        (lambda values: values.update(merges=[["a", "s"]]), "words: a vocabulary must contain 'a', 's'"),
         (
             lambda values: values.update(merges=[["i", "n"]], words=[*values["words"], "i", "n"]),
             "tokenizer: expected 'pieces-1' with 1 merges, got 'words-1'",
@@ -200,11 +200,11 @@ def test_a_header_with_a_mistake_is_refused(rewrite, change, message):
         (lambda tensors: tensors.update(more=torch.zeros(1)), "more is unknown"),
         (
             lambda tensors: tensors.update({"decoder.gate.bias": torch.zeros(2)}),
-            r"must be real numbers \(1,\), got real numbers \(2,\)",
+            r"must be float \(1,\), got float \(2,\)",
         ),
         (
             lambda tensors: tensors.update({"decoder.gate.bias": torch.zeros(1, dtype=torch.int64)}),
-            r"must be real numbers \(1,\), got whole numbers \(1,\)",
+            r"must be float \(1,\), got integer \(1,\)",
         ),
     ],
 )

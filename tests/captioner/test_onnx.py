@@ -106,7 +106,7 @@ def test_threads_that_share_an_engine_get_what_they_would_alone(engine, tiny_che
         rows, found = np.zeros((seed + 1, 2), np.int64), []
         for _ in range(5):
             step = shared.step(random.integers(4, 16, rows.shape), state.select(np.arange(seed + 1), rows))
-            found += [step.log_probs.copy(), step.look.attention]
+            found += [step.log_probs.copy(), step.maps.attention]
             state, rows = step.state, random.integers(0, 2, rows.shape)
         return found
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from captioner.engine import Look, Step
+from captioner.engine import AttentionMaps, StepResult
 from captioner.errors import CheckpointError
 from captioner.search import (
     BanWords,
@@ -81,8 +81,8 @@ class Toy:
             rows = zip(state.image.tolist(), history.tolist(), strict=True)
             return np.stack([np.stack([value(image, tuple(row)) for row in those]) for image, those in rows])
 
-        look = Look(of_rows(self.attention), of_rows(self.visual), of_rows(self.heads))
-        return Step(of_rows(self.log_probs), ToyState(history, state.image), look)
+        maps = AttentionMaps(of_rows(self.attention), of_rows(self.visual), of_rows(self.heads))
+        return StepResult(of_rows(self.log_probs), ToyState(history, state.image), maps)
 
 
 def run(toy, images, constraints=(), required=(), alternatives=0, ending_earlier=False, **settings):
@@ -408,7 +408,7 @@ def test_a_look_without_shares_and_heads_leaves_them_out():
 
     def step(words, state):
         log_probs, state, look = toy.step(words, state)
-        return Step(log_probs, state, Look(look.attention))
+        return StepResult(log_probs, state, AttentionMaps(look.attention))
 
     settings = SearchSettings(max_words=3)
     ((found,),) = search(step, toy.start([0]), 1, settings, start=START, end=END)
@@ -558,7 +558,7 @@ def test_predictions_that_are_not_numbers_are_an_error(settings):
         log_probs, state, look = toy.step(words, state)
         if state.history.shape[2] == 3:
             log_probs[1, 0, 77] = np.nan
-        return Step(log_probs, state, look)
+        return StepResult(log_probs, state, look)
 
     settings = dict(settings)
     required = settings.pop("required", ())

@@ -203,7 +203,7 @@ def test_a_vocabulary_names_its_rule(words, pieces):
 @pytest.mark.parametrize(
     ("words", "merges", "message"),
     [
-        (["dog"], [], "must open with <pad>"),
+        (["dog"], [], "must start with <pad>"),
         ([*SPECIAL, "a", "a"], [], "each word once"),
         ([*SPECIAL, "a", "b</w>"], [("a", "b</w>")], "what they merge into"),
         ([*SPECIAL, "a", "ab</w>"], [("a", "b</w>")], "must hold 'a' and 'b</w>'"),

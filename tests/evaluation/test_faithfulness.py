@@ -8,7 +8,7 @@ import pytest
 
 from captioner.caption import Caption, Rectangle
 from captioner.captioning import load
-from captioner.engine import Look, Step
+from captioner.engine import AttentionMaps, StepResult
 from captioner.vocabulary import SPECIAL, START, Vocabulary
 from evaluation.attention import GroundedCaption, Noun
 from evaluation.bootstrap import ratios
@@ -57,7 +57,7 @@ class Toy:
     def step(self, words, state):
         self.reading.append(words.ravel().tolist())
         log_probs = (state.cells @ self.reads.T)[:, None]
-        return Step(log_probs, state, Look(np.full((len(words), 1, LENGTH), 1 / LENGTH)))
+        return StepResult(log_probs, state, AttentionMaps(np.full((len(words), 1, LENGTH), 1 / LENGTH)))
 
 
 def peak_at(*cells):
