@@ -1,4 +1,4 @@
-"""Captions for pictures, and where the network looked for each word.
+"""Captions for pictures, with the attention of the network for each word.
 
 import captioner
 
@@ -54,7 +54,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for, so that `caption --help` is quick."""
+    """Import a name on first use, so that `caption --help` is fast."""
     if name not in _LAZY:
         raise AttributeError(f"module 'captioner' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

@@ -1,4 +1,4 @@
-"""Reading the next while this one is used."""
+"""Prefetch results in a thread."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +9,13 @@ Result = TypeVar("Result")
 
 
 def one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield the function's result for each item; a thread works on the next while the caller uses this one."""
+    """Yield the function's result for each item; a thread computes the next result in the meantime."""
     with ThreadPoolExecutor(max_workers=1) as worker:
-        ready = None
+        current = None
         for item in items:
-            coming = worker.submit(function, item)
-            if ready:
-                yield ready.result()
-            ready = coming
-        if ready:
-            yield ready.result()
+            following = worker.submit(function, item)
+            if current:
+                yield current.result()
+            current = following
+        if current:
+            yield current.result()

@@ -1,8 +1,8 @@
-"""Colour maps whose lightness rises evenly: viridis, magma and cividis.
+"""Perceptually uniform colour maps: viridis, magma and cividis.
 
 viridis and magma: Stéfan van der Walt and Nathaniel Smith, CC0. cividis: Nuñez, Anderton and Renslow 2018, PLOS ONE
-13(7). This module holds some of the 256 entries of each table, as matplotlib has them. Linear interpolation between
-these gives all others with errors below 1/255.
+13(7). This module has some of the 256 entries of matplotlib's tables. Linear interpolation gives the others with
+errors below 1/255.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The standard streams of a command, the reading of its options, and its messages of one line."""
+"""Standard streams, option parsing and messages of the commands."""
 
 import argparse
 import os
@@ -15,20 +15,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def escape_controls(text: str) -> str:
-    r"""Return the text on one line: control characters and line separators are escaped, as `\n` and `\x1b`.
+    r"""Escape control characters and line separators, as `\n` and `\x1b`.
 
-    File names may contain any of them, and would otherwise end a line or a column, or control the terminal.
+    In file names they would otherwise break lines or columns, or control the terminal.
     """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def open_standard_streams() -> None:
-    """Prepare the standard streams of a process for a command, also where it was started without some (`2>&-`).
+    """Prepare the standard streams of a command, which may be closed (`2>&-`).
 
-    The descriptor of a closed stream is opened on the null device: files opened later must not get it, or messages
-    meant for the stream would be written to them. Messages to a closed standard error are dropped. `sys.stdin` and
-    `sys.stdout` stay None where they are closed; `require_stdout` reports it. File names may contain what the
-    encoding of a stream does not, which is then escaped.
+    The descriptor of a closed stream is opened on the null device: otherwise a file opened later would get it, and
+    receive messages. Messages to a closed standard error are dropped. `sys.stdin` and `sys.stdout` remain None if
+    they are closed; `require_stdout` reports it. Characters of file names that a stream cannot encode are escaped.
     """
     for descriptor, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
         try:
@@ -49,7 +48,7 @@ def require_stdout() -> TextIO:
     """Return standard output.
 
     Raises:
-        OutputError: if the process was started with it closed.
+        OutputError: if it is closed.
     """
     if sys.stdout is None:
         raise OutputError("standard output is closed. Redirect it to a file or to a program.")
@@ -57,10 +56,10 @@ def require_stdout() -> TextIO:
 
 
 def write_stdout(text: str) -> None:
-    """Write to standard output at once, so that a failure is seen now and not at exit.
+    """Write to standard output and flush it, so that errors are raised now and not at exit.
 
     Raises:
-        BrokenPipeError: if its reader is gone.
+        BrokenPipeError: if its reader has closed it.
         OutputError: if it cannot be written, such as on a full disk.
     """
     stdout = require_stdout()
@@ -76,11 +75,8 @@ def write_stdout(text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Redirect a standard stream that fails, and what is still in its buffer, to the null device.
-
-    Otherwise Python would try to write the buffer once more at exit, and report that failure in its own way.
-    """
-    with suppress(OSError, ValueError):  # a stream without a descriptor has nothing to redirect
+    """Redirect a standard stream that fails to the null device; otherwise Python retries and reports it at exit."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor
         descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)
@@ -88,7 +84,7 @@ def silence(stream: TextIO) -> None:
 
 
 def say(command: str, message: str) -> None:
-    """Print a message of one line to standard error; one that cannot be printed is dropped."""
+    """Print a message of one line to standard error; it is dropped if that fails."""
     try:
         print(f"{command}: {escape_controls(message)}", file=sys.stderr, flush=True)
     except OSError:
@@ -96,20 +92,20 @@ def say(command: str, message: str) -> None:
 
 
 def run_command(command: str, run: Callable[[], int]) -> int:
-    """Run a command and return its exit status, with its errors printed to standard error.
+    """Run a command, print its errors to standard error, and return its exit code.
 
     Returns:
-        What `run` returns; 1 if the reader of the output is gone; 2 after an error; 130 after Ctrl-C.
+        The result of `run`; 1 if the reader of the output has closed it; 2 after an error; 130 after Ctrl-C.
     """
     open_standard_streams()
     try:
         return run()
     except CaptionerError as error:
-        # Settings report several problems, each on a line of its own.
+        # Settings report several problems, one per line.
         for line in str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]:
             say(command, f"error: {line}")
         return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the output
         return 1
     except OSError as error:  # such as a full disk of temporary files
         say(command, f"error: {error}")
@@ -119,40 +115,40 @@ def run_command(command: str, run: Callable[[], int]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of command lines whose messages stay on one line, whatever the arguments contain."""
+    """A parser of command lines whose messages are one line, whatever the arguments contain."""
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.nargs is None and arg_strings == [
             "--"
-        ]:  # `--host=--`, which Python before 3.13 takes for no value
+        ]:  # `--host=--`, which Python before 3.13 treats as no value
             raise argparse.ArgumentError(action, "expected one argument")
         return super()._get_values(action, arg_strings)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is None or file is not sys.stdout:
             super()._print_message(message, file)
-        else:  # the base class would hide that it cannot be written
+        else:  # the base class would ignore errors
             write_stdout(message)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit with status 2."""
+        """Print the message and exit with code 2."""
         super().error(escape_controls(message))
 
 
 def text(value: str) -> str:
-    """Return the value of an option that must not be empty, as it is where a shell variable is not set."""
+    """Return the value of an option, which must not be empty, such as an unset shell variable."""
     if not value:
-        raise argparse.ArgumentTypeError("expected a value, got an empty text. Is a variable not set?")
+        raise argparse.ArgumentTypeError("expected a value, got an empty string. Check for unset shell variables.")
     return value
 
 
 def path(value: str) -> Path:
-    """Return the value of an option as a path; it must not be empty, which Python takes for the current folder."""
+    """Return the value of an option as a path, which must not be empty."""
     return Path(text(value))
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return a function that reads the value of an option: a whole number within bounds."""
+    """Return a parser for the value of an option: an integer within bounds."""
 
     def parse(value: str) -> int:
         try:

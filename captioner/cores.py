@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""The number of available cores."""
 
 import math
 import os
@@ -6,13 +6,12 @@ from pathlib import Path
 
 
 def count_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process may keep busy, at least 1.
+    """Return the number of cores that this process may use, at least 1.
 
-    This is the least of what the scheduler (affinity) and the container (the CPU quota of its control group) allow.
-    Threads beyond it wait for each other.
+    This is the minimum of the affinity of the scheduler and the CPU quota of the control group (of a container).
 
     Args:
-        root: the folder that holds `proc` and `sys`.
+        root: the folder that contains `proc` and `sys`.
     """
     try:
         cores = len(os.sched_getaffinity(0))
@@ -22,9 +21,9 @@ def count_cores(root: Path = Path("/")) -> int:
 
 
 def _quota(root: Path) -> float:
-    """Return the CPU quota in cores: the least of the process's control group and of those that contain it.
+    """Return the CPU quota in cores: the minimum of the process's control group and its parents.
 
-    Both versions are read: https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`) and
+    Both versions are supported: https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`) and
     https://docs.kernel.org/scheduler/sched-bwc.html (`cpu.cfs_quota_us`).
     """
     quota = math.inf
@@ -36,7 +35,7 @@ def _quota(root: Path) -> float:
         top = mount / "cpu" if controllers else mount
         group = top / path.lstrip("/")
         while group.is_relative_to(top):
-            # In a container, the path may be that outside of it. Then only the top exists.
+            # In a container, the path may be that of the host. Then only the top exists.
             values = _read(group / "cpu.max") or " ".join(
                 _read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
             )
@@ -46,7 +45,7 @@ def _quota(root: Path) -> float:
 
 
 def _cores(values: str) -> float:
-    """Return the quota that "200000 100000", microseconds of each period, stands for: 2.0."""
+    """Return the quota of "200000 100000" (microseconds per period): 2.0."""
     try:
         quota, period = map(int, values.split())
         return quota / period if quota >= 0 else math.inf

@@ -1,39 +1,39 @@
-"""What can go wrong through no mistake of ours: every error that bad input raises is a `CaptionerError`.
+"""Exceptions: every error that invalid input causes is a `CaptionerError`.
 
-A message says what is wrong, where, and what to do next, in one line fit to show a user.
+A message says what is wrong, where, and what to do, in one line for users.
 """
 
 
 class CaptionerError(Exception):
-    """Base of every error that bad input, settings or files raise."""
+    """Base class of the errors that invalid input, settings or files cause."""
 
 
 class ConfigError(CaptionerError):
-    """Settings that cannot be used: unknown names, wrong types, impossible values or combinations."""
+    """Invalid settings: unknown names, wrong types, values out of range, or contradictions."""
 
 
 class ImageError(CaptionerError):
-    """A picture that cannot be read, or that is too large to open safely."""
+    """A picture that cannot be read, or is too large."""
 
 
 class ImageTooLargeError(ImageError):
-    """A picture that has too many pixels, or whose file is too long, to open safely."""
+    """A picture with too many pixels or bytes."""
 
 
 class CheckpointError(CaptionerError):
-    """A checkpoint that is missing, damaged, of a newer format, or not one of ours."""
+    """A model file that is missing, damaged, of a newer format, or not a model file."""
 
 
 class DataError(CaptionerError):
-    """Training or evaluation data that is missing, malformed or contradictory."""
+    """Missing, invalid or contradictory data of training or evaluation."""
 
 
 class UnsupportedError(CaptionerError):
-    """A network that an engine or an exporter cannot express."""
+    """A network that an engine or the exporter does not support."""
 
 
 class OutputError(CaptionerError):
-    """A result that cannot be written, such as a file that exists already."""
+    """A result that cannot be written, such as an existing file."""
 
 
 class MissingExtraError(CaptionerError):

@@ -1,9 +1,9 @@
-"""Checks of an ONNX graph from a model file, before ONNX Runtime reads it: only known operators, nothing outside.
+"""Validate the ONNX graphs of a model file before ONNX Runtime reads them: known operators, no external references.
 
-A graph is a protocol buffer (onnx.proto). ONNX Runtime reads all of that format: references to other files and to
-memory, functions, subgraphs, operators of other libraries. This accepts the few fields that exported graphs have,
-each at most as often as the format says and in its wire type, and refuses every other field. So there is nothing
-that protobuf could understand in another way, such as two halves of a message that it would merge.
+A graph is a protocol buffer (onnx.proto). ONNX Runtime supports all of that format: references to files and memory,
+functions, subgraphs, operators of other libraries. This module accepts only the fields of exported graphs, with the
+wire type and multiplicity of the format, and refuses all others. So protobuf cannot interpret a graph differently,
+for instance by merging two parts of a message.
 
 https://protobuf.dev/programming-guides/encoding
 """
@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 WEIGHTS = "weights"
-"""The location that weights of a graph name: the tensors of the model file."""
+"""Location of the weights of a graph: the tensors of the model file."""
 
 MAX_CONSTANT = 1 << 16
-"""Maximum number of elements of a tensor whose values are in the graph itself."""
+"""Maximum number of elements of a constant in the graph."""
 
 IMAGE, ROW, NEXT = "image.", "row.", "next."
-"""Prefixes of the names of a graph's tensors: of images, of rows, and of rows after the step."""
+"""Prefixes of the names of tensors: of images, of rows, and of rows after the step."""
 
 MAX_NODES = 10_000
-"""Maximum number of nodes of a graph. ONNX Runtime spends kilobytes on each."""
+"""Maximum number of nodes of a graph. ONNX Runtime needs kilobytes for each."""
 
 OWN_OPERATORS = frozenset(
     """
@@ -30,7 +30,7 @@ OWN_OPERATORS = frozenset(
     Gather GatherND Gelu HardSigmoid HardSwish Identity InstanceNormalization IsNaN LayerNormalization
     LessOrEqual LogSoftmax MatMul MaxPool Mod Mul Pow Range ReduceMax ReduceMean ReduceSum Relu Reshape Round
     ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
-    """.split()  # noqa: SIM905 (a list would take a line an operator)
+    """.split()  # noqa: SIM905 (shorter than a list)
 )
 """Operators of the networks of this package."""
 
@@ -39,11 +39,11 @@ FURTHER_OPERATORS = frozenset(
     Abs And Equal Exp Greater GreaterOrEqual Less Log Max Min Neg Not Or Reciprocal ReduceL2 ReduceMin Sign Softplus
     """.split()  # noqa: SIM905
 )
-"""Further operators, for mechanisms outside of this package: of each element or along an axis, as `Add` and
-`ReduceSum` are, with outputs no larger than theirs."""
+"""Further operators for custom mechanisms: elementwise or along an axis, as `Add` and `ReduceSum`, with outputs of
+the same size."""
 
 OPERATORS = OWN_OPERATORS | FURTHER_OPERATORS
-"""Operators that graphs may use: of the standard domain, without subgraphs."""
+"""Allowed operators: of the standard domain, without subgraphs."""
 
 FLOAT32 = 1
 """`TensorProto.DataType.FLOAT`."""
@@ -51,8 +51,8 @@ FLOAT32 = 1
 EXTERNAL = 1
 """`TensorProto.DataLocation.EXTERNAL`."""
 
-# Messages of onnx.proto: name and type of each accepted field by its number. A list is a repeated field, and a
-# dictionary is a message.
+# Messages of onnx.proto: name and type of each accepted field by its number. A list is a repeated field, a
+# dictionary a message.
 _INTEGER, _BYTES, _FLOAT = "integer", "bytes", "float"
 _ENTRY = {1: ("key", _BYTES), 2: ("value", _BYTES)}
 _CONSTANT = {1: ("dims", [_INTEGER]), 2: ("data_type", _INTEGER), 8: ("name", _BYTES), 9: ("raw_data", _BYTES)}
@@ -94,7 +94,7 @@ _MODEL = {
 
 
 class GraphError(ValueError):
-    """A graph that is damaged, or that holds what no exported graph does."""
+    """A damaged graph, or one that is not allowed."""
 
 
 def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -102,10 +102,10 @@ def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[st
 
     Args:
         data: a serialised `ModelProto`.
-        weights: shape of each tensor that it may use, by name.
+        weights: shapes of the available tensors by name.
 
     Raises:
-        GraphError: if it is not such a protocol buffer, or must not be run.
+        GraphError: if it is damaged or not allowed.
     """
     model = _parse(data, _MODEL, "the model")
     graph = model.get("graph", {})
@@ -140,11 +140,11 @@ def _check_domain(message: dict[str, Any]) -> None:
 
 
 def _check_split(node: dict[str, Any]) -> None:
-    """Check that a Split has as many outputs as it says: if not, ONNX Runtime 1.32 ends the process."""
+    """Check the number of outputs of a Split: if it is wrong, ONNX Runtime 1.32 aborts the process."""
     outputs = len(node.get("output", []))
     for attribute in node.get("attribute", []):
         if _text(attribute, "name") == "num_outputs" and attribute.get("i") != outputs:
-            raise GraphError(f"a Split with {outputs} outputs says that it has {attribute.get('i')}")
+            raise GraphError(f"a Split with {outputs} outputs declares {attribute.get('i')}")
 
 
 def _check_size(constant: dict[str, Any]) -> None:
@@ -154,11 +154,11 @@ def _check_size(constant: dict[str, Any]) -> None:
 
 
 def _check_weight(tensor: dict[str, Any], weights: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the name of a tensor whose values are in the model file."""
+    """Check a tensor whose values are in the model file, and return its name."""
     name = _text(tensor, "name")
     source = [(_text(entry, "key"), _text(entry, "value")) for entry in tensor.get("external_data", [])]
     if source != [("location", WEIGHTS)] or tensor.get("data_location") != EXTERNAL:
-        raise GraphError(f"the tensor {name!r} refers to a file outside of the model file")
+        raise GraphError(f"the tensor {name!r} refers to an external file")
     shape = weights.get(name)
     if shape is None:
         raise GraphError(f"the weight {name!r} is not in the model file, or not of type F16, F32 or F64")
@@ -173,10 +173,10 @@ def _text(message: dict[str, Any], name: str) -> str:
 
 
 def _parse(data: bytes, schema: Mapping[int, tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Return the fields of a message by name; those that it lacks are left out.
+    """Return the fields of a message by name.
 
     Raises:
-        GraphError: if there is a field that the schema lacks, one of another wire type, or one too often.
+        GraphError: if a field is not in the schema, has another wire type, or is a duplicate.
     """
     message: dict[str, Any] = {}
     for number, wire, value in _fields(data):
@@ -198,7 +198,7 @@ def _parse(data: bytes, schema: Mapping[int, tuple[str, Any]], where: str) -> di
         if is_repeated:
             message.setdefault(name, []).append(value)
         elif name in message:
-            raise GraphError(f"it is damaged: {where} has {name} twice")
+            raise GraphError(f"it is damaged: {where} has a duplicate {name}")
         else:
             message[name] = value
     return message
@@ -215,16 +215,16 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
             yield key >> 3, wire, value
             continue
         if wire not in (2, 5):
-            raise GraphError(f"it is damaged, or has the wire type {wire}, which no field of a graph has")
+            raise GraphError(f"it is damaged, or has the unsupported wire type {wire}")
         size, at = _varint(data, at) if wire == 2 else (4, at)
         if at + size > len(data):
-            raise GraphError("it is damaged: it ends within a field")
+            raise GraphError("it is damaged: truncated field")
         yield key >> 3, wire, data[at : at + size]
         at += size
 
 
 def _integers(data: bytes) -> Iterator[int]:
-    """Yield the numbers of a packed field."""
+    """Yield the integers of a packed field."""
     at = 0
     while at < len(data):
         number, at = _varint(data, at)
@@ -232,7 +232,7 @@ def _integers(data: bytes) -> Iterator[int]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number that begins at a byte, unsigned, and where the next begins."""
+    """Return the unsigned varint at a position, and the next position."""
     if at < len(data) and data[at] < 128:
         return data[at], at + 1
     value = 0
@@ -244,4 +244,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value & (1 << 64) - 1, at
-    raise GraphError("it is damaged: a number does not end")
+    raise GraphError("it is damaged: truncated integer")

@@ -1,6 +1,7 @@
-"""Any picture to the frame the network sees: open it safely and upright, resize it, normalise it.
+"""Read pictures: decode them safely and upright, resize and normalise them for the network.
 
-The frame comes with the rectangle of the picture that it shows, so that attention can be drawn back in place.
+The network's input comes with the rectangle of the picture that it shows, so that attention can be drawn over the
+picture.
 """
 
 import ctypes
@@ -45,8 +46,8 @@ try:
 except ImportError:
     _AVIF = None
 
-# Pillow logs some damages without naming the file, which the errors below do. Python would print these records to
-# standard error, unless the program has set up logging.
+# Pillow logs some damage without the name of the file, which the errors below have. Python prints these records to
+# standard error unless the program configures logging.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
@@ -68,37 +69,37 @@ Source: TypeAlias = (
     | np.ndarray
     | Callable[[], bytes]
 )
-"""A path, "-" for the bytes of standard input, the contents of a file as bytes, an open file of bytes (read from
-its start if it can seek), a PIL image, a uint8 array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA; or a
-function that gets the contents of a file when they are needed. For a path in bytes, pass `os.fsdecode(path)`."""
+"""A path, "-" for standard input, the content of a file as bytes, an open binary file (read from its start if it is
+seekable), a PIL image, a uint8 array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB, (H, W, 4) RGBA; or a function that
+returns the content of a file. For a path in bytes, pass `os.fsdecode(path)`."""
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
     | ({".avif"} if _AVIF else set())
 )
-"""Lower-case file suffixes of the formats that `open` reads. AVIF is one where Pillow decodes it."""
+"""Lower-case file suffixes of supported formats. AVIF is one of them if Pillow decodes it."""
 
 OTHER_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl"}) - SUFFIXES
-"""Lower-case file suffixes of photographs in formats that `open` does not read."""
+"""Lower-case file suffixes of unsupported formats of photographs."""
 
 MAX_PIXELS = 128_000_000
-"""Largest picture that `open` decodes: more than the 108 megapixels of today's telephones."""
+"""Maximum number of pixels: more than the 108 megapixels of phones."""
 
 MAX_BYTES = 1 << 29
-"""Longest file that `open` reads: room for `MAX_PIXELS` of uncompressed RGBA."""
+"""Maximum file size: `MAX_PIXELS` of uncompressed RGBA."""
 
 MAX_SCANNED = 20 * MAX_PIXELS
-"""Most pixels that `open` goes over in a JPEG, all scans together. Progressive files have about ten scans, but
-nothing keeps one from having a hundred thousand, of a hundred bytes each."""
+"""Maximum number of pixels of all scans of a JPEG together. Progressive files have about ten scans, but malicious
+ones may have a hundred thousand, of a hundred bytes each."""
 
 MAX_DECODED = 1 << 31
-"""Most bytes of memory for the pictures that all threads of the process decode at a time. Threads that would exceed
-it wait, and a picture that exceeds it alone is refused. It has room for one picture of `MAX_PIXELS`. The contents
-of files, up to `MAX_BYTES` each, are not counted."""
+"""Maximum number of bytes for the pictures that all threads of the process decode at a time. Threads that would
+exceed it wait, and a single picture that exceeds it is refused. One picture of `MAX_PIXELS` fits. The contents of
+files, up to `MAX_BYTES` each, are not counted."""
 
 PIXEL_BYTES = 16
-"""Bytes of memory that a pixel counts towards `MAX_DECODED`: the most that was measured over all formats, for WebP.
-Pillow stores RGB in 4, there are up to three copies at a time, and decoders have buffers of their own."""
+"""Bytes of memory per pixel for `MAX_DECODED`: the maximum measured over all formats, for WebP. Pillow stores RGB
+in 4, there are up to three copies at a time, and decoders have buffers."""
 
 
 Mean = Annotated[float, Range(0, 1)]
@@ -124,17 +125,17 @@ class ImageSettings:
 
 
 def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the picture upright, in RGB, decoded to the end; animations give their first frame.
+    """Return the picture upright, in RGB, completely decoded; of animations, the first frame.
 
-    A JPEG file may lack its end marker, if no pixel is missing, and ancillary chunks of a PNG file may be damaged.
-    Transparent parts become white. 16-bit, 32-bit and floating-point grey is scaled to 8 bits. A PIL image
-    given as source stays as it is, and the result never shares its pixels.
+    A JPEG file may lack its end marker if all pixels are there, and ancillary chunks of a PNG file may be damaged.
+    Transparent parts become white. 16-bit, 32-bit and floating-point grey is scaled to 8 bits. A PIL image is not
+    changed, and the result does not share its pixels.
 
     Args:
-        source: the picture; files may be JPEG, PNG, WebP, GIF, BMP, TIFF or, where Pillow decodes it, AVIF.
-        at_least: permits a JPEG file to be decoded at 1/2, 1/4 or 1/8 of its size, which is much faster, as
-            long as both sides keep this many pixels.
-        max_pixels: refuse larger pictures. The size is read from the header, before anything is decoded.
+        source: the picture; files may be JPEG, PNG, WebP, GIF, BMP, TIFF or, if Pillow decodes it, AVIF.
+        at_least: allows decoding a JPEG file at 1/2, 1/4 or 1/8 of its size, which is much faster, if both sides
+            keep this many pixels.
+        max_pixels: refuse larger pictures, before they are decoded.
 
     Raises:
         ImageError: if the picture cannot be read, is damaged or incomplete, has more than `max_pixels`, or needs
@@ -146,9 +147,7 @@ def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_P
 def open_with_size(
     source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return what `open` does, and the width and height of the whole picture, upright, in pixels.
-
-    They are the picture's own, unless it was decoded at a fraction of its size.
+    """Return the result of `open`, and the width and height of the whole upright picture at full size.
 
     Raises:
         ImageError: as `open`.
@@ -160,9 +159,9 @@ def open_with_size(
 def open_frame(
     source: Source, settings: ImageSettings, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, Rectangle, tuple[int, int]]:
-    """Open and prepare a picture; return what `prepare` does, and the size as `open_with_size`.
+    """Open and prepare a picture; return the result of `prepare`, and the size as `open_with_size`.
 
-    The picture counts towards `MAX_DECODED` until it is prepared, so any number of threads may call this at once.
+    The picture counts towards `MAX_DECODED` until it is prepared, so many threads may call this at once.
 
     Raises:
         ImageError: as `open`.
@@ -172,22 +171,22 @@ def open_frame(
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the width and height that a file's header tells, as stored, without reading its pixels.
+    """Return the width and height in a file's header, as stored, without decoding its pixels.
 
-    For a first look at many files, at a fraction of the time of `open`; damage after the header is not seen.
+    Much faster than `open`, to scan many files; damage after the header is not detected.
 
     Raises:
-        ImageError: if the header cannot be read, or `open` would refuse so large a picture.
+        ImageError: if the header cannot be read, or the picture is too large for `open`.
     """
     try:
         with Path(path).open("rb") as stream:
             plugin = _plugin(stream.read(HEAD_BYTES), path)
-            if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads all of it
-                raise _too_long(path)
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads the whole file
+                raise _too_large(path)
             stream.seek(0)
             try:
                 picture: Image.Image = plugin(stream)
-            except Exception:  # perhaps of a kind that `open` repairs
+            except Exception:  # `open` may repair it
                 picture = _picture(path)
             _check_size(picture, MAX_PIXELS, path)
             return picture.size
@@ -198,16 +197,16 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def prepare(picture: Image.Image, settings: ImageSettings) -> tuple[np.ndarray, Rectangle]:
-    """Return the network's input, float32 (3, size, size), normalised, and what part of the picture it shows.
+    """Return the network's input, float32 (3, size, size), normalised, and the part of the picture that it shows.
 
     Args:
-        picture: an RGB picture as `open` returns it.
-        settings: size of the frame, how the picture is fitted into it, and the normalisation.
+        picture: an RGB picture from `open`.
+        settings: size and kind of the frame, and the normalisation.
     """
     size = settings.size
     width, height = picture.size
-    box = (0, 0, width, height)  # the part of the picture that is used, in pixels
-    columns, rows, x, y = size, size, 0, 0  # what it is resized to, and where in the frame that begins
+    box = (0, 0, width, height)  # the used part of the picture in pixels
+    columns, rows, x, y = size, size, 0, 0  # size and position in the frame
     shown = Rectangle(0.0, 0.0, 1.0, 1.0)
     if settings.frame == "crop":
         side = min(width, height)
@@ -220,9 +219,9 @@ def prepare(picture: Image.Image, settings: ImageSettings) -> tuple[np.ndarray, 
         x, y = (size - columns) // 2, (size - rows) // 2
         shown = Rectangle(-x / columns, -y / rows, (size - x) / columns, (size - y) / rows)
 
-    # The gap shrinks by whole factors first: quick, and a picture of 1 x 1,000,000 pixels needs no memory.
+    # reducing_gap resizes by integer factors first: faster, and a picture of 1 x 1,000,000 pixels needs no memory.
     resized = picture.resize((columns, rows), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
-    mean, std = (255 * np.array(each, np.float32) for each in (settings.mean, settings.std))
+    mean, std = (255 * np.array(values, np.float32) for values in (settings.mean, settings.std))
     frame = np.zeros((3, size, size), np.float32)  # zero is the mean colour
     pixels = (np.asarray(resized, np.float32) - mean) / std  # (rows, columns, 3)
     frame[:, y : y + rows, x : x + columns] = pixels.transpose(2, 0, 1)
@@ -230,7 +229,7 @@ def prepare(picture: Image.Image, settings: ImageSettings) -> tuple[np.ndarray, 
 
 
 def name(source: Source) -> str:
-    """Return what messages call the source: its path, "standard input", "image bytes"..."""
+    """Return the name of a source for messages: its path, "standard input", "image bytes"..."""
     if isinstance(source, (str, os.PathLike)):
         return "standard input" if source == "-" else os.fsdecode(source)
     if isinstance(source, bytes):
@@ -246,7 +245,7 @@ def name(source: Source) -> str:
 
 
 def is_source(value: object) -> bool:
-    """Return whether a value has a type of `Source`, and so is one picture and not an iterable of them."""
+    """Return whether a value is a `Source`, a single picture and not an iterable of pictures."""
     return (
         isinstance(value, (str, os.PathLike, bytes, Image.Image, np.ndarray))
         or callable(value)
@@ -255,13 +254,13 @@ def is_source(value: object) -> bool:
 
 
 def is_image_path(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a scan of a folder takes this file: by its suffix, and unless it is hidden."""
+    """Return whether scans of folders include this file: it has a supported suffix and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def is_or_names_image(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a picture, by its suffix or its first bytes, and so must not be overwritten."""
+    """Return whether a file is a picture by its suffix or its first bytes, and must not be overwritten."""
     if Path(path).suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
         return True
     if not is_file(path):
@@ -275,21 +274,21 @@ def is_or_names_image(path: str | os.PathLike[str]) -> bool:
 
 
 class _Budget:
-    """An amount that threads share. Those that need more than is left wait, in the order in which they ask."""
+    """An amount shared by threads. Threads that need more than is left wait, first come, first served."""
 
     def __init__(self, amount: int) -> None:
         self.amount = amount
         self.reset()
 
     def reset(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._used = 0
         self._turn = Lock()
         self._returned = Condition()
 
     @contextmanager
     def take(self, part: int) -> Iterator[None]:
-        """Hold a part of the amount within the context. A thread that holds a part must not ask for another."""
+        """Take a part of the amount in the context. A thread must not take two parts."""
         with self._turn, self._returned:
             self._returned.wait_for(lambda: self._used + part <= self.amount)
             self._used += part
@@ -302,13 +301,13 @@ class _Budget:
 
 
 _budget = _Budget(MAX_DECODED)
-if hasattr(os, "register_at_fork"):  # a child process does not have the threads that would give back their parts
+if hasattr(os, "register_at_fork"):  # a child process does not have the threads that would release their parts
     os.register_at_fork(after_in_child=_budget.reset)
 
 
 @contextmanager
 def _opened(source: Source, at_least: int | None, max_pixels: int) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-    """Give what `open_with_size` returns. Until the context ends, the picture counts towards `MAX_DECODED`."""
+    """Yield the result of `open_with_size`. Until the context ends, the picture counts towards `MAX_DECODED`."""
     with ExitStack() as held:
         yield _decode(source, at_least, max_pixels, held)
 
@@ -324,25 +323,25 @@ def _decode(
             picture = _check_jpeg(picture, source)
         if picture is not source and at_least:
             picture.draft(None, (at_least, at_least))
-        # The decoder of a progressive JPEG holds the coefficients of the whole picture.
+        # The decoder of a progressive JPEG stores the coefficients of the whole picture.
         decoded = (width, height) if "progressive" in picture.info else picture.size
         held.enter_context(_budget.take(_count_bytes(decoded, source)))
         if picture is source:
-            _load_alone(picture)
+            _load_locked(picture)
         upright = _to_rgb(picture)
-        turn = _find_turn(picture)
-        if turn is not None:
-            upright = upright.transpose(turn)
-        upright.info = {}  # otherwise the orientation stays there, and opening the result would turn it again
-        return upright, (height, width) if turn in _ON_ITS_SIDE else (width, height)
+        transpose = _find_transpose(picture)
+        if transpose is not None:
+            upright = upright.transpose(transpose)
+        upright.info = {}  # otherwise opening the result would rotate it again
+        return upright, (height, width) if transpose in _SWAPS_SIDES else (width, height)
     except ImageError:
         raise
-    except Exception as error:  # damaged files make decoders raise nearly anything
+    except Exception as error:  # decoders raise many types of exceptions for damaged files
         raise _unreadable(source, error, max_pixels) from error
 
 
 def _picture(source: Source) -> Image.Image:
-    """Return the picture with its header read and its pixels still to be decoded, where that is possible."""
+    """Return the picture with its header read; its pixels are decoded later, if possible."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
@@ -353,7 +352,7 @@ def _picture(source: Source) -> Image.Image:
         return _from_stream(BytesIO(source()), source)
     if not isinstance(source, (str, os.PathLike)):
         if hasattr(source, "read"):
-            return _from_stream(BytesIO(_read_alone(source)), source)
+            return _from_stream(BytesIO(_read_locked(source)), source)
         raise ImageError(
             f"expected a path, bytes, an open file, a PIL image or a uint8 array, got {type(source).__name__}"
         )
@@ -363,7 +362,7 @@ def _picture(source: Source) -> Image.Image:
         file = Path(os.fsdecode(source)).open("rb")  # noqa: SIM115
     except FileNotFoundError:
         if "://" in name(source):
-            raise ImageError(f"{name(source)}: no file, and addresses are not opened. Fetch it first.") from None
+            raise ImageError(f"{name(source)}: no such file, and URLs are not opened. Download it first.") from None
         raise ImageError(f"{name(source)}: no such file. Check the path.") from None
     except IsADirectoryError:
         raise ImageError(f"{name(source)}: this is a folder. Name the image files in it.") from None
@@ -372,13 +371,13 @@ def _picture(source: Source) -> Image.Image:
     except OSError as error:
         raise ImageError(f"{name(source)}: cannot read this file ({error.strerror or error}).") from error
     except ValueError:
-        raise ImageError(f"{name(source)}: a name cannot contain a NUL character.") from None
+        raise ImageError(f"{name(source)}: a path cannot contain a NUL character.") from None
     with file:
         return _from_stream(file, source)
 
 
 def standard_input() -> BinaryIO:
-    """Return the bytes of standard input as a stream.
+    """Return standard input as a binary stream.
 
     Raises:
         ImageError: if it is closed.
@@ -391,22 +390,24 @@ def standard_input() -> BinaryIO:
 _LOCKS = tuple(Lock() for _ in range(64))
 
 
-def _load_alone(picture: Image.Image) -> None:
-    """Let a PIL image read its file to the end: two threads that did so at once would mix its pixels up."""
+def _load_locked(picture: Image.Image) -> None:
+    """Load a PIL image under a lock: loading is not thread-safe."""
     with _lock_of(picture):
         picture.load()
         with suppress(Exception):  # EXIF data are often damaged
             picture.getexif()
 
 
-def _read_alone(file: BinaryFile) -> bytes:
-    """Return the contents of an open file; two threads that read it at once would each get parts of them."""
+def _read_locked(file: BinaryFile) -> bytes:
+    """Return the content of an open file, read under a lock."""
     with _lock_of(file):
-        with suppress(AttributeError, OSError, ValueError):  # a pipe, or a file that is closed
+        with suppress(AttributeError, OSError, ValueError):  # a pipe, or a closed file
             file.seek(0)  # type: ignore[attr-defined]
         content = file.read(MAX_BYTES + 1)
     if not isinstance(content, bytes):
-        raise ImageError(f"{name(file)}: a file of {type(content).__name__}. Open it as bytes: open(path, 'rb').")
+        raise ImageError(
+            f"{name(file)}: the file returns {type(content).__name__}. Open it in binary mode: open(path, 'rb')."
+        )
     return content
 
 
@@ -429,7 +430,7 @@ def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
     plugin = _plugin(start, source)
     content = start + stream.read(MAX_BYTES)
     if len(content) > MAX_BYTES:
-        raise _too_long(source)
+        raise _too_large(source)
     if plugin is PngImagePlugin.PngImageFile:
         content = _drop_chunks(content)
     return plugin(BytesIO(content))
@@ -445,10 +446,11 @@ _KEPT_CHUNKS = (
 
 
 def _drop_chunks(png: bytes) -> bytes:
-    """Return a PNG file's critical chunks, and those for transparency and orientation whose checksums fit.
+    """Return a PNG file with its critical chunks, and the chunks for transparency and orientation with valid
+    checksums.
 
-    Pillow refuses a file for any damaged chunk, while other programs show it without the chunks that are ancillary
-    (Portable Network Graphics, third edition, chapter 13). What is left of an animation is its default picture.
+    Pillow refuses files with any damaged chunk; other programs ignore damaged ancillary chunks (Portable Network
+    Graphics, third edition, chapter 13). Of an animation, the default picture remains.
     """
     view = memoryview(png)
     parts, start = [view[:8]], 8  # the signature
@@ -465,56 +467,53 @@ def _drop_chunks(png: bytes) -> bytes:
 
 
 def _check_jpeg(picture: JpegImagePlugin.JpegImageFile, source: Source) -> JpegImagePlugin.JpegImageFile:
-    """Return the picture of a JPEG file, not decoded yet, with the end marker if the file lacks only that.
+    """Return the picture of a JPEG file, not decoded yet; a missing end marker is added if nothing else is missing.
 
     Raises:
-        ImageTooLargeError: if decoding it would take too long.
+        ImageTooLargeError: if decoding would take too long.
     """
     content = cast(BytesIO, picture.fp).getvalue()
-    scans, ended = _count_scans(content)
+    scans, has_end = _count_scans(content)
     scanned = scans * picture.width * picture.height
     if scanned > MAX_SCANNED:
         raise ImageTooLargeError(
             f"{name(source)}: {scans:,} scans of {picture.width} x {picture.height} pixels are too many "
-            f"(limit: {MAX_SCANNED / 1e6:g} million pixels in all). Save the picture as a plain JPEG."
+            f"(limit: {MAX_SCANNED / 1e6:g} million pixels in total). Save the picture as a baseline JPEG."
         )
-    if ended or 3 * scanned > MAX_SCANNED or not _has_all_pixels(content, source):
+    if has_end or 3 * scanned > MAX_SCANNED or not _has_all_pixels(content, source):
         return picture
     return JpegImagePlugin.JpegImageFile(BytesIO(content + _END))
 
 
 _END = b"\xff\xd9"
-_ANY_BYTES = bytes(73 * number % 255 for number in range(1, 255))  # 1 to 254, as no 255 begins a marker
+_ANY_BYTES = bytes(73 * number % 255 for number in range(1, 255))  # 1 to 254: 255 starts a marker
 
 
 def _has_all_pixels(jpeg: bytes, source: Source) -> bool:
-    """Return whether a JPEG file that lacks its end marker lacks nothing else.
+    """Return whether a JPEG file without an end marker has all pixels.
 
-    Decoders need the marker to know that no more is to come. If all pixels are there, they are the same whatever
-    follows; if not, it is taken for those that are missing.
+    If it has, they do not depend on appended bytes; otherwise these are decoded as the missing pixels.
     """
-    follows = (_ANY_BYTES, bytes(255 - value for value in _ANY_BYTES))  # from the first bit on, the opposite
-    start = jpeg.rstrip(b"\xff")  # a half of the marker
-    first, second = (JpegImagePlugin.JpegImageFile(BytesIO(start + bits + _END)) for bits in follows)
+    suffixes = (_ANY_BYTES, bytes(255 - value for value in _ANY_BYTES))  # different from the first bit on
+    content = jpeg.rstrip(b"\xff")  # the first half of the marker
+    first, second = (JpegImagePlugin.JpegImageFile(BytesIO(content + suffix + _END)) for suffix in suffixes)
     with _budget.take(_count_bytes(first.size, source)):
         return ImageChops.difference(first, second).getbbox() is None
 
 
-_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # but for those that nothing belongs to, except the end
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # without markers that have no segment, except the end
 
 
 def _count_scans(jpeg: bytes) -> tuple[int, bool]:
-    """Return how often a JPEG file goes over its pixels, and whether it has an end marker.
-
-    What follows the end, such as a video, does not count.
-    """
-    scans, place = 0, 2
-    while marker := _MARKER.search(jpeg, place):
-        place = marker.end()
+    """Return the number of scans of a JPEG file, and whether it has an end marker; data after the end are
+    ignored."""
+    scans, position = 0, 2
+    while marker := _MARKER.search(jpeg, position):
+        position = marker.end()
         if marker[1] == b"\xd9":  # end of image
             return scans, True
         scans += marker[1] == b"\xda"  # start of scan
-        place += int.from_bytes(jpeg[place : place + 2])  # the length of the segment
+        position += int.from_bytes(jpeg[position : position + 2])  # length of the segment
     return scans, False
 
 
@@ -528,7 +527,7 @@ def _check_size(picture: Image.Image, max_pixels: int, source: Source) -> None:
 
 
 def _count_bytes(size: tuple[int, int], source: Source) -> int:
-    """Return what a picture counts towards `MAX_DECODED`."""
+    """Return the number of bytes of a picture for `MAX_DECODED`."""
     width, height = size
     needed = PIXEL_BYTES * width * height
     if needed > _budget.amount:
@@ -539,43 +538,43 @@ def _count_bytes(size: tuple[int, int], source: Source) -> int:
     return needed
 
 
-def _too_long(source: Source) -> ImageError:
+def _too_large(source: Source) -> ImageError:
     return ImageTooLargeError(
         f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
     )
 
 
 _UNSUPPORTED = re.compile(r"unsupported|unknown pixel mode|unknown value|not available", re.IGNORECASE)
-"""How Pillow's decoders call what they do not decode. Damage in a header may look the same."""
+"""Messages of Pillow's decoders for unsupported variants. Damaged headers may cause the same messages."""
 
 
 def _unreadable(source: Source, error: Exception, max_pixels: int = MAX_PIXELS) -> ImageError:
-    """Return what to raise for an error of a decoder."""
+    """Return the error for an exception of a decoder."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, Image.DecompressionBombError):  # of sizes that no header told
+    if isinstance(error, Image.DecompressionBombError):  # of sizes that are not in the header
         pixels = re.search(r"\d+", reason)
         return ImageTooLargeError(
             f"{name(source)}: {f'{int(pixels[0]):,}' if pixels else 'so many'} pixels are too many "
             f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
         )
-    if reason.isdecimal():  # such as the number of a compression in a TIFF file, a KeyError
+    if reason.isdecimal():  # a KeyError, such as the number of a compression in a TIFF file
         reason = f"unknown value {reason} in its header"
     if _UNSUPPORTED.search(reason):
         return ImageError(
-            f"{name(source)}: cannot read this image ({reason}). It is of a kind that Pillow does not decode, or "
-            "damaged. Convert it to JPEG or PNG."
+            f"{name(source)}: cannot read this image ({reason}). Pillow does not support this variant, or the "
+            "file is damaged. Convert it to JPEG or PNG."
         )
-    return ImageError(f"{name(source)}: cannot read this image ({reason}). Is the file complete and undamaged?")
+    return ImageError(f"{name(source)}: cannot read this image ({reason}). The file may be incomplete or damaged.")
 
 
 HEAD_BYTES = 64
-"""Bytes at the start of a file by which its format is recognised."""
+"""Number of bytes at the start of a file by which its format is detected."""
 
 
 def _plugin(start: bytes, source: Source) -> type[ImageFile.ImageFile]:
-    """Choose Pillow's decoder by the first `HEAD_BYTES` bytes of a file.
+    """Return Pillow's decoder for the first `HEAD_BYTES` bytes of a file.
 
-    `Image.open` is avoided: it warns of, or refuses, sizes by a global setting of the process.
+    Not `Image.open`, which has a global limit of the size.
     """
     if not start:
         raise ImageError(f"{name(source)}: the file is empty (0 bytes). Copy it again.")
@@ -599,20 +598,20 @@ def _plugin(start: bytes, source: Source) -> type[ImageFile.ImageFile]:
     raise ImageError(f"{name(source)}: cannot read this image ({kind}). Convert it to JPEG or PNG.")
 
 
-def _brands(start: bytes) -> set[bytes]:
-    """Return the brands of a file of ISO base media (ISO/IEC 14496-12, 4.3): the major and the compatible ones."""
-    if start[4:8] != b"ftyp":
+def _brands(head: bytes) -> set[bytes]:
+    """Return the major and compatible brands of an ISO base media file (ISO/IEC 14496-12, 4.3)."""
+    if head[4:8] != b"ftyp":
         return set()
-    box = start[: int.from_bytes(start[:4])]
-    return {box[8:12], *(box[place : place + 4] for place in range(16, len(box), 4))}
+    box = head[: int.from_bytes(head[:4])]
+    return {box[8:12], *(box[start : start + 4] for start in range(16, len(box), 4))}
 
 
 def _name_format(start: bytes, brands: set[bytes]) -> str:
-    """Return what to call a format that is not read."""
+    """Return the name of an unsupported format, with advice."""
     if brands & {b"avif", b"avis"}:
         return "AVIF, which this installation of Pillow does not decode; Pillow 11.3 and later do"
     if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
-        return "HEIC, which is not supported; heif-convert, ImageMagick and the programs of the camera convert it"
+        return "HEIC, which is not supported; heif-convert, ImageMagick and the camera software convert it"
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
         return "JPEG XL, which is not supported"
     if start.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")):
@@ -622,15 +621,14 @@ def _name_format(start: bytes, brands: set[bytes]) -> str:
 
 @cache
 def _silence_libtiff() -> None:
-    """Keep libtiff from printing to the descriptor of standard error.
+    """Prevent libtiff from printing to standard error.
 
-    Its messages name no file. What they report is either raised as an error that does, or harmless. Pillow has no
-    setting for this, but its extension is linked with libtiff, whose handlers can be removed (TIFFError(3)). They
-    belong to the process: nothing has to be restored, and threads do not interfere with each other.
+    Its messages do not have the name of the file; errors are also raised, and the rest is harmless. Pillow has no
+    setting for this, but its extension is linked with libtiff, whose global handlers can be removed (TIFFError(3)).
     """
     from PIL import _imaging
 
-    with suppress(OSError, AttributeError):  # where libtiff's functions are not exported, as on Windows
+    with suppress(OSError, AttributeError):  # on Windows, libtiff's functions are not exported
         library = ctypes.CDLL(_imaging.__file__)
         for set_handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
             set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
@@ -643,7 +641,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         return Image.fromarray(_to_eight_bits(picture)).convert("RGB")
     if picture.mode == "La":
-        picture = picture.convert("LA")  # the only mode that Pillow converts it to
+        picture = picture.convert("LA")  # the only supported conversion
     if picture.has_transparency_data:
         layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         opaque = Image.new("RGB", picture.size, "white")
@@ -653,11 +651,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(picture: Image.Image) -> np.ndarray:
-    """Return the grey of a picture of more than 8 bits as uint8 (H, W).
+    """Return a grey picture of more than 8 bits as uint8 (H, W).
 
-    16 bits keep their upper 8. Files of 32-bit integers and of floating-point numbers do not say which value is
-    white: they are scaled from the usual range that they fit in, or else from their own. The value that a PNG file
-    makes transparent becomes white.
+    16 bits are truncated to the upper 8. 32-bit integers and floating-point numbers have no defined white: they are
+    scaled from the smallest usual range that contains them, or from their own. A transparent value becomes white.
     """
     black, scale = 0.0, 1.0
     if picture.mode in ("I", "F"):
@@ -676,7 +673,7 @@ def _to_eight_bits(picture: Image.Image) -> np.ndarray:
 
 
 def _strips(picture: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield rows of a grey picture, about a million pixels at a time: the whole would need several copies."""
+    """Yield rows of a grey picture, about a million pixels at a time, to save memory."""
     step = max(1, (1 << 20) // picture.width)
     for top in range(0, picture.height, step):
         rows = slice(top, min(top + step, picture.height))
@@ -686,7 +683,7 @@ def _strips(picture: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, values
 
 
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -695,12 +692,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+_SWAPS_SIDES = {_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)}
 
 
-def _find_turn(picture: Image.Image) -> Image.Transpose | None:
-    """Return how to turn a picture upright, as its EXIF data say."""
+def _find_transpose(picture: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that makes a picture upright, by its EXIF data."""
     try:
-        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF data are often damaged, and the picture is worth more than its orientation
+        return _TRANSPOSES.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF data are often damaged; a rotated picture is better than none
         return None

@@ -1,4 +1,4 @@
-"""How this package was installed, and the command that installs more of it from the same source."""
+"""The command that installs extras of this package from its original source."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ NAME = "captioner"
 
 
 def install_hint(extra: str = "", *, upgrade: bool = False) -> str:
-    """Return the command that installs the package, from where it came, with one of its extras.
+    """Return the command that installs the package from its original source.
 
-    A package index may hold another project under this name. So the name alone is only used where the package came
-    from an index; a checkout, a repository or an archive is named as PEP 610 records it (`direct_url.json`).
+    A package index may have another project of this name. So the name is used only if the package came from an
+    index; for a checkout, a repository or an archive, the command has its URL from `direct_url.json` (PEP 610).
 
     Args:
-        extra: an extra of this package's metadata, such as `web`.
-        upgrade: whether a newer version is to replace the one that is installed.
+        extra: an extra of this package, such as `web`.
+        upgrade: whether to upgrade the package.
     """
-    from urllib.parse import urlsplit  # imported for a message only, as they take long
+    from urllib.parse import urlsplit  # slow imports, needed for messages only
     from urllib.request import url2pathname
 
     command = "pip install --upgrade" if upgrade else "pip install"
@@ -36,7 +36,7 @@ def install_hint(extra: str = "", *, upgrade: bool = False) -> str:
 
 
 def _read_origin() -> dict[str, Any]:
-    """Return what PEP 610 records of the installed package; empty if it came from an index."""
+    """Return the content of `direct_url.json` (PEP 610); empty if the package came from an index."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

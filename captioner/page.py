@@ -1,9 +1,8 @@
-"""A picture and its caption as HTML: point at a word, and the picture is lit where the network looked.
+"""A picture and its caption as HTML: hovering over a word shows its attention.
 
-A page holds all that it shows and runs no script: it works from a file, offline, and wherever it is sent, and text
-from captions or file names could do nothing even if it were taken for markup. HTML and CSS are enough because each
-word carries its light: an image that lies over the photograph, hidden until the word is pointed at, tapped or
-reached with the keyboard.
+A page is self-contained and has no script: it works from a file and offline, and text of captions or file names
+could not execute anything. HTML and CSS are sufficient because each word contains its attention map: an image over
+the photograph, hidden until the word is hovered, tapped or focused.
 """
 
 import base64
@@ -17,14 +16,14 @@ from PIL import Image
 from captioner import images
 from captioner.caption import Caption
 from captioner.confidence import UNSURE
-from captioner.overlay import PANEL_SIDE, describe_look, draw_layer, fit_to_panel, panel_size
+from captioner.overlay import PANEL_SIDE, describe_attention, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 
-QUALITY = 80  # of the photograph, as JPEG
-LIGHT_SIDE = 64  # pixels, as `PANEL_SIDE`; light is smooth, and stretched it looks the same
+QUALITY = 80  # JPEG quality of the photograph
+LIGHT_SIDE = 64  # pixels, as `PANEL_SIDE`; light is smooth, so a small image is stretched
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a page may do: show the images and the style that it holds, and nothing else."""
+"""Content security policy of a page: inline images and style only."""
 
 STYLE = """
 :root {
@@ -78,21 +77,21 @@ body {
 .caption:has(:hover) > .word:focus:not(:hover) > .look { visibility: hidden; opacity: 0; }
 @media (prefers-reduced-motion: no-preference) { .look { transition: opacity .15s, visibility .15s; } }
 """
-"""What every page looks like. While one word has the focus and another is pointed at, the latter has the light.
-Figures that need more room than the name cover some of the picture, and never a word."""
+"""Style of all pages. A hovered word has priority over a focused one. Figures that need more room than the name
+cover part of the picture, never a word."""
 
 
 ALONE = ".captioned { margin: 0 auto; max-width: clamp(20rem, calc(26rem * var(--ratio)), 44rem); }"
-"""What a page of one picture looks like besides."""
+"""Additional style of a page of one picture."""
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """Return a whole page.
+    """Return an HTML document.
 
     Args:
         title: plain text.
         body: HTML.
-        style: CSS that comes after `STYLE`.
+        style: CSS after `STYLE`.
     """
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -118,71 +117,72 @@ def overlay_page(picture: images.Source, caption: Caption, name: str = "", colou
 def figure(
     picture: images.Source, caption: Caption, name: str = "", details: str = "", colours: str = "white"
 ) -> str:
-    """Return the picture over its caption, each word of which shows where the network looked.
+    """Return the picture above its caption, whose words show their attention.
 
-    The light is that of `overlay.light_up`. While a word shows it, the line below the picture gives the word's
-    probability, how far its largest weight is above the average, and if the mechanism computes it, the share of
-    the word's context that came from the picture; then the word's alternatives, if they were asked for.
+    The light is that of `overlay.light_up`. While it is visible, the line below the picture has the word's
+    probability, the ratio of its largest weight to the average and, if the mechanism computes it, the share of the
+    word's context that comes from the picture; then the word's alternatives, if requested.
 
     Args:
-        picture: the picture that was captioned, in any form that `Captioner.caption` takes.
-        caption: what it was captioned with.
-        name: plain text for the line below the picture, while no word is pointed at.
-        details: HTML to follow the caption.
-        colours: of `overlay.COLOURS`.
+        picture: the captioned picture, any source that `Captioner.caption` accepts.
+        caption: its caption.
+        name: plain text below the picture, while no word is hovered.
+        details: HTML after the caption.
+        colours: one of `overlay.COLOURS`.
 
     Raises:
         ImageError: if the picture cannot be read.
         CaptionerError: if there are no such colours.
     """
     photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
-    words = [_word(caption, place, photograph.size, colours) for place in range(len(caption.words))]
+    words = [_word(caption, index, photograph.size, colours) for index in range(len(caption.words))]
     kind = "captioned roomy" if caption.alternatives else "captioned"
     ratio = f"{photograph.width / photograph.height:.6g}"
     return (
         f'<figure class="{kind}" style="--ratio:{ratio}">'
         f'<img class="panel" alt="{html.escape(caption.text or "no caption")}" src="{_to_jpeg(photograph)}">'
         f'<figcaption><p class="name">{html.escape(name)}</p>'
-        f'<p class="caption">{"".join(words) or "no words"}</p>{_trust(caption)}{details}</figcaption></figure>'
+        f'<p class="caption">{"".join(words) or "no words"}</p>{_confidence(caption)}{details}'
+        "</figcaption></figure>"
     )
 
 
-def _trust(caption: Caption) -> str:
-    """Return how far a caption can be trusted; nothing if the model has no calibration."""
+def _confidence(caption: Caption) -> str:
+    """Return the confidence of a caption; empty without a calibration."""
     if caption.confidence is None:
         return ""
     kind = "unsure: " if caption.confidence < UNSURE else ""
     return f'<p class="trust">{kind}{_percent(caption.confidence)} confident of all that it names</p>'
 
 
-def _word(caption: Caption, place: int, size: tuple[int, int], colours: str) -> str:
-    """Return a word after the space that it stands behind, with its light for a photograph of this size."""
-    word, weights = caption.words[place], caption.attention[place]
+def _word(caption: Caption, index: int, size: tuple[int, int], colours: str) -> str:
+    """Return a word with the preceding space, and its light for a photograph of this size."""
+    word, weights = caption.words[index], caption.attention[index]
     figures = [
-        f"{_percent(math.exp(caption.log_probs[place]))} likely",
-        f"brightest spot: {describe_look(weights)} attention",
+        f"{_percent(math.exp(caption.log_probs[index]))} likely",
+        f"brightest spot: {describe_attention(weights)} attention",
     ]
     if caption.visual is not None:
-        figures.append(f"{_percent(caption.visual[place])} from the picture")
+        figures.append(f"{_percent(caption.visual[index])} from the picture")
     kind = "word"
-    confidence = caption.word_confidences[place] if caption.word_confidences else None
+    confidence = caption.word_confidences[index] if caption.word_confidences else None
     if confidence is not None:
         figures.insert(0, f"{_percent(confidence)} confident")
         kind = "word unsure" if confidence < UNSURE else "word sure"
     elif caption.word_confidences is not None:
-        kind = "word sure"  # it names nothing that could be wrong
-    told = " · ".join(figures)
-    if caption.alternatives and caption.alternatives[place]:
+        kind = "word sure"  # it names nothing
+    text = " · ".join(figures)
+    if caption.alternatives and caption.alternatives[index]:
         others = (
-            f"{other} ({_percent(math.exp(log_prob))})" for other, log_prob in caption.alternatives[place].items()
+            f"{other} ({_percent(math.exp(log_prob))})" for other, log_prob in caption.alternatives[index].items()
         )
-        told = f"{told}<br>instead: {html.escape(', '.join(others))}"
+        text = f"{text}<br>instead: {html.escape(', '.join(others))}"
     light = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
-    space = join(["", word]).removesuffix(word) if place else ""
+    space = join(["", word]).removesuffix(word) if index else ""
     return (
         f'{space}<span class="{kind}" tabindex="0">{html.escape(word)}<span class="look">'
         f'<img class="panel" alt="" src="{_to_png(light)}">'
-        f'<span class="figures">{told}</span></span></span>'
+        f'<span class="figures">{text}</span></span></span>'
     )
 
 

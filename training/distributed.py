@@ -121,5 +121,5 @@ def _meeting() -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise CaptionerError(
             f"another process of this run ended or cannot be reached ({reason}). "
-            "Look for its own message, and resume the run"
+            "Attended for its own message, and resume the run"
         ) from error

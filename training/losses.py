@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captioner.network.attention import Look
+from captioner.network.attention import Attended
 from captioner.network.decoder import Decoder
 from captioner.vocabulary import PAD
 from training.batches import Batch, Share
@@ -66,7 +66,7 @@ class CaptionLoss(nn.Module):
     def forward(
         self,
         logits: Tensor,
-        look: Look,
+        look: Attended,
         captions: Tensor,
         targets: Tensor,
         share: Share = Share(),  # noqa: B008 (frozen)
@@ -89,7 +89,7 @@ class CaptionLoss(nn.Module):
             annotations: (B, L, D), for detectors.
         """
         logits = logits.float()
-        look = Look._make(None if seen is None else seen.float() for seen in look)
+        look = Attended._make(None if seen is None else seen.float() for seen in look)
         words = F.cross_entropy(logits, targets, label_smoothing=self.settings.label_smoothing)
         owners = caption_numbers(captions)
         penalty = doubly_stochastic_penalty(look.weights, owners)

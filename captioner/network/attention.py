@@ -1,20 +1,20 @@
-"""Attention mechanisms: where the decoder looks before it writes a word.
+"""Attention mechanisms: before each word, the decoder attends to locations of the image.
 
-All mechanisms have the same interface. `prepare` computes what depends on the image alone, once per image.
-`forward` attends to the image for each of the K rows (hypotheses or captions) of each of the B images.
+All mechanisms have the same interface. `prepare` computes keys once per image. `forward` attends to the image for
+each of the K rows (hypotheses or captions) of each of the B images.
 
     before the first word      keys = prepare(annotations)         coverage = begin(annotations)
-    for each word              context, look, coverage = forward(query, keys, annotations, coverage)
+    for each word              context, attended, coverage = forward(query, keys, annotations, coverage)
 
-The coverage of a location is the sum of its weights over all earlier words. `local_m` counts words with it. With
-the setting `coverage`, every score depends on it, so that a location that has had enough attention can be left
-alone (Tu et al. 2016, arXiv 1601.04811; See et al. 2017, arXiv 1704.04368).
+The coverage of a location is the sum of its weights over the previous words. `local_m` counts words with it. With
+the setting `coverage`, every score depends on it, so that a location with enough attention can be avoided (Tu et
+al. 2016, arXiv 1601.04811; See et al. 2017, arXiv 1704.04368).
 
-Code that runs in inference must be traceable by `torch.export` with any number of images and rows: it takes sizes
-from `tensor.shape`, as `len(tensor)` becomes a constant, and does not depend on values in Python.
+Inference code must be traceable by `torch.export` with any number of images and rows: it takes sizes from
+`tensor.shape`, because `len(tensor)` becomes a constant, and does not depend on values of tensors.
 
-To add a mechanism to this package: write a class here and name it in `KINDS`. To use one of your own without
-changing this package: write the class in a module of yours, and call `register`.
+To add a mechanism to this package: write a class here and add it to `KINDS`. To use a mechanism without changing
+this package: write the class in your own module, and call `register`.
 """
 
 import difflib
@@ -41,18 +41,18 @@ class Sizes(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What the decoder attends with, for K rows of each of B images."""
+    """The query of the decoder, for K rows of each of B images."""
 
-    hidden: Tensor  # (B, K, H), its hidden state
-    memory: Tensor  # (B, K, H), the memory of its cell; the hidden state again if the cell has none
-    embedded: Tensor  # (B, K, E), the previous word
+    hidden: Tensor  # (B, K, H), hidden state
+    memory: Tensor  # (B, K, H), memory of the cell; the hidden state if the cell has none
+    embedded: Tensor  # (B, K, E), previous word
 
 
-class Look(NamedTuple):
-    """Where the decoder attended before one word, for K rows of each of B images."""
+class Attended(NamedTuple):
+    """The attention for one word, for K rows of each of B images."""
 
-    weights: Tensor  # (B, K, L), the papers' alpha; each row sums to 1
-    visual: Tensor | None = None  # (B, K), share of the context that comes from the image; None: all of it
+    weights: Tensor  # (B, K, L), alpha in the papers; each row sums to 1
+    visual: Tensor | None = None  # (B, K), share of the context that comes from the image; None: 1
     heads: Tensor | None = None  # (B, K, heads, L), of which `weights` is the mean
     choice: Tensor | None = None  # (B, K), log-probability of the sampled location; `hard` in training
     overlap: Tensor | None = None  # (B, K), sum over locations of min(weight, coverage); with `coverage`
@@ -76,43 +76,43 @@ class Attention(nn.Module):
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
+    ) -> tuple[Tensor, Attended, Tensor]:
         """Attend to the image before a word.
 
         Args:
-            query: of K rows of each image.
+            query: query of K rows of each image.
             keys: (B, L, A), from `prepare`.
             annotations: (B, L, D).
             coverage: (B, K, L), from `begin` or from `forward` at the previous word.
 
         Returns:
-            The context (B, K, D), the look, and the coverage (B, K, L) for the next word.
+            The context (B, K, D), the attention, and the coverage (B, K, L) for the next word.
         """
         raise NotImplementedError
 
     def normalize(self, scores: Tensor) -> Tensor:
-        """Return weights of sum 1 from the scores of all locations (..., L), as `settings.normalize` says."""
+        """Normalise scores (..., L) to weights that sum to 1, by `settings.normalize`."""
         return entmax15(scores) if self.settings.normalize == "entmax15" else scores.softmax(dim=-1)
 
-    def look(self, weights: Tensor, coverage: Tensor) -> Look:
-        """Return the look of these weights, with its overlap (See et al. 2017, equation 12) if coverage is on."""
+    def attended(self, weights: Tensor, coverage: Tensor) -> Attended:
+        """Return the attention of weights, with its overlap (See et al. 2017, equation 12) if coverage is on."""
         overlap = torch.minimum(weights, coverage).sum(dim=-1) if self.settings.coverage else None
-        return Look(weights, overlap=overlap)
+        return Attended(weights, overlap=overlap)
 
 
 class NoAttention(Attention):
-    """The bottleneck: the decoder knows the image from its initial state alone (Sutskever et al. 2014,
-    arXiv 1409.3215). The context is zero and the weights are uniform."""
+    """No attention: the decoder sees the image in its initial state only (Sutskever et al. 2014, arXiv 1409.3215).
+    The context is zero and the weights are uniform."""
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
-        look = Look(_uniform(coverage), visual=coverage.new_zeros(coverage.shape[:2]))
-        return annotations.new_zeros(*coverage.shape[:2], annotations.shape[2]), look, coverage
+    ) -> tuple[Tensor, Attended, Tensor]:
+        attended = Attended(_uniform(coverage), visual=coverage.new_zeros(coverage.shape[:2]))
+        return annotations.new_zeros(*coverage.shape[:2], annotations.shape[2]), attended, coverage
 
 
 class MeanAttention(Attention):
-    """The same context at every word: the mean annotation. What the decoder gains over `none` is not attention."""
+    """The mean annotation as constant context: a baseline that is better than `none` without attention."""
 
     def prepare(self, annotations: Tensor) -> Tensor:
         """Return the mean annotation of each image (B, 1, D)."""
@@ -120,14 +120,14 @@ class MeanAttention(Attention):
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
-        return keys.expand(-1, coverage.shape[1], -1), Look(_uniform(coverage)), coverage
+    ) -> tuple[Tensor, Attended, Tensor]:
+        return keys.expand(-1, coverage.shape[1], -1), Attended(_uniform(coverage)), coverage
 
 
 class SoftAttention(Attention):
     """Mechanisms that score each location and weight the annotations by the normalised scores.
 
-    The deterministic "soft" attention of Show, Attend and Tell (arXiv 1502.03044), equations 4-6 and section 4.2.
+    Deterministic "soft" attention: Show, Attend and Tell (arXiv 1502.03044), equations 4-6 and section 4.2.
     Subclasses differ in `scores`.
     """
 
@@ -137,7 +137,7 @@ class SoftAttention(Attention):
 
     @property
     def coverage_size(self) -> int:
-        """Number of learned weights by which the coverage of a location is multiplied."""
+        """Number of weights of the coverage of a location."""
         return 1
 
     def scores(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
@@ -145,14 +145,14 @@ class SoftAttention(Attention):
         raise NotImplementedError
 
     def coverage_score(self, coverage: Tensor) -> Tensor | float:
-        """Return what the setting `coverage` adds to the scores: coverage (B, K, L) times a learned weight."""
+        """Return the term of the setting `coverage`: coverage (B, K, L) times a learned weight."""
         return 0.0 if self.from_coverage is None else self.from_coverage * coverage
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
+    ) -> tuple[Tensor, Attended, Tensor]:
         weights = self.normalize(self.scores(query.hidden, keys, coverage))
-        return torch.bmm(weights, annotations), self.look(weights, coverage), coverage + weights
+        return torch.bmm(weights, annotations), self.attended(weights, coverage), coverage + weights
 
 
 class AdditiveAttention(SoftAttention):
@@ -176,14 +176,14 @@ class AdditiveAttention(SoftAttention):
         return self.from_image(annotations)
 
     def formula(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
-        """Return the scores as the papers write them; `scores` returns the same."""
+        """Return the scores by the formula of the papers; `scores` is an optimised version."""
         sums = keys[:, None] + self.from_state(hidden)[:, :, None]  # W a + U h, (B, K, L, A)
         if self.from_coverage is not None:
             sums = sums + coverage[..., None] * self.from_coverage
         return self.score(sums.tanh()).squeeze(-1)  # v . tanh(W a + U h), (B, K, L)
 
     def scores(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.from_coverage is None:  # in less memory, tested against `formula`
+        if torch.is_grad_enabled() and self.from_coverage is None:  # needs less memory, tested against `formula`
             return AdditiveScore.apply(keys, self.from_state(hidden), self.score.weight[0].to(keys.dtype))
         return self.formula(hidden, keys, coverage)
 
@@ -191,7 +191,7 @@ class AdditiveAttention(SoftAttention):
 class ConcatAttention(AdditiveAttention):
     """v . tanh(W [h; a]): Luong et al. 2015 (arXiv 1508.04025), section 3.1, "concat".
 
-    W [h; a] = W_h h + W_a a, so this is additive attention without its bias.
+    W [h; a] = W_h h + W_a a, so this is additive attention without bias.
     """
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
@@ -261,14 +261,14 @@ class ScaledDotAttention(SoftAttention):
 
 
 class MultiHeadAttention(Attention):
-    """Several scaled dot products side by side, each with its own keys and values.
+    """Several scaled dot products, each with its own keys and values.
 
     Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.2: head i attends with W_Q h, keys W_K a and values W_V a of
-    width A / heads, and W_O joins the contexts of all heads. The weights are the mean of the heads' weights.
+    width A / heads, and W_O joins the contexts of all heads. The weights are the mean over the heads.
     """
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes, context_size: int | None = None):
-        """Build the projections; `context_size` is the width of the context, D unless given."""
+        """Create the projections; `context_size` is the size of the context, D by default."""
         super().__init__(settings, sizes)
         self.from_image = nn.Linear(sizes.annotation, 2 * settings.size, bias=False)  # W_K and W_V
         self.from_state = nn.Linear(sizes.hidden, settings.size, bias=False)  # W_Q
@@ -281,22 +281,24 @@ class MultiHeadAttention(Attention):
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
+    ) -> tuple[Tensor, Attended, Tensor]:
         heads = self.settings.heads
-        asked = self.from_state(query.hidden).unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, K, A / heads)
-        key, value = keys.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, A / heads) both
-        scores = asked @ key.transpose(2, 3) / asked.shape[3] ** 0.5  # (B, heads, K, L)
+        queries = (
+            self.from_state(query.hidden).unflatten(2, (heads, -1)).transpose(1, 2)
+        )  # (B, heads, K, A / heads)
+        key, value = keys.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, A / heads) each
+        scores = queries @ key.transpose(2, 3) / queries.shape[3] ** 0.5  # (B, heads, K, L)
         if self.from_coverage is not None:
             scores = scores + self.from_coverage[:, None, None] * coverage[:, None]
         maps = self.normalize(scores)
         context = self.to_context((maps @ value).transpose(1, 2).flatten(2))
         weights = maps.mean(dim=1)
-        look = self.look(weights, coverage)._replace(heads=None if self.training else maps.transpose(1, 2))
-        return context, look, coverage + weights
+        attended = self.attended(weights, coverage)._replace(heads=None if self.training else maps.transpose(1, 2))
+        return context, attended, coverage + weights
 
 
 class ScoredAttention(Attention):
-    """Mechanisms that use the scores of another mechanism, `settings.score`."""
+    """Mechanisms that use the score function of another mechanism, `settings.score`."""
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
         super().__init__(settings, sizes)
@@ -307,10 +309,10 @@ class ScoredAttention(Attention):
 
 
 class LocalAttention(ScoredAttention):
-    """Attend through a round window to a part of the grid: Luong et al. 2015 (arXiv 1508.04025), section 3.2.
+    """Attend to a round window of the grid: Luong et al. 2015 (arXiv 1508.04025), section 3.2.
 
     The weights are multiplied by a Gaussian around a centre, of standard deviation radius / 2 (their equation 10,
-    in two dimensions), and normalised again. Subclasses differ in `centre`.
+    in two dimensions), and normalised. Subclasses differ in `centre`.
     """
 
     def centre(self, hidden: Tensor, coverage: Tensor) -> Tensor:
@@ -319,14 +321,14 @@ class LocalAttention(ScoredAttention):
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
+    ) -> tuple[Tensor, Attended, Tensor]:
         centre = self.centre(query.hidden, coverage)
         rows, columns = (torch.arange(size, device=coverage.device) + 0.5 for size in self.sizes.grid)
-        down, across = rows - centre[..., :1], columns - centre[..., 1:]  # (B, K, rows), (B, K, columns)
-        distance = (down.square()[..., None] + across.square()[..., None, :]).flatten(2)  # (B, K, L), squared
+        dy, dx = rows - centre[..., :1], columns - centre[..., 1:]  # (B, K, rows), (B, K, columns)
+        distance = (dy.square()[..., None] + dx.square()[..., None, :]).flatten(2)  # (B, K, L), squared
         scores = self.inner.scores(query.hidden, keys, coverage) - 2 * distance / self.settings.radius**2
         weights = self.normalize(scores)
-        return torch.bmm(weights, annotations), self.look(weights, coverage), coverage + weights
+        return torch.bmm(weights, annotations), self.attended(weights, coverage), coverage + weights
 
 
 class MonotonicLocalAttention(LocalAttention):
@@ -360,18 +362,18 @@ class AdaptiveAttention(ScoredAttention):
     (equation 12). Its weight beta is the share of the context that does not come from the image (equation 11), and
     `visual` is 1 - beta.
 
-    It deviates from the paper in three points:
+    Deviations from the paper:
 
-    * The time of h and m. In the paper, the gate (equation 9) reads the state h_(t-1) from before the LSTM moves,
-      and the sentinel (equation 10) the memory m_t from after it. Here both come from the query, so from the same
-      time. A decoder that attends before it moves gives h_(t-1) and m_(t-1): the gate is the paper's, the memory is
-      one step older. A decoder that attends after it moves (`attend = "after"`, and the attention LSTM of
-      `top_down`) gives h_t and m_t: the memory is the paper's, the gate reads a state one step newer. A cell
-      without a memory (`rnn`, `gru`) gives its state h as m.
+    * The time of h and m. In the paper, the gate (equation 9) reads the state h_(t-1) from before the update of the
+      LSTM, and the sentinel (equation 10) the memory m_t from after it. Here both come from the query, so from the
+      same time. A decoder that attends before the update has h_(t-1) and m_(t-1): the gate is the paper's, the
+      memory is one step older. A decoder that attends after the update (`attend = "after"`, and the attention LSTM
+      of `top_down`) has h_t and m_t: the memory is the paper's, the gate reads a state one step newer. Cells
+      without memory (`rnn`, `gru`) use their state h as m.
     * The input x is the embedded previous word alone; the paper's x_t also holds the global image vector.
-    * The paper brings the annotations to the width of the state, and projects the sentinel for its score with a
-      matrix of its own, W_s. Here the sentinel is brought to the width of the annotations, and its score uses the
-      projection of the annotations.
+    * The paper projects the annotations to the size of the state, and the sentinel for its score with a separate
+      matrix, W_s. Here the sentinel is projected to the size of the annotations, and its score uses their
+      projection.
     """
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
@@ -382,7 +384,7 @@ class AdaptiveAttention(ScoredAttention):
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
+    ) -> tuple[Tensor, Attended, Tensor]:
         gate = torch.sigmoid(self.gate_from_word(query.embedded) + self.gate_from_state(query.hidden))
         sentinel = self.to_annotation(gate * query.memory.tanh())  # (B, K, D)
         scores = self.inner.scores(query.hidden, keys, coverage)
@@ -390,8 +392,8 @@ class AdaptiveAttention(ScoredAttention):
         extended = torch.cat([scores, self._sentinel_scores(query.hidden, sentinel)], dim=-1)  # (B, K, L + 1)
         beta = self.normalize(extended)[..., -1:]
         context = beta * sentinel + (1 - beta) * torch.bmm(weights, annotations)
-        look = self.look(weights, coverage)._replace(visual=1 - beta.squeeze(-1))
-        return context, look, coverage + weights
+        attended = self.attended(weights, coverage)._replace(visual=1 - beta.squeeze(-1))
+        return context, attended, coverage + weights
 
     def _sentinel_scores(self, hidden: Tensor, sentinel: Tensor) -> Tensor:
         """Score the sentinel of each row (B, K, D) as the only location of an image: (B, K, 1)."""
@@ -403,19 +405,19 @@ class AdaptiveAttention(ScoredAttention):
 class HardAttention(ScoredAttention):
     """Attend to one location: Show, Attend and Tell (arXiv 1502.03044), section 4.1, stochastic "hard" attention.
 
-    In training the location is sampled from the weights, and `Look.choice` is the log-probability of the sample,
-    for REINFORCE (`training.losses`). For half of the images, chosen at random, the context is the expected one
-    instead, as the paper does against variance.
+    In training the location is sampled from the weights, and `Attended.choice` is the log-probability of the
+    sample, for REINFORCE (`training.losses`). For half of the images, chosen at random, the context is the expected
+    one instead, to reduce variance as in the paper.
 
     In inference the location of the largest weight is chosen, or, with `choice = "sample"`, one is sampled with
-    random numbers that are the same for every image. The weights are then 1 at that location and 0 elsewhere.
+    the same random numbers for every image. The weights are then 1 at that location and 0 elsewhere.
     """
 
     draws: Tensor
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
         super().__init__(settings, sizes)
-        # `device` is given because checkpoints are loaded into a network on the meta device, without these numbers.
+        # `device` is set because model files are loaded into a network on the meta device.
         numbers = torch.Generator().manual_seed(0)
         draws = torch.rand(1024, generator=numbers, dtype=torch.float64, device="cpu")
         self.register_buffer("draws", draws, persistent=False)
@@ -432,7 +434,7 @@ class HardAttention(ScoredAttention):
 
     def forward(
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
-    ) -> tuple[Tensor, Look, Tensor]:
+    ) -> tuple[Tensor, Attended, Tensor]:
         coverage, expected = coverage[..., :-1], coverage[..., -1:]
         weights = self.normalize(self.inner.scores(query.hidden, keys, coverage))
         if self.training:
@@ -441,20 +443,19 @@ class HardAttention(ScoredAttention):
             chosen = self._sample(weights, _count_words(coverage).long())
         else:
             chosen = weights.argmax(dim=-1, keepdim=True)
-        seen = torch.zeros_like(weights).scatter(-1, chosen, 1.0)
+        applied = torch.zeros_like(weights).scatter(-1, chosen, 1.0)
         if self.training:
-            seen = torch.where(expected > 0, weights, seen)
+            applied = torch.where(expected > 0, weights, applied)
             choice = weights.gather(-1, chosen).clamp(min=1e-30).log() * (1 - expected)
-            look = self.look(weights, coverage)._replace(choice=choice.squeeze(-1))
+            attended = self.attended(weights, coverage)._replace(choice=choice.squeeze(-1))
         else:
-            look = self.look(seen, coverage)
-        return torch.bmm(seen, annotations), look, torch.cat([coverage + seen, expected], dim=-1)
+            attended = self.attended(applied, coverage)
+        return torch.bmm(applied, annotations), attended, torch.cat([coverage + applied, expected], dim=-1)
 
     def _sample(self, weights: Tensor, words: Tensor) -> Tensor:
-        """Sample a location (B, K, 1) of each row of weights (B, K, L), which has `words` (B, K) already.
+        """Sample a location (B, K, 1) for each row of weights (B, K, L) with `words` (B, K) previous words.
 
-        Rows with as many words share their random number, so that the caption of an image does not depend on its
-        batch.
+        Rows with the same number of words share a random number, so that a caption does not depend on its batch.
         """
         cumulative = weights.double().cumsum(dim=-1)
         target = self.draws[words % len(self.draws), None] * cumulative[..., -1:]
@@ -462,12 +463,12 @@ class HardAttention(ScoredAttention):
 
 
 def _uniform(coverage: Tensor) -> Tensor:
-    """Return uniform weights in the shape of the coverage (B, K, L), in the memory of one number."""
+    """Return uniform weights in the shape of the coverage (B, K, L), without a copy."""
     return coverage.new_full((1, 1, 1), 1 / coverage.shape[-1]).expand_as(coverage)
 
 
 def _count_words(coverage: Tensor) -> Tensor:
-    """Return the number of words (B, K) written so far: the weights of each sum to 1."""
+    """Return the number of previous words (B, K): the weights of each sum to 1."""
     return coverage.detach().sum(dim=-1).round()
 
 
@@ -489,43 +490,45 @@ KINDS: dict[str, type[Attention]] = {
 
 
 def register(name: str, mechanism: type[Attention]) -> None:
-    """Make a mechanism of your own known by a name, for `AttentionSettings.kind`, in this process.
+    """Register a mechanism under a name for `AttentionSettings.kind`, in this process.
 
-    Call it wherever a network of this kind is trained, or run by PyTorch: model files name their mechanism, and
-    never bring its code. ONNX Runtime needs neither the class nor this call.
+    It is needed to train networks with this mechanism, and to run them with PyTorch: model files contain the name
+    of the mechanism, not its code. ONNX Runtime does not need it.
 
     Args:
         name: a Python identifier.
         mechanism: built as `mechanism(settings, sizes)`.
 
     Raises:
-        ConfigError: when this is no name, or it is taken, or this is no subclass of `Attention`.
+        ConfigError: if the name is invalid or taken, or this is not a subclass of `Attention`.
     """
     config.from_dict(AttentionSettings, {"kind": name}, source="attention")
     if not (isinstance(mechanism, type) and issubclass(mechanism, Attention)):
         raise ConfigError(f"attention {name!r}: expected a subclass of Attention, got {mechanism!r}")
     if KINDS.setdefault(name, mechanism) is not mechanism:
-        raise ConfigError(f"attention {name!r}: the name is taken by {KINDS[name].__qualname__}. Choose another")
+        raise ConfigError(
+            f"attention {name!r}: the name is already registered for {KINDS[name].__qualname__}. Choose another"
+        )
 
 
 def build_attention(settings: AttentionSettings, sizes: Sizes) -> Attention:
-    """Return the mechanism that `settings.kind` names, with random weights.
+    """Return the mechanism `settings.kind` with random weights.
 
     Raises:
-        ConfigError: when there is no such mechanism, or it does not fit these sizes.
+        ConfigError: if there is no such mechanism, or it does not match these sizes.
     """
     if settings.kind not in KINDS:
-        near = difflib.get_close_matches(settings.kind, KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}."
+        close = difflib.get_close_matches(settings.kind, KINDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(KINDS)}."
         raise ConfigError(
-            f"model.attention.kind: unknown mechanism {settings.kind!r}; {hint} One of your own must be registered "
+            f"model.attention.kind: unknown mechanism {settings.kind!r}; {hint} Register custom mechanisms "
             "first: `captioner.network.attention.register`, or `--import MODULE` of `python -m training`"
         )
     return KINDS[settings.kind](settings, sizes)
 
 
 def _build_score(settings: AttentionSettings, sizes: Sizes) -> SoftAttention:
-    """Return the mechanism that `settings.score` names, with random weights."""
+    """Return the mechanism `settings.score` with random weights."""
     mechanism = build_attention(replace(settings, kind=settings.score), sizes)
     assert isinstance(mechanism, SoftAttention)
     return mechanism

@@ -10,7 +10,7 @@ This module handles tensors only; `captioner.captioning` adds pictures and words
 
 from torch import Tensor, nn
 
-from captioner.network.attention import Look
+from captioner.network.attention import Attended
 from captioner.network.decoder import Decoder, build_decoder
 from captioner.network.encoder import Encoder
 from captioner.settings import ModelSettings
@@ -25,7 +25,7 @@ class CaptioningNetwork(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, images: Tensor, captions: Tensor) -> tuple[Tensor, Look]:
+    def forward(self, images: Tensor, captions: Tensor) -> tuple[Tensor, Attended]:
         """Predict each next word of captions (B, K, T) of images (B, 3, H, W); see `Decoder.forward`."""
         annotations, _ = self.encoder(images)
         return self.decoder(annotations, captions)

@@ -68,7 +68,7 @@ def test_a_probability_of_zero_comes_back(caption):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda record: record.pop("attention"), r"'attention' is missing; were the maps left out\?"),
+        (lambda record: record.pop("attention"), r"'attention' is missing. It must include the attention maps"),
         (lambda record: record.pop("words"), "'words' is missing"),
         (lambda record: record["log_probs"].pop(), r"5 words, but 4 log_probs"),
         (lambda record: record["attention"].pop(), r"5 words, but 4 attention"),

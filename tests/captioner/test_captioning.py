@@ -86,7 +86,10 @@ def test_threads_may_share_an_open_file(tiny, pictures):
 def test_open_files_that_hold_no_picture_are_errors_that_name_them(tiny, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no picture")
-    with path.open() as file, pytest.raises(ImageError, match=r"notes\.txt: a file of str\. Open it as bytes"):
+    with (
+        path.open() as file,
+        pytest.raises(ImageError, match=r"notes\.txt: the file returns str\. Open it in binary mode"),
+    ):
         tiny.caption(file)
     with path.open("rb") as file, pytest.raises(ImageError, match=r"notes\.txt: cannot read this image \(unknown"):
         tiny.caption(file)
@@ -380,7 +383,7 @@ def test_the_library_runs_offline(tiny_checkpoint, pictures):
 
 def test_the_library_opens_no_address(tiny, website, pictures):
     website.pages["/dog.png"] = pictures[0].read_bytes()
-    with pytest.raises(ImageError, match=r"dog\.png: no file, and addresses are not opened\. Fetch it first\."):
+    with pytest.raises(ImageError, match=r"dog\.png: no such file, and URLs are not opened\. Download it first\."):
         tiny.caption(f"{website.url}/dog.png")
     assert not website.asked
 

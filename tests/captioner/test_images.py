@@ -443,7 +443,7 @@ def test_a_file_cut_short_is_refused(tmp_path, kind, part):
     path.write_bytes(content[: int(len(content) * part)])
     message = failure(path)
     assert message.startswith(f"{path}: cannot read this image (")
-    assert message.endswith("Is the file complete and undamaged?")
+    assert message.endswith("The file may be incomplete or damaged.")
 
 
 @pytest.mark.parametrize("part", [0.5, 0.9, 0.99])
@@ -522,7 +522,7 @@ def test_a_file_without_read_permission_is_refused(monkeypatch):
 
 
 def test_a_path_that_cannot_be_is_refused():
-    assert failure("a\0b.jpg") == "a\0b.jpg: a name cannot contain a NUL character."
+    assert failure("a\0b.jpg") == "a\0b.jpg: a path cannot contain a NUL character."
     assert failure("x" * 300) == f"{'x' * 300}: cannot read this file (File name too long)."
 
 
@@ -624,8 +624,8 @@ def test_kinds_of_bmp_and_tiff_that_are_decoded():
 )
 def test_a_kind_that_is_not_decoded_is_called_so(content, reason):
     assert failure(content) == (
-        f"image bytes: cannot read this image ({reason}). It is of a kind that Pillow does not decode, or damaged. "
-        "Convert it to JPEG or PNG."
+        f"image bytes: cannot read this image ({reason}). Pillow does not support this variant, or "
+        "the file is damaged. Convert it to JPEG or PNG."
     )
 
 

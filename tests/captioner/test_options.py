@@ -63,7 +63,7 @@ def test_an_empty_text_is_refused(run, tmp_path, monkeypatch, arguments):
     Image.new("RGB", (4, 4)).save("a.png")
     code, out, err = run("a.png", *arguments)
     assert (code, out) == (2, "")
-    assert "an empty text. Is a variable not set?" in err or "expected one word, got ''" in err
+    assert "an empty string. Check for unset shell variables." in err or "expected one word, got ''" in err
 
 
 def test_attention_and_alternatives_may_follow_from_the_name_of_the_output(run, tmp_path):

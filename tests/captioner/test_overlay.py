@@ -21,7 +21,7 @@ from captioner.overlay import (
     PAUSE,
     VEIL,
     animate_attention,
-    describe_look,
+    describe_attention,
     draw_attention,
     draw_layer,
     fit_to_panel,
@@ -189,7 +189,7 @@ def test_function_words_share_the_panel_of_the_word_after_them():
     [([[0.25, 0.25], [0.25, 0.25]], "1.0 × average"), ([[0.1, 0.1], [0.55, 0.25]], "2.2 × average")],
 )
 def test_a_look_is_described_by_how_far_its_largest_weight_is_above_the_average(weights, expected):
-    assert describe_look(np.array(weights)) == expected
+    assert describe_attention(np.array(weights)) == expected
 
 
 @pytest.mark.parametrize("size", [(300, 300), (60, 600), (1, 1)])

@@ -204,9 +204,9 @@ def test_a_vocabulary_names_its_rule(words, pieces):
     ("words", "merges", "message"),
     [
         (["dog"], [], "must start with <pad>"),
-        ([*SPECIAL, "a", "a"], [], "each word once"),
-        ([*SPECIAL, "a", "b</w>"], [("a", "b</w>")], "what they merge into"),
-        ([*SPECIAL, "a", "ab</w>"], [("a", "b</w>")], "must hold 'a' and 'b</w>'"),
+        ([*SPECIAL, "a", "a"], [], "must not contain duplicates"),
+        ([*SPECIAL, "a", "b</w>"], [("a", "b</w>")], "which are merged"),
+        ([*SPECIAL, "a", "ab</w>"], [("a", "b</w>")], "must contain 'a', 'b</w>'"),
     ],
 )
 def test_an_inconsistent_vocabulary_is_refused(words, merges, message):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from captioner.network.attention import Look
+from captioner.network.attention import Attended
 from captioner.vocabulary import PAD
 from training.batches import Share
 from training.config import LossSettings
@@ -18,7 +18,7 @@ TARGETS = torch.tensor([4, 5, 2, 6, 2, 2])
 def make(seed=0, **members):
     """Logits and a look at three locations for each word of CAPTIONS."""
     torch.manual_seed(seed)
-    return torch.randn(6, 8), Look(torch.rand(6, 3).softmax(dim=-1), **members)
+    return torch.randn(6, 8), Attended(torch.rand(6, 3).softmax(dim=-1), **members)
 
 
 def mean(values):
@@ -189,7 +189,7 @@ def test_the_losses_and_gradients_of_a_steps_parts_add_up_to_those_of_the_whole(
     total = 0.0
     shares = (Share(5 / 6, 2 / 3, 1 / 2), Share(1 / 6, 1 / 3, 1 / 2))
     for image, (row, captions, share) in enumerate(zip(rows, CAPTIONS.split(1), shares, strict=True)):
-        seen = Look._make(None if each is None else each[row] for each in look)
+        seen = Attended._make(None if each is None else each[row] for each in look)
         part, its_terms = split(
             logits[row],
             seen,
@@ -220,7 +220,7 @@ def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
         loss_of = CaptionLoss(LossSettings(0.0, doubly_stochastic=0.0, reinforce=1.0)).double()
         loss_of.baseline.fill_(-3.0)
         loss_of.begun.fill_(True)
-        loss, _ = loss_of(logits, Look(weights[None], choice=weights[location].log()[None]), captions, targets)
+        loss, _ = loss_of(logits, Attended(weights[None], choice=weights[location].log()[None]), captions, targets)
         expected_loss = expected_loss + weights[location].detach() * loss
     (found,) = torch.autograd.grad(expected_loss, scores, retain_graph=True)
     likelihoods = logits_after.log_softmax(dim=-1)[:, 0, 4]

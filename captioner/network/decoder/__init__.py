@@ -35,10 +35,10 @@ def build_decoder(
     grid: tuple[int, int],
     vocabulary_size: int,
 ) -> Decoder:
-    """Return the decoder that `settings.kind` names, with random weights.
+    """Return the decoder `settings.kind` with random weights.
 
     Raises:
-        ConfigError: if the attention does not fit these sizes.
+        ConfigError: if the attention does not match these sizes.
     """
     sizes = Sizes(annotation_size, settings.hidden_size, settings.embedding_size, grid)
     return KINDS[settings.kind](settings, attention, sizes, vocabulary_size)

@@ -6,42 +6,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captioner.network.attention import Attention, Look
+from captioner.network.attention import Attended, Attention
 from captioner.settings import DecoderSettings
 
 
 class ImageState(NamedTuple):
-    """What a decoder knows of each image, computed once."""
+    """State of each image, computed once."""
 
     annotations: Tensor  # (B, L, D), a
     keys: Tensor  # (B, ...), from `Attention.prepare`
-    gates: Tensor  # (B, 1, ...), what the image adds to the gates at every word
+    gates: Tensor  # (B, 1, ...), contribution of the image to the gates at every word
 
 
 class State(NamedTuple):
-    """All a decoder knows between two words, for B images of K rows each. A value: no method changes it."""
+    """The state of a decoder between two words, for B images of K rows each. Immutable."""
 
-    rows: Any  # a NamedTuple of what is known of each row, tensors (B, K, ...)
+    rows: Any  # state of each row, a NamedTuple of tensors (B, K, ...)
     images: ImageState
 
     def select(self, images: Tensor, rows: Tensor) -> "State":
         """Return the state of some images and rows.
 
         Args:
-            images: int64 (B',), ascending indices of the images to keep. If all are kept, what is known of the
-                images is shared with the new state, not copied.
-            rows: int64 (B', K'), indices of rows of each of these images. A row may be named several times (a
-                hypothesis that branches) or not at all.
+            images: int64 (B',), ascending indices of the images to keep. If all are kept, the state of images is
+                shared, not copied.
+            rows: int64 (B', K'), indices of rows of each of these images, which may repeat.
         """
         kept = self.images
-        if len(images) != len(kept.annotations):  # indices are distinct, so as many images are all of them
+        if len(images) != len(kept.annotations):  # indices are distinct, so these are all
             kept = ImageState(*(tensor[images] for tensor in kept))
         return State(type(self.rows)(*(tensor[images[:, None], rows] for tensor in self.rows)), kept)
 
     def replace_cells(self, cells: Tensor) -> "State":
-        """Return the state of images without what some cells (B, L) show; see `captioner.engine.State`."""
+        """Return the state with the content of some cells (B, L) removed; see `captioner.engine.State`."""
 
-        def replace(tensor: Tensor) -> Tensor:  # (B, ..., L, size) if it is known of each cell
+        def replace(tensor: Tensor) -> Tensor:  # (B, ..., L, size) if it has a value for each cell
             if tensor.shape[-2] != cells.shape[1]:
                 return tensor
             where = cells.view(len(cells), *(1,) * (tensor.ndim - 3), -1, 1)
@@ -50,14 +49,14 @@ class State(NamedTuple):
         return self._replace(images=ImageState(*map(replace, self.images)))
 
     def expand(self, count: int) -> "State":
-        """Return the state of `count` equal rows for every image, without a copy, from a state with K = 1."""
+        """Return a state with `count` equal rows for every image, without a copy, from a state with K = 1."""
         return self._replace(
             rows=type(self.rows)(*(tensor.expand(-1, count, *tensor.shape[2:]) for tensor in self.rows))
         )
 
 
 class Decoder(nn.Module):
-    """Base class of all decoders: embedded words in, an attention mechanism, logits of words out."""
+    """Base class of all decoders: embedded words, attention, and logits of the next word."""
 
     attention: Attention
 
@@ -75,9 +74,9 @@ class Decoder(nn.Module):
     def start(self, annotations: Tensor) -> State:
         """Return the state before the first word, of B images with K = 1, from annotations (B, L, D).
 
-        With `normalize`, every annotation is brought to mean 0 and variance 1. Annotations of different length act
-        as attention of their own: on Flickr8k, those of EfficientNetV2-B0 are on average 2.5 times longer in the
-        middle of the frame than at its sides, so that their plain mean prefers the middle whatever the weights are.
+        With `normalize`, every annotation is normalised to mean 0 and variance 1. Different norms of annotations
+        act as implicit attention: on Flickr8k, those of EfficientNetV2-B0 are on average 2.5 times larger in the
+        middle of the image than at its sides, so that their mean favours the middle whatever the weights are.
         """
         if self.settings.normalize:
             annotations = F.layer_norm(annotations, annotations.shape[-1:])
@@ -87,27 +86,27 @@ class Decoder(nn.Module):
         """Return the state before the first word, from normalised annotations (B, L, D)."""
         raise NotImplementedError
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Look]:
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Attended]:
         """Read the previous words (B, K) and predict the next.
 
         Returns:
-            The log-probabilities of the next word (B, K, V), the new state, and the look.
+            The log-probabilities of the next word (B, K, V), the new state, and the attention.
         """
         raise NotImplementedError
 
-    def forward(self, annotations: Tensor, captions: Tensor) -> tuple[Tensor, Look]:
+    def forward(self, annotations: Tensor, captions: Tensor) -> tuple[Tensor, Attended]:
         """Read whole captions and predict the word after each of their words (teacher forcing).
 
-        Captions of one image should be sorted, longest first: at each step, rows k after the last one that still
-        has a word in any image are not computed.
+        Captions of an image should be sorted by length, longest first: each step computes only the rows up to the
+        last one that still has a word in any image.
 
         Args:
             annotations: (B, L, D).
-            captions: words (B, K, T), K captions of each image, each beginning with START, PAD after its end. A
-                caption that is missing is PAD alone.
+            captions: token ids (B, K, T), K captions of each image, each starting with START, and PAD after its
+                end. Missing captions are PAD only.
 
         Returns:
-            Logits (M, V) and the look (M, ...) of the M words that are not PAD, in the order of
+            Logits (M, V) and attention (M, ...) of the M words that are not PAD, in the order of
             `captions[captions != PAD]`.
         """
         raise NotImplementedError
@@ -121,8 +120,8 @@ class Decoder(nn.Module):
 def _word_vectors(count: int, size: int) -> Tensor:
     """Return random vectors (count, size) of length about 1.
 
-    It is one call because arithmetic on the meta device, where checkpoints are built, makes torch import its
-    compiler, which takes longer than torch itself.
+    This is one call because arithmetic on the meta device, where model files are loaded, makes torch import its
+    compiler, which takes longer than importing torch.
     """
     bound = (3 / size) ** 0.5
     return torch.empty(count, size).uniform_(-bound, bound)

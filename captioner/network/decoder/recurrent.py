@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioner.network.attention import Look, Query, Sizes, build_attention
+from captioner.network.attention import Attended, Query, Sizes, build_attention
 from captioner.network.decoder.base import Decoder, ImageState, State
 from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import PAD
@@ -20,38 +20,39 @@ class Recurrent(Decoder):
 
     gates_from_word: nn.Linear
 
-    def advance(self, word_gates: Tensor, embedded: Tensor, state: State) -> tuple[State, tuple[Tensor, ...], Look]:
+    def advance(
+        self, word_gates: Tensor, embedded: Tensor, state: State
+    ) -> tuple[State, tuple[Tensor, ...], Attended]:
         """Read one word.
 
         Args:
-            word_gates: what the word adds to the gates (B, K, ...), `gates_from_word(embedded)`.
+            word_gates: contribution of the word to the gates (B, K, ...), `gates_from_word(embedded)`.
             embedded: the word (B, K, E).
-            state: of B images and K rows.
+            state: state of B images and K rows.
 
         Returns:
-            The new state, what `combine` needs of it (B, K, ...), and the look.
+            The new state, the inputs of `combine` (B, K, ...), and the attention.
         """
         raise NotImplementedError
 
     def combine(self, embedded: Tensor, *outputs: Tensor) -> Tensor:
-        """Return the input of the output layer (..., E), from the last word and from what `advance` returned."""
+        """Return the input of the output layer (..., E), from the previous word and the outputs of `advance`."""
         raise NotImplementedError
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Look]:
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Attended]:
         embedded = self.embedding(words)
-        state, outputs, look = self.advance(self.gates_from_word(embedded), embedded, state)
-        return self._logits(self.combine(embedded, *outputs)).log_softmax(dim=-1), state, look
+        state, outputs, attended = self.advance(self.gates_from_word(embedded), embedded, state)
+        return self._logits(self.combine(embedded, *outputs)).log_softmax(dim=-1), state, attended
 
-    def forward(self, annotations: Tensor, captions: Tensor, sampled: float = 0.0) -> tuple[Tensor, Look]:
+    def forward(self, annotations: Tensor, captions: Tensor, sampled: float = 0.0) -> tuple[Tensor, Attended]:
         """Read whole captions; see `Decoder.forward`.
 
         Scheduled sampling (Bengio et al. 2015, arXiv 1506.03099, section 2.4): with probability `sampled`, a word
-        after START is replaced by one that the decoder samples from its last prediction. The words to predict stay
-        the same.
+        after START is replaced by a sample from the decoder's last prediction. The words to predict do not change.
         """
         images, rows, _ = captions.shape
         real = captions != PAD
-        # At each step, the rows up to the last one that still has a word in any image.
+        # At each step, the number of rows up to the last one that still has a word in any image.
         active = (real.any(dim=0) * torch.arange(1, rows + 1, device=real.device)[:, None]).amax(dim=0)
 
         embedded = self.dropout(self.embedding(captions))
@@ -59,17 +60,17 @@ class Recurrent(Decoder):
         state = self.start(annotations).expand(rows)
         outputs: list[tuple[Tensor, ...]] = []
         read: list[Tensor] = []
-        looks = []
+        attended_steps = []
         for (word_gates, word), count in zip(words, active.tolist(), strict=True):
             word_gates, word = word_gates[:, :count], word[:, :count]
             if sampled and outputs:
-                before = [tensor[:, :count] for tensor in (read[-1], *outputs[-1])]
-                word_gates, word = self._replace_some(sampled, word_gates, word, *before)
+                previous = [tensor[:, :count] for tensor in (read[-1], *outputs[-1])]
+                word_gates, word = self._sample_words(sampled, word_gates, word, *previous)
             state = state._replace(rows=type(state.rows)(*(tensor[:, :count] for tensor in state.rows)))
-            state, output, look = self.advance(word_gates, word, state)
+            state, output, attended = self.advance(word_gates, word, state)
             read.append(word)
             outputs.append(output)
-            looks.append(look)
+            attended_steps.append(attended)
 
         # Step t computed images * active[t] rows; `order` is the index of each real word among those of all steps.
         image, row, time = real.nonzero(as_tuple=True)
@@ -77,43 +78,46 @@ class Recurrent(Decoder):
         order = (computed.cumsum(0) - computed)[time] + image * active[time] + row
         embedded = _gather(read, order) if sampled else embedded[image, row, time]
         combined = self.combine(embedded, *(_gather(parts, order) for parts in zip(*outputs, strict=True)))
-        fields = zip(*looks, strict=True)
-        look = Look._make(None if parts[0] is None else _gather(parts, order) for parts in fields)
-        return self._logits(combined), look
+        fields = zip(*attended_steps, strict=True)
+        attended = Attended._make(None if parts[0] is None else _gather(parts, order) for parts in fields)
+        return self._logits(combined), attended
 
-    def _replace_some(
-        self, share: float, word_gates: Tensor, word: Tensor, *before: Tensor
+    def _sample_words(
+        self, share: float, word_gates: Tensor, word: Tensor, *previous: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Replace a share of the words by samples from the last prediction; `before` are arguments of `combine`.
+        """Replace a share of the words by samples from the last prediction; `previous` are inputs of `combine`.
 
-        No gradient passes through the choice.
+        Gradients do not pass through the samples.
         """
         replaced = (torch.rand(word.shape[:2], device=word.device) < share).nonzero(as_tuple=True)
         with torch.no_grad():
-            predicted = self._logits(self.combine(*(tensor[replaced] for tensor in before))).float().softmax(dim=-1)
+            predicted = (
+                self._logits(self.combine(*(tensor[replaced] for tensor in previous))).float().softmax(dim=-1)
+            )
         embedded = self.dropout(self.embedding(predicted.multinomial(1).squeeze(1)))
         gates = self.gates_from_word(embedded)
         return word_gates.index_put(replaced, gates), word.index_put(replaced, embedded)
 
 
 class RecurrentRows(NamedTuple):
-    """What `RecurrentDecoder` knows of each row."""
+    """State of each row of `RecurrentDecoder`."""
 
     hidden: Tensor  # (B, K, H), h
-    memory: Tensor  # (B, K, H), c; h again if the cell has none
+    memory: Tensor  # (B, K, H), c; h if the cell has none
     coverage: Tensor  # (B, K, L), from the attention
     fed: Tensor  # (B, K, E), the attentional vector of the previous step; (B, K, 0) if there is none
 
 
 class RecurrentDecoder(Recurrent):
-    """An RNN, GRU or LSTM that attends before or after it moves.
+    """An RNN, GRU or LSTM that attends before or after the update of its state.
 
     Before: the decoder of Show, Attend and Tell (arXiv 1502.03044), section 3.1.2. The cell (equations 1-3) reads
     the previous word and the context; a scalar gate beta, predicted from the previous state, scales the context
     (section 4.2.1); the deep output layer (equation 7) reads word, state and context.
 
     After: the decoder of Luong et al. 2015 (arXiv 1508.04025), section 3. The new state attends; context and state
-    are joined in an attentional vector (equation 5), which predicts the word and is fed to the next step (3.3).
+    are joined in an attentional vector (equation 5), which predicts the word and is an input of the next step
+    (3.3).
     """
 
     def __init__(self, settings: DecoderSettings, attention: AttentionSettings, sizes: Sizes, vocabulary_size: int):
@@ -135,7 +139,7 @@ class RecurrentDecoder(Recurrent):
         self.output_from_context = nn.Linear(annotation, embedding, bias=False)  # L_z
 
     def begin(self, annotations: Tensor) -> State:
-        """Hidden state and memory are predicted from the mean annotation (Show, Attend and Tell, section 3.1.2)."""
+        """Predict hidden state and memory from the mean annotation (Show, Attend and Tell, section 3.1.2)."""
         mean = annotations.mean(dim=1, keepdim=True)
         hidden = torch.tanh(self.start_hidden(mean))
         memory = hidden if self.start_memory is None else torch.tanh(self.start_memory(mean))
@@ -145,26 +149,32 @@ class RecurrentDecoder(Recurrent):
         images = ImageState(annotations, self.attention.prepare(annotations), gates=mean[..., :0])
         return State(RecurrentRows(hidden, memory, self.attention.begin(annotations), fed), images)
 
-    def advance(self, word_gates: Tensor, embedded: Tensor, state: State) -> tuple[State, tuple[Tensor, ...], Look]:
+    def advance(
+        self, word_gates: Tensor, embedded: Tensor, state: State
+    ) -> tuple[State, tuple[Tensor, ...], Attended]:
         rows: RecurrentRows = state.rows
         hidden, memory = rows.hidden, rows.memory
         annotations, keys, _ = state.images
         if self.settings.attend == "before":
             query = Query(hidden, memory, embedded)
-            context, look, coverage = self.attention(query, keys, annotations, rows.coverage)
+            context, attended, coverage = self.attention(query, keys, annotations, rows.coverage)
             context = torch.sigmoid(self.gate(hidden)) * context
             inputs = word_gates + self.gates_from_context(context)
             hidden, memory = self._cell(inputs, self.gates_from_hidden(hidden), hidden, memory)
-            return State(RecurrentRows(hidden, memory, coverage, rows.fed), state.images), (hidden, context), look
+            return (
+                State(RecurrentRows(hidden, memory, coverage, rows.fed), state.images),
+                (hidden, context),
+                attended,
+            )
         inputs = word_gates + self.gates_from_fed(rows.fed)
         hidden, memory = self._cell(inputs, self.gates_from_hidden(hidden), hidden, memory)
         query = Query(hidden, memory, embedded)
-        context, look, coverage = self.attention(query, keys, annotations, rows.coverage)
+        context, attended, coverage = self.attention(query, keys, annotations, rows.coverage)
         fed = torch.tanh(self.output_from_hidden(hidden) + self.output_from_context(context))
-        return State(RecurrentRows(hidden, memory, coverage, fed), state.images), (fed,), look
+        return State(RecurrentRows(hidden, memory, coverage, fed), state.images), (fed,), attended
 
     def combine(self, embedded: Tensor, *outputs: Tensor) -> Tensor:
-        """Before: E y + L_h h + L_z z, of equation 7. After: the attentional vector alone."""
+        """Return E y + L_h h + L_z z of equation 7 (before), or the attentional vector (after)."""
         if self.settings.attend == "after":
             return outputs[0]
         hidden, context = outputs
@@ -172,8 +182,8 @@ class RecurrentDecoder(Recurrent):
 
 
 Cell = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From what the inputs and the previous state add to the gates, the previous state and the previous memory, to the
-new state and memory; all (..., gates * H) or (..., H)."""
+"""Function of the contributions of inputs and previous state to the gates, the previous state and the previous
+memory; returns the new state and memory. All are (..., gates * H) or (..., H)."""
 
 
 def rnn(inputs: Tensor, recurrent: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +193,7 @@ def rnn(inputs: Tensor, recurrent: Tensor, hidden: Tensor, memory: Tensor) -> tu
 
 
 def gru(inputs: Tensor, recurrent: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Cho et al. 2014 (arXiv 1406.1078), the reset gate after the product, as cuDNN has it."""
+    """Cho et al. 2014 (arXiv 1406.1078), with the reset gate after the product, as in cuDNN."""
     size = hidden.shape[-1]
     inputs, candidate = inputs.split([2 * size, size], dim=-1)
     recurrent, remembered = recurrent.split([2 * size, size], dim=-1)
@@ -206,9 +216,9 @@ def bias_forget_gate(gates: nn.Linear, settings: DecoderSettings) -> None:
 
 
 CELLS: dict[str, tuple[int, Cell]] = {"rnn": (1, rnn), "gru": (3, gru), "lstm": (4, lstm)}
-"""Number of gates, the candidate included, and the function of the cell."""
+"""Number of gates, including the candidate, and function of each cell."""
 
 
 def _gather(parts: Sequence[Tensor], order: Tensor) -> Tensor:
-    """Return rows of several tensors (B, K', ...), by their index among the rows of all."""
+    """Return rows of several tensors (B, K', ...) by their index in the concatenation."""
     return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, order)

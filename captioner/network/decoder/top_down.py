@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioner.network.attention import Look, Query, Sizes, build_attention
+from captioner.network.attention import Attended, Query, Sizes, build_attention
 from captioner.network.decoder.base import ImageState, State
 from captioner.network.decoder.recurrent import Recurrent, bias_forget_gate, lstm
 from captioner.settings import AttentionSettings, DecoderSettings
 
 
 class TopDownRows(NamedTuple):
-    """What `TopDownDecoder` knows of each row."""
+    """State of each row of `TopDownDecoder`."""
 
     attention_hidden: Tensor  # (B, K, H), h1
     attention_memory: Tensor  # (B, K, H)
@@ -43,22 +43,24 @@ class TopDownDecoder(Recurrent):
             bias_forget_gate(gates, settings)
 
     def begin(self, annotations: Tensor) -> State:
-        """Both LSTMs begin at zero; the first reads the mean annotation at every word."""
+        """Return zero states of both LSTMs; the first reads the mean annotation at every word."""
         mean = annotations.mean(dim=1, keepdim=True)
         images = ImageState(annotations, self.attention.prepare(annotations), self.gates_from_mean(mean))
         zero = mean.new_zeros(mean.shape[0], 1, self.settings.hidden_size)
         return State(TopDownRows(zero, zero, zero, zero, self.attention.begin(annotations)), images)
 
-    def advance(self, word_gates: Tensor, embedded: Tensor, state: State) -> tuple[State, tuple[Tensor, ...], Look]:
+    def advance(
+        self, word_gates: Tensor, embedded: Tensor, state: State
+    ) -> tuple[State, tuple[Tensor, ...], Attended]:
         rows: TopDownRows = state.rows
         annotations, keys, image_gates = state.images
         recurrent = self.gates_from_hiddens(torch.cat([rows.attention_hidden, rows.language_hidden], dim=-1))
         hidden, memory = lstm(word_gates + image_gates, recurrent, rows.attention_hidden, rows.attention_memory)
         query = Query(hidden, memory, embedded)
-        context, look, coverage = self.attention(query, keys, annotations, rows.coverage)
+        context, attended, coverage = self.attention(query, keys, annotations, rows.coverage)
         recurrent = self.language_from_hiddens(torch.cat([hidden, rows.language_hidden], dim=-1))
         language = lstm(self.language_from_context(context), recurrent, rows.language_hidden, rows.language_memory)
-        return State(TopDownRows(hidden, memory, *language, coverage), state.images), (language[0],), look
+        return State(TopDownRows(hidden, memory, *language, coverage), state.images), (language[0],), attended
 
     def combine(self, embedded: Tensor, *outputs: Tensor) -> Tensor:
         return self.output_from_hidden(outputs[0])

@@ -6,24 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captioner.network.attention import Look, MultiHeadAttention, Query, Sizes
+from captioner.network.attention import Attended, MultiHeadAttention, Query, Sizes
 from captioner.network.decoder.base import Decoder, ImageState, State
 from captioner.settings import AttentionSettings, DecoderSettings
 from captioner.vocabulary import PAD
 
 
 class TransformerRows(NamedTuple):
-    """What `TransformerDecoder` knows of each row: the keys and values of its words so far, in every layer."""
+    """State of each row of `TransformerDecoder`: the keys and values of previous words in every layer."""
 
     keys: Tensor  # (B, K, layers, t, H)
     values: Tensor  # (B, K, layers, t, H)
 
 
 class TransformerDecoder(Decoder):
-    """Vaswani et al. 2017 (arXiv 1706.03762), layers normalised first (Xiong et al. 2020, arXiv 2002.04745).
+    """Vaswani et al. 2017 (arXiv 1706.03762), with pre-layer normalisation (Xiong et al. 2020, arXiv 2002.04745).
 
-    Every layer attends to the words so far and then to the image, both with several heads. The keys and values of
-    earlier words are kept, so that a step computes one word only. The weights of a word are the mean over layers
+    Every layer attends to the previous words and then to the image, both with several heads. The keys and values of
+    previous words are cached, so that a step computes one word only. The weights of a word are the mean over layers
     and heads.
     """
 
@@ -39,44 +39,44 @@ class TransformerDecoder(Decoder):
     def begin(self, annotations: Tensor) -> State:
         layers = cast(list[TransformerLayer], self.layers)
         keys = torch.stack([layer.attention.prepare(annotations) for layer in layers], dim=1)  # (B, layers, L, 2 A)
-        no_words = annotations.new_empty(annotations.shape[0], 1, len(layers), 0, self.settings.hidden_size)
-        return State(
-            TransformerRows(no_words, no_words), ImageState(annotations, keys, gates=annotations[:, :1, :0])
-        )
+        empty = annotations.new_empty(annotations.shape[0], 1, len(layers), 0, self.settings.hidden_size)
+        return State(TransformerRows(empty, empty), ImageState(annotations, keys, gates=annotations[:, :1, :0]))
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Look]:
-        combined, state, look = self._read(self.embedding(words)[:, :, None], state)
-        return self._logits(combined.squeeze(2)).log_softmax(dim=-1), state, look
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State, Attended]:
+        combined, state, attended = self._read(self.embedding(words)[:, :, None], state)
+        return self._logits(combined.squeeze(2)).log_softmax(dim=-1), state, attended
 
-    def forward(self, annotations: Tensor, captions: Tensor) -> tuple[Tensor, Look]:
+    def forward(self, annotations: Tensor, captions: Tensor) -> tuple[Tensor, Attended]:
         _, rows, words = captions.shape
-        combined, _, look = self._read(self.embedding(captions), self.start(annotations).expand(rows))
+        combined, _, attended = self._read(self.embedding(captions), self.start(annotations).expand(rows))
         real = (captions != PAD).nonzero(as_tuple=True)
-        look = Look._make(None if seen is None else seen.unflatten(1, (rows, words))[real] for seen in look)
-        return self._logits(combined[real]), look
+        attended = Attended._make(
+            None if tensor is None else tensor.unflatten(1, (rows, words))[real] for tensor in attended
+        )
+        return self._logits(combined[real]), attended
 
-    def _read(self, embedded: Tensor, state: State) -> tuple[Tensor, State, Look]:
-        """Read further words (B, K, T, E); the look is one of K * T rows of each image."""
+    def _read(self, embedded: Tensor, state: State) -> tuple[Tensor, State, Attended]:
+        """Read further words (B, K, T, E); the attention has K * T rows for each image."""
         rows: TransformerRows = state.rows
         annotations, image_keys, _ = state.images
         positions = _positions(rows.keys.shape[3], embedded.shape[2], rows.keys)
         hidden = self.dropout(self.from_embedding(embedded) + positions)
-        all_keys, all_values, looks = [], [], []
+        all_keys, all_values, attended_steps = [], [], []
         for index, layer in enumerate(self.layers):
-            hidden, keys, values, look = layer(
+            hidden, keys, values, attended = layer(
                 hidden, rows.keys[:, :, index], rows.values[:, :, index], image_keys[:, index], annotations
             )
             all_keys.append(keys)
             all_values.append(values)
-            looks.append(look)
-        weights = torch.stack([look.weights for look in looks]).mean(dim=0)  # (B, K * T, L)
-        heads = None if self.training else torch.cat([look.heads for look in looks], dim=2)
+            attended_steps.append(attended)
+        weights = torch.stack([attended.weights for attended in attended_steps]).mean(dim=0)  # (B, K * T, L)
+        heads = None if self.training else torch.cat([attended.heads for attended in attended_steps], dim=2)
         state = State(TransformerRows(torch.stack(all_keys, dim=2), torch.stack(all_values, dim=2)), state.images)
-        return self.output_from_hidden(self.norm(hidden)), state, Look(weights, heads=heads)
+        return self.output_from_hidden(self.norm(hidden)), state, Attended(weights, heads=heads)
 
 
 class TransformerLayer(nn.Module):
-    """Attention to the words so far, attention to the image, and a feed-forward network."""
+    """Attention to the previous words, attention to the image, and a feed-forward network."""
 
     def __init__(self, attention: AttentionSettings, sizes: Sizes, dropout: float):
         super().__init__()
@@ -91,30 +91,30 @@ class TransformerLayer(nn.Module):
 
     def forward(
         self, hidden: Tensor, keys: Tensor, values: Tensor, image_keys: Tensor, annotations: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Look]:
-        """Read T words after t others.
+    ) -> tuple[Tensor, Tensor, Tensor, Attended]:
+        """Read T words after t previous words.
 
         Args:
             hidden: (B, K, T, H).
-            keys, values: of the previous words (B, K, t, H).
+            keys, values: keys and values of the previous words (B, K, t, H).
             image_keys: from the attention's `prepare` (B, L, 2 A).
             annotations: (B, L, D).
 
         Returns:
-            hidden (B, K, T, H), keys and values (B, K, t + T, H), and the look of K * T rows of each image.
+            hidden (B, K, T, H), keys and values (B, K, t + T, H), and the attention of K * T rows of each image.
         """
         query, key, value = self.from_word(self.self_norm(hidden)).chunk(3, dim=-1)
         keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
         hidden = hidden + self.dropout(self.to_hidden(self._attend_to_words(query, keys, values)))
 
-        asked = self.attention_norm(hidden).flatten(1, 2)  # (B, K * T, H)
-        coverage = self.attention.begin(annotations).expand(-1, asked.shape[1], -1)  # words do not see each other's
-        context, look, _ = self.attention(Query(asked, asked, asked), image_keys, annotations, coverage)
+        query = self.attention_norm(hidden).flatten(1, 2)  # (B, K * T, H)
+        coverage = self.attention.begin(annotations).expand(-1, query.shape[1], -1)  # not shared between words
+        context, attended, _ = self.attention(Query(query, query, query), image_keys, annotations, coverage)
         hidden = hidden + self.dropout(context.view_as(hidden))
-        return hidden + self.dropout(self.think(self.think_norm(hidden))), keys, values, look
+        return hidden + self.dropout(self.think(self.think_norm(hidden))), keys, values, attended
 
     def _attend_to_words(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend from each of the last T words (B, K, T, H) to the words up to itself, of all (B, K, t + T, H).
+        """Causal attention from the last T words (B, K, T, H) to all words (B, K, t + T, H).
 
         Returns:
             The contexts (B, K, T, H).
@@ -129,9 +129,9 @@ class TransformerLayer(nn.Module):
         return context.transpose(1, 2).reshape(query.shape)
 
 
-def _positions(before: int, count: int, like: Tensor) -> Tensor:
-    """Return the encoding (T, H) of `count` positions after `before` others: Vaswani et al. 2017, section 3.5."""
+def _positions(offset: int, count: int, like: Tensor) -> Tensor:
+    """Return the encoding (T, H) of `count` positions from `offset`: Vaswani et al. 2017, section 3.5."""
     size = like.shape[-1]
     rates = 10_000 ** (-torch.arange(0, size, 2, device=like.device) / size)  # 1 to 1 / 10,000
-    angles = torch.arange(before, before + count, device=like.device)[:, None] * rates
+    angles = torch.arange(offset, offset + count, device=like.device)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :size].to(like.dtype)
