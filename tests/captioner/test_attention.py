@@ -240,7 +240,7 @@ def test_every_mechanism_has_its_formula_here():
 
 @every_mechanism
 @torch.no_grad()
-def test_what_is_seen_equals_the_published_formula(settings):
+def test_attention_equals_the_published_formula(settings):
     mechanism, query, annotations = make(settings)
     seen = look(mechanism, query, annotations)
     assert ("overlap" in seen) == settings.coverage
@@ -309,7 +309,7 @@ def test_every_parameter_learns(settings):
     "settings", [*CASES, *(replace(each, choice="sample") for each in CASES if each.kind == "hard")], ids=describe
 )
 @torch.no_grad()
-def test_a_row_sees_the_same_in_any_batch(settings):
+def test_attention_does_not_depend_on_the_batch(settings):
     mechanism, query, annotations = make(settings)
     together = look(mechanism, query, annotations)
     for image, row in every_row():
@@ -404,7 +404,7 @@ def hard_with_known_weights(count, **settings):
     return mechanism, Query(ones, ones, ones), torch.eye(L).expand(count, L, L), weights
 
 
-def test_hard_attention_draws_locations_as_often_as_their_weights_say_for_half_of_the_images():
+def test_hard_attention_samples_by_weight_for_half_of_the_images():
     torch.manual_seed(0)
     mechanism, query, annotations, weights = hard_with_known_weights(count=8000)
     coverage = mechanism.begin(annotations)
@@ -415,7 +415,7 @@ def test_hard_attention_draws_locations_as_often_as_their_weights_say_for_half_o
     torch.testing.assert_close(context[~drew], weights.expand(int((~drew).sum()), -1))
 
 
-def test_hard_attention_can_draw_locations_when_captioning_too():
+def test_hard_attention_can_sample_in_inference():
     mechanism, query, annotations, weights = hard_with_known_weights(count=2, choice="sample")
     keys, coverage = mechanism.prepare(annotations), mechanism.eval().begin(annotations)
     looks = []
@@ -429,7 +429,7 @@ def test_hard_attention_can_draw_locations_when_captioning_too():
 
 
 @pytest.mark.parametrize("grid", [(1, 2), (2, 3), (7, 7)])
-def test_the_window_of_local_m_moves_in_raster_order_and_passes_once_in_the_words_set(grid):
+def test_the_window_of_local_m_passes_in_raster_order_once_in_pass_words(grid):
     rows, columns = grid
     for pass_words in range(1, 60):
         settings = AttentionSettings("local_m", score="location", pass_words=pass_words)
@@ -475,7 +475,7 @@ def test_impossible_settings_are_refused_with_the_reason(values, message):
 
 
 @pytest.mark.parametrize("settings", [{"kind": "dot"}, {"kind": "hard", "score": "dot"}])
-def test_a_dot_product_of_unlike_sizes_is_refused(settings):
+def test_a_dot_product_of_different_sizes_is_refused(settings):
     with pytest.raises(ConfigError, match=r"decoder\.hidden_size must be 7, the encoder's; got 5\. 'general'"):
         build_attention(AttentionSettings(**settings), Sizes(D, H, E, GRID))
 
@@ -484,7 +484,7 @@ def test_a_dot_product_of_unlike_sizes_is_refused(settings):
     ("kind", "message"),
     [("additiv", "did you mean 'additive'"), ("zebra", "known: none, mean, additive"), ("os", "register")],
 )
-def test_an_unknown_mechanism_is_refused_with_what_to_do(kind, message):
+def test_an_unknown_mechanism_is_refused_with_advice(kind, message):
     with pytest.raises(ConfigError, match=f"kind: unknown mechanism '{kind}'; .*{message}"):
         build_attention(AttentionSettings(kind), Sizes(D, H, E, GRID))
 
@@ -503,7 +503,7 @@ class Mine(SoftAttention):
         ("mine", "my_module:Mine", "'mine': expected a subclass of Attention"),
     ],
 )
-def test_a_mechanism_of_ones_own_has_a_name_of_its_own(name, mechanism, message):
+def test_a_custom_mechanism_needs_a_unique_name(name, mechanism, message):
     with pytest.raises(ConfigError, match=message):
         register(name, mechanism)
     assert "mine" not in KINDS

@@ -45,20 +45,20 @@ def assert_same(caption, other):
             assert type(value) is type(found)
 
 
-def test_a_caption_comes_back_from_its_record(caption, record):
+def test_a_caption_round_trips_through_its_record(caption, record):
     assert caption.candidates
     assert caption.alternatives
     assert_same(caption, Caption.from_dict(record))
 
 
-def test_what_is_not_in_a_caption_does_not_come_back_from_its_record(caption):
+def test_absent_fields_stay_absent_in_a_round_trip(caption):
     plain = replace(caption, visual=None, alternatives=(), candidates=())
     record = plain.to_dict(attention=True)
     assert not {"visual", "alternatives", "candidates"} & record.keys()
     assert_same(plain, Caption.from_dict(record))
 
 
-def test_a_probability_of_zero_comes_back(caption):
+def test_a_probability_of_zero_round_trips(caption):
     impossible = replace(caption, log_prob=-np.inf, log_probs=(-np.inf,) * len(caption.words))
     record = json.loads(json.dumps(impossible.to_dict(attention=True), allow_nan=False))
     assert record["log_prob"] is None
@@ -80,7 +80,7 @@ def test_a_probability_of_zero_comes_back(caption):
         (lambda record: record["candidates"][0].pop("score"), "'score' is missing"),
     ],
 )
-def test_a_record_that_is_not_a_captions_is_refused(record, change, problem):
+def test_an_invalid_record_is_refused(record, change, problem):
     change(record)
     with pytest.raises(DataError, match=problem):
         Caption.from_dict(record)

@@ -43,7 +43,7 @@ def test_a_batch_equals_its_images_one_by_one(tiny, pictures, settings):
             same(candidate, other)
 
 
-def test_a_caption_says_what_its_fields_promise(tiny, pictures):
+def test_the_fields_of_a_caption_are_consistent(tiny, pictures):
     caption = tiny.caption(pictures[0], SearchSettings(beam_size=4, candidates=3, max_words=6))
     assert caption.text == " ".join(caption.words).replace(" 's", "'s")
     assert caption.attention.shape == (len(caption.words), 2, 2)
@@ -63,7 +63,7 @@ def test_every_kind_of_source_gives_the_same_caption(tiny, pictures):
         assert len({caption.text for caption in tiny.caption(sources)}) == 1
 
 
-def test_files_that_are_open_are_read_from_their_start(tiny, pictures):
+def test_open_files_are_read_from_their_start(tiny, pictures):
     expected = tiny.caption(pictures[0]).text
     content = io.BytesIO()
     content.write(pictures[0].read_bytes())  # and left at its end
@@ -83,7 +83,7 @@ def test_threads_may_share_an_open_file(tiny, pictures):
         assert {caption.text for caption in captions} == {expected}
 
 
-def test_open_files_that_hold_no_picture_are_errors_that_name_them(tiny, tmp_path):
+def test_errors_of_open_files_contain_their_name(tiny, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("no picture")
     with (
@@ -114,7 +114,7 @@ def test_any_sequence_of_pictures_gives_a_list(tiny, pictures):
         assert [caption.text for caption in captions] == expected
 
 
-def test_a_single_picture_is_not_taken_for_an_iterable_of_pictures(tiny, pictures):
+def test_a_single_picture_is_not_an_iterable_of_pictures(tiny, pictures):
     path = pictures[0]
     with Image.open(path) as picture, path.open("rb") as file:
         array = np.asarray(picture)
@@ -126,7 +126,7 @@ def test_a_single_picture_is_not_taken_for_an_iterable_of_pictures(tiny, picture
         assert len(list(tiny.caption_batches(np.stack([array, array])))) == 2
 
 
-def test_the_search_never_writes_special_words(tiny, pictures):
+def test_captions_never_contain_special_words(tiny, pictures):
     for settings in SEARCHES:
         for caption in tiny.caption(pictures, settings):
             assert not {"<pad>", "<start>", "<end>", "<unk>"} & set(caption.words)
@@ -146,7 +146,7 @@ def tiny_of_each_device(request, tiny, monkeypatch):
     return tiny
 
 
-def test_pictures_in_batches_go_on_after_an_unreadable_one(tiny, pictures, tmp_path):
+def test_batches_continue_after_an_unreadable_picture(tiny, pictures, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_text("no picture")
     sources = [*pictures[:2], broken, *pictures[2:4]]
@@ -157,7 +157,7 @@ def test_pictures_in_batches_go_on_after_an_unreadable_one(tiny, pictures, tmp_p
         tiny.caption(sources)
 
 
-def test_pictures_are_taken_at_most_two_batches_ahead(tiny_of_each_device, pictures):
+def test_at_most_two_batches_are_prefetched(tiny_of_each_device, pictures):
     taken = captioned = 0
 
     def source():
@@ -172,7 +172,7 @@ def test_pictures_are_taken_at_most_two_batches_ahead(tiny_of_each_device, pictu
     assert captioned == len(pictures)
 
 
-def test_an_error_of_the_iterable_passes_through(tiny_of_each_device, pictures):
+def test_errors_of_the_iterable_propagate(tiny_of_each_device, pictures):
     def source():
         yield from pictures[:7]
         raise LookupError("the database went away")
@@ -184,7 +184,7 @@ def test_an_error_of_the_iterable_passes_through(tiny_of_each_device, pictures):
     assert threading.active_count() == before
 
 
-def test_captions_that_are_not_waited_for_leave_no_thread(tiny_of_each_device, pictures):
+def test_an_abandoned_generator_leaves_no_thread(tiny_of_each_device, pictures):
     before = threading.active_count()
     captions = tiny_of_each_device.caption_batches(itertools.cycle(pictures), batch_size=2)
     next(captions)
@@ -193,7 +193,7 @@ def test_captions_that_are_not_waited_for_leave_no_thread(tiny_of_each_device, p
 
 
 @pytest.mark.parametrize("settings", [SearchSettings(max_words=5, alternatives=2), SearchSettings(sample=True)])
-def test_threads_that_share_a_captioner_and_pictures_get_what_each_would_alone(tiny, pictures, settings):
+def test_a_captioner_and_pictures_are_thread_safe(tiny, pictures, settings):
     with Image.open(pictures[1]) as opened:  # and not read yet
 
         def work(picture):
@@ -209,7 +209,7 @@ def test_threads_that_share_a_captioner_and_pictures_get_what_each_would_alone(t
             assert [list(each) for each in caption.alternatives] == [list(each) for each in other.alternatives]
 
 
-def test_threads_draw_what_each_would_alone(tiny, pictures):
+def test_drawing_is_thread_safe(tiny, pictures):
     caption = tiny.caption(pictures[0], SearchSettings(max_words=3))
 
     def draw(colours):
@@ -224,7 +224,7 @@ def test_no_pictures_give_no_captions(tiny):
     assert tiny.caption([]) == []
 
 
-def test_loading_says_what_is_wrong(tmp_path):
+def test_errors_of_loading_name_the_cause(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load(tmp_path / "none.safetensors")
 
@@ -244,7 +244,7 @@ def test_the_public_names_are_those_listed():
         assert getattr(captioner, name) is not None
 
 
-def test_the_public_names_are_found_by_dir_and_help_without_being_used_before():
+def test_dir_and_help_list_lazy_names():
     code = """import captioner, io, pydoc
 assert set(captioner.__all__) <= set(dir(captioner))
 print(pydoc.render_doc(captioner, renderer=pydoc.plaintext))"""
@@ -259,7 +259,7 @@ print(pydoc.render_doc(captioner, renderer=pydoc.plaintext))"""
         assert f"    {heading}" in text
 
 
-def test_captioning_imports_nothing_it_does_not_use(tiny_checkpoint, pictures):
+def test_captioning_imports_no_unused_libraries(tiny_checkpoint, pictures):
     code = (
         "import sys, json, captioner\n"
         "captioner.load(sys.argv[1], device='cpu').caption(sys.argv[2])\n"
@@ -281,7 +281,7 @@ def shipped(request):
 
 
 @pytest.mark.skipif("default" not in SHIPPED, reason="the package was built without its checkpoint")
-def test_a_shipped_checkpoint_goes_by_its_name(tmp_path, monkeypatch):
+def test_a_shipped_checkpoint_is_loaded_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(device="cpu").header == load("default", "cpu").header == load(SHIPPED["default"], "cpu").header
     with pytest.raises(CheckpointError, match=r"defualt: no such checkpoint.*Shipped models: .*default"):
@@ -336,7 +336,7 @@ def pictures_of_nothing():
         yield page
 
 
-def test_a_picture_of_nothing_gets_a_short_sentence(shipped):
+def test_an_empty_picture_gets_a_short_caption(shipped):
     settings = replace(shipped.search_settings, candidates=3)
     for caption in shipped.caption(list(pictures_of_nothing()), settings):
         for each in (caption, *caption.candidates):
@@ -381,14 +381,14 @@ def test_the_library_runs_offline(tiny_checkpoint, pictures):
     subprocess.run([sys.executable, "-c", code, tiny_checkpoint, pictures[0]], check=True, env=os.environ)
 
 
-def test_the_library_opens_no_address(tiny, website, pictures):
+def test_the_library_opens_no_url(tiny, website, pictures):
     website.pages["/dog.png"] = pictures[0].read_bytes()
     with pytest.raises(ImageError, match=r"dog\.png: no such file, and URLs are not opened\. Download it first\."):
         tiny.caption(f"{website.url}/dog.png")
     assert not website.asked
 
 
-def test_alternatives_are_the_likeliest_other_words_in_their_place(tiny, pictures):
+def test_alternatives_are_the_likeliest_other_words_at_their_position(tiny, pictures):
     settings = SearchSettings(beam_size=2, alternatives=3)
     caption = tiny.caption(pictures[0], settings)
     assert caption.text == tiny.caption(pictures[0], SearchSettings(beam_size=2)).text

@@ -15,21 +15,21 @@ import captioner
 from captioner.model_file import SHIPPED
 
 
-def test_one_picture_gives_its_caption_alone(run, pictures):
+def test_one_picture_prints_only_its_caption(run, pictures):
     code, out, err = run(pictures[0])
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     assert "\t" not in out
 
 
-def test_several_pictures_come_with_their_names_in_the_order_given(run, pictures):
+def test_several_pictures_are_printed_with_names_in_order(run, pictures):
     chosen = [pictures[3], pictures[0], pictures[2]]
     code, out, _ = run(*chosen, "--batch-size", 2)
     assert code == 0
     assert [line.split("\t")[0] for line in out.splitlines()] == [str(path) for path in chosen]
 
 
-def test_a_folder_gives_all_its_pictures_by_name(run, pictures, tmp_path):
+def test_a_folder_is_captioned_recursively_in_order(run, pictures, tmp_path):
     (tmp_path / "notes.txt").write_text("not a picture")
     deeper = tmp_path / "trip" / "day 1"
     deeper.mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_standard_input_is_a_picture(run, pictures, monkeypatch, tmp_path):
     assert (tmp_path / "overlays" / "standard-input.png").exists()
 
 
-def test_json_lines_hold_everything(run, pictures):
+def test_json_lines_contain_all_fields(run, pictures):
     code, out, _ = run(*pictures[:2], "-f", "jsonl", "--candidates", 3, "--attention")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0
@@ -74,7 +74,7 @@ def test_an_existing_file_is_kept_unless_overwriting_is_allowed(run, pictures, t
     assert file.read_text() != "precious"
 
 
-def test_sidecars_stand_beside_their_pictures(run, pictures):
+def test_sidecars_are_written_beside_their_pictures(run, pictures):
     assert run(*pictures[:2], "--sidecar", ".txt")[0] == 0
     assert pictures[0].with_suffix(".txt").read_text() == run(pictures[0])[1]
     pictures[0].with_suffix(".txt").write_text("by hand")
@@ -101,7 +101,7 @@ def test_an_overlay_is_drawn_for_each_picture_and_names_never_collide(run, tmp_p
         assert figure.width > 300
 
 
-def test_each_bad_input_costs_one_line_and_the_others_go_on(run, pictures, tmp_path):
+def test_each_failure_is_one_line_and_the_run_continues(run, pictures, tmp_path):
     bad = tmp_path / "bad"
     (bad / "no-pictures").mkdir(parents=True)
     (bad / "text.jpg").write_text("hello")
@@ -122,7 +122,7 @@ def test_each_bad_input_costs_one_line_and_the_others_go_on(run, pictures, tmp_p
         assert sum(name in line for line in lines) == 1, name
 
 
-def test_odd_pictures_are_captioned(run, tmp_path):
+def test_unusual_pictures_are_captioned(run, tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
     frames = [Image.new("P", (40, 30), colour) for colour in (3, 60, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
@@ -130,7 +130,7 @@ def test_odd_pictures_are_captioned(run, tmp_path):
     assert (code, out.count("\n"), err) == (0, 2, "")
 
 
-def test_a_file_without_permission_costs_one_line(run, pictures, ordinary_user):
+def test_a_file_without_permission_is_reported_in_one_line(run, pictures, ordinary_user):
     pictures[0].chmod(0)
     code, out, err = run(*pictures[:2])
     assert (code, out.count("\n")) == (1, 1)
@@ -154,7 +154,7 @@ def test_a_file_without_permission_costs_one_line(run, pictures, ordinary_user):
         (["x.jpg", "--device", "toaster"], "device 'toaster' cannot be used"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_says_why(run, arguments, message):
+def test_invalid_usage_exits_with_2_and_a_message(run, arguments, message):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert message in err
@@ -169,7 +169,7 @@ def test_damaged_checkpoints_are_refused_in_one_line(run, pictures, tiny_checkpo
     assert "short.safetensors" in err
 
 
-def test_a_model_describes_itself(run):
+def test_describe_model_prints_the_header(run):
     code, out, _ = run("--describe-model")
     assert code == 0
     assert json.loads(out)["card"] == {"about": "a test"}
@@ -197,7 +197,7 @@ def test_required_words_are_written(run, pictures):
     assert "does not know the word 'dogg'. Closest known words: dog." in err
 
 
-def test_diverse_candidates_are_others(run, pictures):
+def test_diverse_candidates_differ(run, pictures):
     plain, diverse = (
         run(*pictures, "-f", "jsonl", "--beam-size", 6, "--candidates", 3, *options)[1]
         for options in ((), ("--diverse-groups", 3, "--diversity", 2))
@@ -208,7 +208,7 @@ def test_diverse_candidates_are_others(run, pictures):
     assert "--diverse-groups: must divide beam_size, 5, got 2" in err
 
 
-def test_a_closed_pipe_is_no_disaster(tiny_checkpoint, pictures):
+def test_a_closed_pipe_ends_the_run_silently(tiny_checkpoint, pictures):
     command = [sys.executable, "-m", "captioner", "-m", tiny_checkpoint, "--batch-size", "1", *pictures * 30]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
@@ -235,7 +235,7 @@ def test_the_example_picture_is_in_the_package(run):
 
 
 @pytest.mark.parametrize("model", [pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED])
-def test_shipped_models_see_a_cat_in_the_example_picture(run, model):
+def test_shipped_models_caption_the_example_with_a_cat(run, model):
     code, out, _ = run("--example", "-m", model)
     assert code == 0
     assert " cat " in f" {out.strip()} "
@@ -255,7 +255,7 @@ def test_an_overlay_can_be_an_animation_or_a_page(run, pictures, tmp_path):
     assert "<br>or " not in page
 
 
-def test_an_overlay_has_the_colours_that_were_chosen(run, pictures, tmp_path):
+def test_an_overlay_has_the_selected_colours(run, pictures, tmp_path):
     for colours in ("white", "viridis"):
         assert run(pictures[0], "--overlay", tmp_path / colours, "--overlay-colours", colours)[0] == 0
     white, viridis = (next((tmp_path / colours).iterdir()).read_bytes() for colours in ("white", "viridis"))
@@ -263,7 +263,7 @@ def test_an_overlay_has_the_colours_that_were_chosen(run, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv"])
-def test_an_interrupted_run_goes_on_where_it_stopped(run, pictures, tmp_path, format):
+def test_an_interrupted_run_is_resumed(run, pictures, tmp_path, format):
     folder, whole, file = pictures[0].parent, tmp_path / "whole.out", tmp_path / "cut.out"
     command = [folder, "-f", format, "--candidates", 2]
     assert run(*command, "-o", whole)[0] == 0
@@ -290,7 +290,7 @@ def test_nothing_to_do_loads_no_model(run, pictures, tmp_path, target, monkeypat
     assert (tmp_path / "failed").read_text() == ""
 
 
-def test_what_exists_stays_as_it_is_when_the_model_cannot_be_loaded(run, pictures, tmp_path):
+def test_existing_files_are_kept_if_the_model_cannot_be_loaded(run, pictures, tmp_path):
     for name in ("out.txt", "failed"):
         (tmp_path / name).write_text("precious")
     command = [*pictures[:2], "-o", tmp_path / "out.txt", "--failures", tmp_path / "failed", "--overwrite"]
@@ -298,7 +298,7 @@ def test_what_exists_stays_as_it_is_when_the_model_cannot_be_loaded(run, picture
     assert (tmp_path / "out.txt").read_text() == (tmp_path / "failed").read_text() == "precious"
 
 
-def test_only_what_is_missing_of_a_picture_is_written(run, pictures, tmp_path):
+def test_only_missing_results_are_written(run, pictures, tmp_path):
     command = [pictures[0].parent, "-f", "jsonl", "-o", tmp_path / "out.jsonl", "--sidecar", ".txt"]
     command += ["--overlay", tmp_path / "seen"]
     assert run(*command)[0] == 0
@@ -325,7 +325,7 @@ def test_a_list_of_pictures_is_read_from_a_file_or_from_standard_input(run, pict
     assert "none: cannot read this list of pictures" in err
 
 
-def test_addresses_are_pictures_like_any_other(run, pictures, tmp_path, website):
+def test_urls_are_captioned(run, pictures, tmp_path, website):
     for number in range(4):
         website.pages[f"/{number}.png"] = pictures[number].read_bytes()
     website.pages["/page.png"] = b"<html>A dog</html>"
@@ -351,7 +351,7 @@ def test_addresses_are_pictures_like_any_other(run, pictures, tmp_path, website)
     assert (tmp_path / "failed").read_text() == f"{names[3]}\n{names[4]}\n"
 
 
-def test_nothing_is_written_beside_an_address_and_the_others_go_on(run, pictures, website):
+def test_a_sidecar_of_a_url_is_an_error_and_the_run_continues(run, pictures, website):
     code, out, err = run(f"{website.url}/dog.jpg", pictures[0], "--sidecar", ".txt")
     assert (code, out.count("\n")) == (1, 1)
     assert f"{website.url}/dog.jpg: --sidecar needs files; nothing can be written beside this" in err
@@ -359,14 +359,14 @@ def test_nothing_is_written_beside_an_address_and_the_others_go_on(run, pictures
     assert pictures[0].with_suffix(".txt").exists()
 
 
-def test_shards_share_the_pictures(run, pictures):
+def test_shards_partition_the_pictures(run, pictures):
     shards = [run(*pictures, "--shard", f"{number}/4")[1].splitlines() for number in (1, 2, 3, 4)]
     assert [len(shard) for shard in shards] == [3, 2, 2, 2]
     assert sorted(itertools.chain(*shards)) == sorted(run(*pictures)[1].splitlines())
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0"])
-def test_what_is_no_shard_is_refused(run, pictures, shard):
+def test_an_invalid_shard_is_refused(run, pictures, shard):
     code, _, err = run(*pictures, "--shard", shard)
     assert code == 2
     assert "--shard: expected K/N" in err
@@ -386,7 +386,7 @@ def test_failures_are_counted_and_listed(run, pictures, tmp_path):
     assert (tmp_path / "failed").read_text().splitlines() == names[1:]
 
 
-def test_a_text_stands_before_and_after_every_caption(run, pictures):
+def test_prefix_and_suffix_surround_every_caption(run, pictures):
     caption = run(pictures[0])[1].strip()
     assert run(pictures[0], "--prefix", "photo of ", "--suffix", ", indoors")[1] == f"photo of {caption}, indoors\n"
     command = [pictures[0], "-f", "jsonl", "--candidates", 2, "--prefix", "x "]
@@ -395,7 +395,7 @@ def test_a_text_stands_before_and_after_every_caption(run, pictures):
     assert row["candidates"][0]["caption"].startswith("x ")
 
 
-def test_pictures_that_would_share_a_sidecar_are_refused_and_the_others_go_on(run, tmp_path):
+def test_pictures_that_would_share_a_sidecar_are_refused_and_the_run_continues(run, tmp_path):
     for name in ("dog.jpg", "dog.png", "cat.jpg"):
         Image.new("RGB", (40, 30), "red" if name == "dog.jpg" else "blue").save(tmp_path / name)
     code, out, err = run(tmp_path, "--sidecar", ".txt")
@@ -405,7 +405,7 @@ def test_pictures_that_would_share_a_sidecar_are_refused_and_the_others_go_on(ru
     assert f"{tmp_path}/dog.png: dog.jpg in the same folder would have the same file dog.txt" in err
 
 
-def test_overlays_stand_in_folders_as_their_pictures_do(run, tmp_path):
+def test_overlays_keep_the_subfolders_of_their_pictures(run, tmp_path):
     for name in ("a/dog.jpg", "b/c/dog.jpg"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True)
         Image.new("RGB", (60, 40), "red").save(tmp_path / "photos" / name)

@@ -55,7 +55,7 @@ def sigmoid(value):
     return 1 / (1 + math.exp(-value))
 
 
-def test_confidence_is_what_the_document_says():
+def test_confidence_equals_the_documented_formula():
     confidence = Confidence(CALIBRATION, TABLES)
     seen = confidence.see(np.array([[3, 0.6, 0.8]], np.float32))  # 2 along the axis, and 1 beside it
     assert seen.projections.tolist() == [[2.0]]
@@ -70,7 +70,7 @@ def test_confidence_is_what_the_document_says():
     assert rated.confidence == pytest.approx(sigmoid(whole), abs=1e-5)
 
 
-def test_pictures_far_from_the_training_pictures_are_trusted_less():
+def test_pictures_far_from_the_training_pictures_have_less_confidence():
     confidence = Confidence(CALIBRATION, TABLES)
     caption = caption_of(["dog"], [-0.5])
     rows = [[1, math.exp(0.5 * deviations), 0] for deviations in (-3, 0, 2, 3, 5)]
@@ -81,7 +81,7 @@ def test_pictures_far_from_the_training_pictures_are_trusted_less():
     assert odds(farther) == pytest.approx(odds(near) - 6, abs=1e-4)
 
 
-def test_a_caption_that_names_no_thing_has_no_confidence():
+def test_a_caption_without_things_has_zero_confidence():
     confidence = Confidence(CALIBRATION, TABLES)
     seen = Seen(np.zeros((1, 1), np.float32), np.zeros(1, np.float32))
     for words in ([], ["a"], ["red"]):
@@ -112,14 +112,14 @@ def test_both_engines_give_the_same_confidence(calibrated_checkpoint, pictures, 
     assert len({round(caption.confidence, 4) for caption in captions["onnx"]}) > 3
 
 
-def test_a_model_without_calibration_tells_no_confidence(tiny, pictures):
+def test_a_model_without_calibration_has_no_confidence(tiny, pictures):
     caption = tiny.caption(pictures[0])
     assert caption.confidence is None
     assert caption.word_confidences is None
     assert "confidence" not in caption.to_dict()
 
 
-def test_a_record_carries_confidence_and_gives_it_back(calibrated_checkpoint, pictures):
+def test_confidence_round_trips_through_a_record(calibrated_checkpoint, pictures):
     caption = load(calibrated_checkpoint, device="cpu").caption(pictures[0], SearchSettings(candidates=2))
     record = json.loads(json.dumps(caption.to_dict(attention=True)))
     assert record["confidence"] == pytest.approx(caption.confidence, abs=1e-5)
@@ -130,7 +130,7 @@ def test_a_record_carries_confidence_and_gives_it_back(calibrated_checkpoint, pi
     assert len(again.word_confidences) == len(caption.words)
 
 
-def test_a_calibration_is_read_as_it_was_written(calibrated_checkpoint, tiny_checkpoint):
+def test_a_calibration_round_trips_through_a_file(calibrated_checkpoint, tiny_checkpoint):
     calibration, tables = read_tables(calibrated_checkpoint)
     assert calibration == read_header(calibrated_checkpoint).calibration
     assert calibration.words[:3] == ("dog", "cat", "ball")
@@ -142,7 +142,7 @@ def test_a_calibration_is_read_as_it_was_written(calibrated_checkpoint, tiny_che
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_graphs_can_be_added_and_a_calibration_stays(calibrated_checkpoint, tmp_path):
+def test_adding_graphs_keeps_a_calibration(calibrated_checkpoint, tmp_path):
     path = tmp_path / "again.safetensors"
     path.write_bytes(calibrated_checkpoint.read_bytes())
     header = read_header(path)
@@ -191,7 +191,7 @@ def rewrite(calibrated_checkpoint, tmp_path):
     ],
 )
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_a_calibration_with_a_mistake_is_refused(rewrite, engine, change, message):
+def test_an_invalid_calibration_is_refused(rewrite, engine, change, message):
     with pytest.raises(CheckpointError, match=message):
         load(rewrite(header=change), device="cpu", engine=engine)
 
@@ -219,14 +219,14 @@ def fill(name, value):
     ],
 )
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_tables_that_the_header_does_not_describe_are_refused(rewrite, engine, change, message):
+def test_tables_that_do_not_match_the_header_are_refused(rewrite, engine, change, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         load(rewrite(tensors=change), device="cpu", engine=engine)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_a_calibration_of_another_network_is_an_error_that_names_the_file(rewrite, pictures, engine):
+def test_a_calibration_of_another_network_is_refused(rewrite, pictures, engine):
     def widen(tensors):
         tensors["confidence.mean"] = torch.zeros(99)
         tensors["confidence.axes"] = torch.zeros(99, 4)
@@ -238,7 +238,7 @@ def test_a_calibration_of_another_network_is_an_error_that_names_the_file(rewrit
 
 
 @pytest.mark.parametrize("damaged", [math.nan, math.inf, 1e30])
-def test_annotations_that_are_not_usable_are_an_error(damaged):
+def test_invalid_annotations_are_an_error(damaged):
     with pytest.raises(CheckpointError, match="annotations are too large or NaN"):
         Confidence(CALIBRATION, TABLES).see(np.full((1, 3), damaged, np.float32))
 

@@ -40,7 +40,7 @@ def problems(values: dict[str, Any]) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_defaults_fill_what_is_left_out():
+def test_missing_values_get_their_defaults():
     assert from_dict(Run, {"output": "runs/a"}) == Run(output="runs/a")
 
 
@@ -62,11 +62,11 @@ def test_toml_becomes_nested_settings():
     )
 
 
-def test_a_whole_number_becomes_a_float_where_one_is_expected():
+def test_an_integer_is_converted_to_a_float_field():
     assert type(from_dict(Run, {"output": "a", "learning_rate": 1}).learning_rate) is float
 
 
-def test_settings_survive_json_unchanged():
+def test_settings_round_trip_through_json():
     settings = Run(
         output="é",
         mixed=True,
@@ -77,7 +77,7 @@ def test_settings_survive_json_unchanged():
     assert from_dict(Run, json.loads(json.dumps(to_dict(settings)))) == settings
 
 
-def test_five_mistakes_are_reported_together_a_line_each():
+def test_all_problems_are_reported_one_per_line():
     values = {"epoch": 3, "mixed": 1, "encoder": {"name": "tiny", "pooled": [7]}}
     assert problems(values) == [
         "run.toml: epoch: unknown setting; did you mean 'epochs'?",
@@ -88,14 +88,14 @@ def test_five_mistakes_are_reported_together_a_line_each():
     ]
 
 
-def test_values_are_checked_beside_an_unknown_name():
+def test_values_are_checked_despite_an_unknown_name():
     assert problems({"output": "a", "epochs": 0, "mixd": True}) == [
         "run.toml: mixd: unknown setting; did you mean 'mixed'?",
         "run.toml: epochs: expected 1 or more, got 0",
     ]
 
 
-def test_an_unknown_name_like_no_other_lists_the_known_ones():
+def test_an_unknown_name_without_a_close_match_lists_the_known_names():
     (problem,) = problems({"output": "a", "encoder": {"zzz": 1}})
     assert problem == "run.toml: encoder.zzz: unknown setting; known: name, channels, mean, pooled"
 
@@ -116,7 +116,7 @@ def test_an_unknown_name_like_no_other_lists_the_known_ones():
         ({"teachers": [{}, {"name": 1}]}, "teachers[1].name: expected one of 'small', 'large', got 1"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_named_and_shown(values, problem):
+def test_a_value_of_the_wrong_type_is_reported(values, problem):
     assert problems({"output": "a", **values}) == [f"run.toml: {problem}"]
 
 

@@ -44,19 +44,19 @@ def test_control_characters_are_escaped_and_nothing_else():
         ("caption --from-file - <&-", "standard input is closed. Redirect the list of pictures to it."),
     ],
 )
-def test_a_closed_stream_that_is_needed_is_named(shell, line, message):
+def test_a_closed_stream_that_is_needed_is_an_error(shell, line, message):
     assert shell(line) == (2, "", f"caption: error: {message}\n")
 
 
 @posix
-def test_a_closed_standard_input_is_a_picture_that_cannot_be_read(shell):
+def test_a_closed_standard_input_is_an_unreadable_picture(shell):
     code, out, err = shell('caption - "$a" <&-')
     assert (code, out.count("\n")) == (1, 1)
     assert err.startswith("caption: error: standard input is closed.")
 
 
 @posix
-def test_messages_are_dropped_where_standard_error_is_closed_or_full(shell):
+def test_messages_are_dropped_if_standard_error_is_closed_or_full(shell):
     streams = ["2>&-", *(["2>/dev/full"] if Path("/dev/full").exists() else [])]
     for stream in streams:
         code, out, err = shell(f'caption "$a" none.png "$b" {stream}')
@@ -64,7 +64,7 @@ def test_messages_are_dropped_where_standard_error_is_closed_or_full(shell):
 
 
 @posix
-def test_an_output_never_takes_the_descriptor_of_a_closed_stream(shell, tmp_path):
+def test_an_output_never_gets_the_descriptor_of_a_closed_stream(shell, tmp_path):
     out = tmp_path / "out.txt"
     code, _, _ = shell(f'caption "$a" none.png "$b" -o "{out}" <&- >&- 2>&-')
     assert code == 1
@@ -73,7 +73,7 @@ def test_an_output_never_takes_the_descriptor_of_a_closed_stream(shell, tmp_path
 
 @full
 @pytest.mark.parametrize("command", ['"$a"', "--help", "--describe-model", '"$a" -o /dev/stdout'])
-def test_a_full_standard_output_is_named_in_one_line(shell, command):
+def test_a_full_standard_output_is_reported_in_one_line(shell, command):
     code, _, err = shell(f"caption {command} >/dev/full")
     assert code == 2
     assert err.startswith("caption: error: ")
@@ -84,12 +84,12 @@ def test_a_full_standard_output_is_named_in_one_line(shell, command):
 
 @posix
 @pytest.mark.parametrize("command", ["--help", "--describe-model"])
-def test_a_reader_that_leaves_is_no_error_to_report(shell, command):
+def test_a_closed_reader_is_not_reported(shell, command):
     assert shell(f"caption {command} | true")[1:] == ("", "")
 
 
 @posix
-def test_standard_output_by_its_name_is_the_one_that_was_redirected(shell, tmp_path):
+def test_dev_stdout_is_the_redirected_standard_output(shell, tmp_path):
     log = tmp_path / "log"
     log.write_text("before\n")
     assert shell(f'caption "$a" "$b" -o /dev/stdout >> "{log}"')[0] == 0

@@ -77,7 +77,7 @@ def test_without_affinity_all_cores_count(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores")
-def test_a_process_that_is_bound_to_a_core_counts_one():
+def test_a_process_bound_to_one_core_counts_one():
     core = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, {{{core}}}); from captioner import cores; print(cores.count_cores())"

@@ -326,7 +326,7 @@ def test_a_state_can_be_selected_row_by_row(settings):
 
 @every_combination
 @torch.no_grad()
-def test_replaced_cells_are_those_of_an_image_with_the_mean_annotation_there(settings):
+def test_replaced_cells_have_the_mean_annotation_and_its_keys(settings):
     """Annotations and keys are what the decoder would begin with; what it knows of the whole grid stays."""
     decoder, annotations = make(settings)
     annotations = torch.nn.functional.layer_norm(annotations, (D,))
@@ -344,7 +344,7 @@ def test_replaced_cells_are_those_of_an_image_with_the_mean_annotation_there(set
 
 @every_decoder
 @torch.no_grad()
-def test_the_part_of_a_state_that_rows_share_is_copied_only_when_images_leave(kind, attend):
+def test_the_shared_part_of_a_state_is_copied_only_when_images_leave(kind, attend):
     decoder, annotations = make(settings_for(kind, attend))
     state = decoder.start(annotations)
     assert state.select(torch.arange(3), torch.zeros(3, 5, dtype=torch.long)).images is state.images
@@ -363,7 +363,7 @@ def test_an_expanded_state_is_the_state_with_its_row_selected_several_times(kind
 
 
 @every_combination
-def test_captions_of_padding_alone_have_no_logits_and_no_gradient(settings):
+def test_captions_of_padding_have_no_logits_and_no_gradient(settings):
     decoder, annotations = make(settings)
     captions = make_captions()
     padded = F.pad(captions, (0, 2, 0, 1), value=PAD)  # a row and two steps more, without words
@@ -417,7 +417,7 @@ RECURRENT = [each for each in EQUATIONS if each[0] != "transformer"]
 
 @pytest.mark.parametrize(("kind", "attend"), RECURRENT)
 @torch.no_grad()
-def test_scheduled_sampling_reads_what_the_decoder_has_just_predicted(kind, attend):
+def test_scheduled_sampling_reads_the_last_prediction(kind, attend):
     decoder, annotations = make(settings_for(kind, attend))
     write_only(decoder, 7)
     captions = make_captions()
@@ -441,7 +441,7 @@ def test_scheduled_sampling_replaces_its_share_of_the_words():
 
 
 @pytest.mark.parametrize("kind", ["lstm", "top_down"])
-def test_biased_forget_gates_keep_what_the_memory_holds(kind):
+def test_biased_forget_gates_keep_the_memory(kind):
     """What is left of a memory after a word, while all else that the gates get is zero: sigmoid(bias) of it."""
     settings = DecoderSettings(kind, hidden_size=H, embedding_size=E, forget_bias=3.0, normalize=False)
     decoder = build_decoder(settings, AttentionSettings(size=4), D, GRID, V)
@@ -459,7 +459,7 @@ def test_biased_forget_gates_keep_what_the_memory_holds(kind):
         torch.testing.assert_close(kept, torch.full_like(kept, 3.0).sigmoid(), rtol=0, atol=0.02)
 
 
-def test_numbers_of_annotations_are_dropped_in_training_alone():
+def test_annotation_dropout_is_active_in_training_only():
     settings = DecoderSettings(hidden_size=H, embedding_size=E, annotation_dropout=0.3)
     decoder = build_decoder(settings, AttentionSettings(size=4), 500, GRID, V)
     annotations = torch.randn(3, L, 500)

@@ -122,7 +122,7 @@ EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize("stride", [32, 16])
 @pytest.mark.parametrize("name", EVERY)
-def test_every_network_gives_a_grid_of_the_stride_that_was_asked(name, stride):
+def test_every_network_has_the_requested_stride(name, stride):
     with torch.device("meta"):
         encoder = Encoder(EncoderSettings(name, stride))
         annotations, grid = encoder(torch.empty(2, 3, 224, 160))
@@ -134,7 +134,7 @@ def test_every_network_gives_a_grid_of_the_stride_that_was_asked(name, stride):
 
 @pytest.mark.parametrize("stride", [32, 16])
 @pytest.mark.parametrize("name", EVERY)
-def test_the_grid_of_a_size_is_known_without_a_picture(name, stride):
+def test_the_grid_is_computed_without_running_the_network(name, stride):
     with torch.device("meta"):
         encoder = Encoder(EncoderSettings(name, stride))
     for size in (64, 97, 111, 224):
@@ -204,14 +204,14 @@ def test_vgg_at_stride_16_ends_on_conv5_3_before_the_last_pool():
     assert isinstance(encoder.features[-1], nn.ReLU)
 
 
-def test_the_small_network_knows_where_a_cell_lies():
+def test_the_small_network_encodes_the_position_of_a_cell():
     annotations, _ = Encoder(SMALL)(torch.zeros(1, 3, 64, 64))
     inner = annotations.view(8, 8, -1)[2:6, 2:6].flatten(0, 1)  # those that no border reaches
     assert torch.pdist(inner).min() > 0.05
 
 
 @pytest.mark.parametrize("settings", [EncoderSettings(stride=16), EncoderSettings(stride=32), SMALL], ids=str)
-def test_a_cell_answers_to_its_own_place_in_the_picture(settings):
+def test_a_cell_responds_to_its_own_location(settings):
     torch.manual_seed(0)
     encoder = Encoder(settings)
     images = torch.zeros(5, 3, 160, 224)
@@ -240,7 +240,7 @@ def test_grid_averages_the_cells_into_rows_and_columns(encoder):
     torch.testing.assert_close(annotations, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_batch_gives_what_its_images_give_one_by_one(encoder):
+def test_a_batch_of_images_equals_its_images_one_by_one(encoder):
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         together, _ = encoder(images)
@@ -278,7 +278,7 @@ def test_stages_are_those_with_weights():
         encoder.finetune_from("layer5")
 
 
-def test_a_training_step_changes_the_chosen_stages_alone_and_no_batch_norm_statistics():
+def test_a_training_step_changes_the_selected_stages_only():
     encoder = Encoder(EncoderSettings()).train()
     encoder.finetune_from("7")
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
@@ -307,14 +307,14 @@ def test_no_part_leaves_eval_mode():
         ({"grid": [0, 7]}, r"grid\[0\]: must be at least 1 and at most 1000, got 0"),
     ],
 )
-def test_settings_that_no_encoder_has_are_refused(values, message):
+def test_invalid_encoder_settings_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         config.from_dict(EncoderSettings, values)
     with pytest.raises(ValueError, match="^" + message[:7]):
         EncoderSettings(**values)
 
 
-def test_settings_survive_the_trip_through_a_checkpoint():
+def test_encoder_settings_round_trip():
     settings = EncoderSettings("vgg16", stride=16, grid=(7, 7))
     assert config.from_dict(EncoderSettings, config.to_dict(settings)) == settings
 
@@ -344,7 +344,7 @@ def test_the_encoder_of_a_half_precision_checkpoint_is_loaded(encoder, tmp_path)
     assert loaded.features[0][0].weight.dtype == torch.float32
 
 
-def test_source_none_leaves_the_weights(encoder):
+def test_source_none_changes_nothing(encoder):
     before = encoder.features[0][0].weight.clone()
     load_encoder_weights(encoder, "none")
     assert torch.equal(encoder.features[0][0].weight, before)
@@ -362,7 +362,7 @@ def test_imagenet_weights_come_from_torchvision(monkeypatch):
     assert torch.equal(encoder.features.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
 
 
-def test_a_failed_download_says_so(monkeypatch):
+def test_a_failed_download_is_reported(monkeypatch):
     from torchvision import models
 
     def unreachable(name, **options):
@@ -379,7 +379,7 @@ def test_there_is_no_download_of_the_default_network(encoder):
         load_encoder_weights(encoder, "imagenet")
 
 
-def test_files_that_are_not_weights_of_this_network_are_refused(encoder, tmp_path):
+def test_weights_of_another_network_are_refused(encoder, tmp_path):
     def refused(tensors: dict[str, torch.Tensor]) -> str:
         file = tmp_path / "other.safetensors"
         save_file(tensors, file)
@@ -465,13 +465,13 @@ def test_folding_batch_norms_changes_nothing_but_rounding(name, stride, folded):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_a_grid_has_no_more_cells_than_the_network_gives():
+def test_a_grid_finer_than_the_network_is_refused():
     assert Encoder(EncoderSettings("small_cnn", 8, grid=(8, 1))).grid(64) == (8, 1)
     with pytest.raises(ConfigError, match=r"encoder.grid: small_cnn gives 8 x 8 cells to average, got \(9, 1\)"):
         Encoder(EncoderSettings("small_cnn", 8, grid=(9, 1))).grid(64)
 
 
-def test_a_network_of_torchvision_says_that_it_needs_torchvision(monkeypatch):
+def test_a_missing_torchvision_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # what Python does where it cannot be imported
     with pytest.raises(MissingExtraError, match=r"torchvision for the encoder 'resnet18'.*\[train\]"):
         Encoder(EncoderSettings("resnet18", 32))

@@ -49,7 +49,7 @@ def failure(website, page, **options):
     return message.removeprefix(f"{website.url}/dog.jpg: ")
 
 
-def test_a_picture_comes_as_it_is(website):
+def test_a_picture_is_downloaded_unchanged(website):
     website.pages["/dog.jpg"] = PICTURE
     assert fetch(f"{website.url}/dog.jpg") == PICTURE
 
@@ -62,7 +62,7 @@ def test_a_picture_comes_as_it_is(website):
         [b"HTTP/1.0 200 OK"],
     ],
 )
-def test_a_picture_of_unknown_length_comes_as_it_is(website, headers):
+def test_a_picture_of_unknown_length_is_downloaded_unchanged(website, headers):
     pieces = [b"half", b"other half"]
     if b"Transfer-Encoding: chunked" in headers:
         pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""]]
@@ -70,7 +70,7 @@ def test_a_picture_of_unknown_length_comes_as_it_is(website, headers):
     assert fetch(f"{website.url}/dog.jpg") == b"halfother half"
 
 
-def test_an_address_may_have_spaces_and_letters_of_other_scripts(website):
+def test_a_url_may_contain_spaces_and_unicode(website):
     website.pages["/H%C3%BCndchen%201.jpg?w=%20"] = PICTURE
     assert fetch(f"{website.url}/Hündchen 1.jpg?w=%20#part") == PICTURE
 
@@ -82,23 +82,23 @@ def test_redirects_are_followed(website):
     assert fetch(f"{website.url}/0") == PICTURE
 
 
-def test_a_redirect_may_hold_letters_of_other_scripts(website):
+def test_a_redirect_may_contain_unicode(website):
     website.pages["/dog.jpg"] = answer_with(b"HTTP/1.1 302 Found", "Location: /Hündchen.jpg".encode())
     website.pages["/H%C3%BCndchen.jpg"] = PICTURE
     assert fetch(f"{website.url}/dog.jpg") == PICTURE
 
 
-def test_redirects_in_a_circle_end(website):
+def test_cyclic_redirects_end(website):
     assert failure(website, redirect("/dog.jpg")) == "more than 5 redirects."
     assert len(website.asked) == REDIRECTS + 1
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/dog.jpg", "data:image/png,x"])
-def test_redirects_go_to_no_other_scheme(website, target):
+def test_redirects_to_other_schemes_are_refused(website, target):
     assert failure(website, redirect(target)) == f"redirect to {target}. Only http and https are supported."
 
 
-def test_what_comes_with_a_redirect_is_not_read(website):
+def test_the_body_of_a_redirect_is_not_read(website):
     website.pages["/picture"] = PICTURE
     website.pages["/dog.jpg"] = answer_with(
         b"HTTP/1.1 302 Found", b"Location: /picture", body=itertools.repeat(b"x" * 65536)
@@ -117,14 +117,14 @@ def test_what_comes_with_a_redirect_is_not_read(website):
     ],
     ids=["body", "chunk", "headers", "continue", "silence"],
 )
-def test_a_server_that_takes_its_time_is_left(website, page):
+def test_a_slow_server_times_out(website, page):
     started = time.monotonic()
     assert failure(website, page, seconds=0.3).startswith("download failed (timeout after 0.3 s)")
     assert 0.3 <= time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("headers", [[OK, b"Content-Length: 3000000"], [OK, b"Connection: close"]])
-def test_what_is_too_long_is_not_read_to_its_end(website, headers):
+def test_a_large_file_is_not_read_completely(website, headers):
     sent = 0
 
     def body():
@@ -154,7 +154,7 @@ def test_what_is_too_long_is_not_read_to_its_end(website, headers):
         (lambda handler: None, "download failed (Remote end closed connection without response)"),
     ],
 )
-def test_what_is_wrong_with_an_answer_is_told_in_a_line(website, page, message):
+def test_an_invalid_response_is_reported_in_one_line(website, page, message):
     found = failure(website, page)
     assert found.startswith(message)
     assert len(found) < 300
@@ -163,12 +163,12 @@ def test_what_is_wrong_with_an_answer_is_told_in_a_line(website, page, message):
 @pytest.mark.parametrize(
     "address", ["http://", "http:///dog.jpg", "http://[dog.jpg", "http://127.0.0.1:dog/", "http://a\x00b/dog.jpg"]
 )
-def test_what_is_no_address_is_told_in_a_line(address):
+def test_an_invalid_url_is_reported_in_one_line(address):
     with pytest.raises(ImageError, match="download failed"):
         fetch(address)
 
 
-def test_a_server_that_is_not_there_is_told_in_a_line():
+def test_an_unreachable_server_is_reported_in_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and listens to nobody
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/dog.jpg"
@@ -176,7 +176,7 @@ def test_a_server_that_is_not_there_is_told_in_a_line():
             fetch(address)
 
 
-def test_a_proxy_of_the_environment_is_asked_also_for_hosts_of_other_scripts(website, monkeypatch):
+def test_the_proxy_of_the_environment_is_used(website, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", website.url)
     website.pages["http://xn--mnchen-3ya.invalid/dog.jpg"] = PICTURE
@@ -184,7 +184,7 @@ def test_a_proxy_of_the_environment_is_asked_also_for_hosts_of_other_scripts(web
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
-def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
+def test_an_untrusted_certificate_is_refused(tmp_path):
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     make = (
         "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost"

@@ -15,7 +15,7 @@ from captioner.files import is_file, is_folder, write_atomically
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions, locks and signals of POSIX")
 
 
-def test_a_file_appears_whole_when_the_block_ends(tmp_path):
+def test_a_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "result"
     with write_atomically(path) as file:
         file.write(b"all of it")
@@ -53,7 +53,7 @@ def test_an_existing_file_is_overwritten_only_on_demand(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["missing/result", "file/result", "x" * 300])
-def test_an_impossible_place_is_an_output_error(tmp_path, place):
+def test_an_invalid_path_is_an_output_error(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write this file"), write_atomically(tmp_path / place):
         pass
@@ -80,7 +80,7 @@ def kill_while_writing(path, times):
 
 @posix
 @pytest.mark.parametrize("name", ["result", "x" * 255])
-def test_what_killed_processes_leave_does_not_pile_up(tmp_path, name):
+def test_files_of_killed_processes_do_not_accumulate(tmp_path, name):
     path = tmp_path / name
     kill_while_writing(path, times=3)
     (left,) = tmp_path.iterdir()
@@ -91,7 +91,7 @@ def test_what_killed_processes_leave_does_not_pile_up(tmp_path, name):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_whoever_writes_a_file_at_the_same_time_writes_it_whole(tmp_path):
+def test_concurrent_writes_are_atomic(tmp_path):
     path = tmp_path / "result"
     contents = [bytes([number]) * 50_000 for number in range(8)]
 
@@ -112,7 +112,7 @@ def test_whoever_writes_a_file_at_the_same_time_writes_it_whole(tmp_path):
 
 
 @posix
-def test_a_disk_without_locks_is_written_to_as_well(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_supported(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -125,7 +125,7 @@ def test_a_disk_without_locks_is_written_to_as_well(tmp_path, monkeypatch):
 
 
 @posix
-def test_a_link_in_the_way_is_not_written_through(tmp_path):
+def test_a_link_at_the_temporary_path_is_not_followed(tmp_path):
     kill_while_writing(tmp_path / "result", times=1)
     (left,) = tmp_path.iterdir()
     left.unlink()
@@ -186,7 +186,7 @@ def test_a_disk_is_refused(tmp_path):
 
 @posix
 @pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
-def test_a_descriptor_receives_the_bytes_whatever_it_was_redirected_to(tmp_path, name):
+def test_a_descriptor_receives_the_bytes(tmp_path, name):
     with (tmp_path / "log").open("ab") as log:
         log.write(b"before\n")
         log.flush()
@@ -199,7 +199,7 @@ def test_a_descriptor_receives_the_bytes_whatever_it_was_redirected_to(tmp_path,
 
 @posix
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path, is_there):
+def test_a_link_is_kept_and_its_target_replaced(tmp_path, is_there):
     (tmp_path / "folder").mkdir()
     target, link = tmp_path / "folder" / "result", tmp_path / "link"
     link.symlink_to(target)
@@ -214,6 +214,6 @@ def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path, is_there):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "missing/file"])
-def test_there_is_no_file_nor_folder_of_an_impossible_name(name):
+def test_an_invalid_name_is_neither_file_nor_folder(name):
     assert not is_file(name)
     assert not is_folder(name)

@@ -18,7 +18,7 @@ COUNT = 60
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_and_loses_nothing(tiny_checkpoint, tmp_path):
+def test_a_killed_run_is_resumed_without_loss(tiny_checkpoint, tmp_path):
     random = np.random.default_rng(0)
     for number in range(COUNT):
         path = tmp_path / "photos" / f"{number % 10}" / f"{number}.png"

@@ -138,7 +138,7 @@ OUTSIDE = "outside of the model file"
         (add_tensor(TensorProto(name="c", dims=[1], segment=TensorProto.Segment(begin=0))), "field 3 of init"),
     ],
 )
-def test_what_no_exported_graph_has_is_refused(change, message):
+def test_invalid_graphs_are_refused(change, message):
     model = build()
     change(model)
     with pytest.raises(GraphError, match=message):
@@ -193,12 +193,12 @@ def in_tensor(data):
         (b"\x80", "does not end"),
     ],
 )
-def test_what_protobuf_would_read_in_another_way_is_refused(data, message):
+def test_ambiguous_encodings_are_refused(data, message):
     with pytest.raises(GraphError, match=message):
         check_graph(data, SHAPES)
 
 
-def test_numbers_in_more_bytes_than_needed_are_read():
+def test_overlong_varints_are_read():
     data = build().SerializeToString()
     assert data[:2] == b"\x08\x0a"  # ir_version: 10
     longer = b"\x88\x80\x00\x8a\x80\x80\x00" + data[2:]
@@ -206,7 +206,7 @@ def test_numbers_in_more_bytes_than_needed_are_read():
     assert check_graph(longer, SHAPES) == ("w", "v")
 
 
-def test_a_graph_cut_short_is_an_error_or_a_smaller_graph():
+def test_a_truncated_graph_is_an_error_or_a_smaller_graph():
     data = build().SerializeToString()
     refused = 0
     for size in range(len(data)):

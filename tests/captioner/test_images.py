@@ -82,7 +82,7 @@ avif = pytest.mark.skipif(not features.check("avif"), reason="Pillow was built w
 
 
 @avif
-def test_avif_opens_upright_and_within_bounds(tmp_path):
+def test_avif_is_opened_upright_within_the_limits(tmp_path):
     path = tmp_path / "photo.avif"
     scene(64, 48).save(path, "AVIF", quality=95)
     for source in (path, path.read_bytes()):
@@ -97,7 +97,7 @@ def test_avif_opens_upright_and_within_bounds(tmp_path):
     assert "cannot read this image" in failure(path)
 
 
-def test_folders_take_avif_exactly_where_it_can_be_read():
+def test_folders_include_avif_if_it_is_supported():
     assert images.is_image_path("photo.avif") == features.check("avif") == (".avif" not in images.OTHER_SUFFIXES)
 
 
@@ -116,7 +116,7 @@ def damaged_tiffs() -> list[bytes]:
     return contents
 
 
-def test_decoders_print_nothing_of_their_own(tmp_path):
+def test_decoders_print_nothing(tmp_path):
     paths = [tmp_path / f"{number}.tif" for number in range(10)]
     for path, content in zip(paths, damaged_tiffs(), strict=True):
         path.write_bytes(content)
@@ -146,7 +146,7 @@ STORED = {
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "tiff-deflate"])
-def test_exif_orientation_is_undone(kind, orientation):
+def test_exif_orientation_is_applied(kind, orientation):
     upright = pixels(scene(48, 32)).astype(np.uint8)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -157,7 +157,7 @@ def test_exif_orientation_is_undone(kind, orientation):
     assert np.array_equal(pixels(images.open(opened)), pixels(opened))  # and it is not undone twice
 
 
-def test_orientation_of_a_pil_image_is_undone_as_that_of_its_file():
+def test_the_orientation_of_a_pil_image_is_applied():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     content = encode(scene(48, 32), format="JPEG", exif=exif)
@@ -165,7 +165,7 @@ def test_orientation_of_a_pil_image_is_undone_as_that_of_its_file():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_data_do_not_cost_the_picture():
+def test_damaged_exif_data_are_ignored():
     content = encode(scene(48, 32), format="JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert images.open(content).size == (48, 32)
 
@@ -280,7 +280,7 @@ def test_big_endian_grey_is_scaled_as_little_endian():
     assert np.array_equal(pixels(images.open(big)), pixels(images.open(Image.fromarray(grey))))
 
 
-def test_floating_point_holes_do_not_spoil_the_scale():
+def test_nan_and_infinity_do_not_affect_the_scale():
     grey = RAMP.astype(np.float32)
     grey[0, 0], grey[0, 1], grey[0, 2] = np.nan, np.inf, -np.inf
     assert abs(pixels(images.open(Image.fromarray(grey)))[1:] - (255 * RAMP[1:])[..., None]).max() <= 1
@@ -291,7 +291,7 @@ def test_a_flat_floating_point_picture_opens(value):
     assert images.open(Image.new("F", (4, 4), value)).getpixel((0, 0)) == (value, value, value)
 
 
-def test_animations_give_their_first_frame():
+def test_the_first_frame_of_an_animation_is_used():
     first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         content = encode(first, format=kind, save_all=True, append_images=[second])
@@ -299,7 +299,7 @@ def test_animations_give_their_first_frame():
         assert (red > 250, blue < 5) == (True, True)
 
 
-def test_a_telephone_jpeg_with_a_second_picture_gives_the_first():
+def test_the_first_picture_of_an_mpo_file_is_used():
     content = encode(
         Image.new("RGB", (32, 32), "red"), format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
     )
@@ -383,7 +383,7 @@ def test_a_huge_picture_is_refused_from_its_header(monkeypatch):
 
 
 @pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
-def test_the_bound_on_pixels_holds_for_every_format_and_can_be_set(options):
+def test_the_limit_of_pixels_applies_to_every_format(options):
     content = encode(scene(40, 30), **options)
     assert images.open(content, max_pixels=1200).size == (40, 30)
     assert "40 x 30 pixels are too many" in failure(content, max_pixels=1199)
@@ -404,7 +404,7 @@ def progressive(size: tuple[int, int], more_scans: int, between: bytes = b"") ->
 
 # What comes between is skipped by decoders: fill bytes, a marker that nothing belongs to, a comment.
 @pytest.mark.parametrize("between", [b"", b"\xff\xff", b"\xff\x01", b"\xff\xfe\0\4\xff\xda"])
-def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused(monkeypatch, between):
+def test_a_jpeg_with_too_many_scans_is_refused(monkeypatch, between):
     assert images.open(progressive((400, 300), 40, between)).size == (400, 300)
     monkeypatch.setattr(images, "MAX_SCANNED", 50 * 400 * 300)  # the file has ten scans of its own
     assert images.open(progressive((400, 300), 40, between)).size == (400, 300)
@@ -412,7 +412,7 @@ def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused(monkeypatch
     assert message.startswith("image bytes: 51 scans of 400 x 300 pixels are too many")
 
 
-def test_what_follows_the_end_of_a_jpeg_is_no_scan_of_it(monkeypatch):
+def test_data_after_the_end_of_a_jpeg_are_ignored(monkeypatch):
     monkeypatch.setattr(images, "MAX_SCANNED", 10 * 80 * 60)
     assert images.open(progressive((80, 60), 0) + 100 * b"a video\xff\xda").size == (80, 60)
 
@@ -428,7 +428,7 @@ def test_a_picture_decoded_at_a_fraction_keeps_its_size_upright():
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp"])
-def test_pillows_own_bound_is_not_in_the_way(monkeypatch, kind):
+def test_the_limit_of_pillow_has_no_effect(monkeypatch, kind):
     content = encode(scene(40, 30), **FORMATS[kind])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow would warn, and warnings are errors here
     assert images.open(content).size == (40, 30)
@@ -436,7 +436,7 @@ def test_pillows_own_bound_is_not_in_the_way(monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("part", [0.03, 0.5, 0.9])
-def test_a_file_cut_short_is_refused(tmp_path, kind, part):
+def test_a_truncated_file_is_refused(tmp_path, kind, part):
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     content = encode(Image.fromarray(noise), **FORMATS[kind])
     path = tmp_path / "cut.jpg"
@@ -448,7 +448,7 @@ def test_a_file_cut_short_is_refused(tmp_path, kind, part):
 
 @pytest.mark.parametrize("part", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("at_least", [None, 50])
-def test_a_progressive_jpeg_cut_short_is_refused(part, at_least):
+def test_a_truncated_progressive_jpeg_is_refused(part, at_least):
     content = encode(scene(400, 300), format="JPEG", progressive=True, quality=95)
     assert "cannot read this image" in failure(content[: int(len(content) * part)], at_least=at_least)
 
@@ -486,7 +486,7 @@ KNOWN = {
 @pytest.mark.parametrize(
     ("kind", "content"), [(kind, each) for kind, contents in KNOWN.items() for each in contents]
 )
-def test_a_known_format_that_is_not_read_is_named_with_advice(kind, content):
+def test_an_unsupported_format_is_named_with_advice(kind, content):
     message = failure(content)
     assert message.startswith(f"image bytes: cannot read this image ({kind}, which is not supported")
     assert message.endswith("). Convert it to JPEG or PNG.")
@@ -521,7 +521,7 @@ def test_a_file_without_read_permission_is_refused(monkeypatch):
     assert failure("secret.jpg") == "secret.jpg: no permission to read this file."
 
 
-def test_a_path_that_cannot_be_is_refused():
+def test_an_invalid_path_is_refused():
     assert failure("a\0b.jpg") == "a\0b.jpg: a path cannot contain a NUL character."
     assert failure("x" * 300) == f"{'x' * 300}: cannot read this file (File name too long)."
 
@@ -538,7 +538,7 @@ def test_other_types_are_refused(source):
     )
 
 
-def test_a_file_too_long_is_refused_before_it_fills_the_memory(monkeypatch, tmp_path):
+def test_a_large_file_is_refused_before_it_is_read(monkeypatch, tmp_path):
     path = tmp_path / "long.png"
     path.write_bytes(encode(scene(40, 30), format="PNG") + b"\0" * (3 << 20))
     assert images.open(path).size == (40, 30)
@@ -558,7 +558,7 @@ def test_a_file_too_long_is_refused_before_it_fills_the_memory(monkeypatch, tmp_
         UserWarning("odd"),
     ],
 )
-def test_whatever_a_decoder_raises_becomes_one_line(monkeypatch, error):
+def test_every_exception_of_a_decoder_becomes_one_line(monkeypatch, error):
     def load(_):
         raise error
 
@@ -622,7 +622,7 @@ def test_kinds_of_bmp_and_tiff_that_are_decoded():
         (tiff(3, 8, 1, compression=34712), "unknown value 34712 in its header"),
     ],
 )
-def test_a_kind_that_is_not_decoded_is_called_so(content, reason):
+def test_an_unsupported_variant_is_reported(content, reason):
     assert failure(content) == (
         f"image bytes: cannot read this image ({reason}). Pillow does not support this variant, or "
         "the file is damaged. Convert it to JPEG or PNG."
@@ -631,7 +631,7 @@ def test_a_kind_that_is_not_decoded_is_called_so(content, reason):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [12_000, 20_000])
-def test_a_gif_whose_first_frame_is_larger_than_its_header_tells_is_too_large(side):
+def test_a_gif_with_a_frame_larger_than_its_header_is_refused(side):
     """Pillow itself refuses the larger of them, by a limit of its own."""
     frame = struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\x00;"
     content = b"GIF89a" + struct.pack("<HHBBB", 3, 3, 0x80, 0, 0) + bytes(6) + b"," + frame
@@ -654,7 +654,7 @@ def test_damaged_bytes_give_a_picture_or_one_error(options):
             assert images.open(bytes(damaged), max_pixels=1_000_000).mode == "RGB"
 
 
-def test_an_interrupt_is_not_taken_for_a_damaged_file(monkeypatch):
+def test_an_interrupt_is_not_caught(monkeypatch):
     def load(_):
         raise KeyboardInterrupt
 
@@ -688,7 +688,7 @@ EXTRA_CHUNKS = {
 
 @pytest.mark.parametrize("extra", EXTRA_CHUNKS.values(), ids=EXTRA_CHUNKS)
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
-def test_damaged_ancillary_chunks_of_a_png_are_left_out(tmp_path, extra, before):
+def test_damaged_ancillary_chunks_of_a_png_are_ignored(tmp_path, extra, before):
     path = tmp_path / "a.png"
     path.write_bytes(with_chunk(encode(scene(40, 30), format="PNG"), extra, before))
     assert images.open(path).tobytes() == scene(40, 30).tobytes()
@@ -696,7 +696,7 @@ def test_damaged_ancillary_chunks_of_a_png_are_left_out(tmp_path, extra, before)
 
 
 @pytest.mark.parametrize("end", [b"", b"\0\0", chunk(b"IEND", b"")[:-3], chunk(b"tEXt", b"Comment\0hello")[:15]])
-def test_a_png_cut_after_its_pixels_opens(end):
+def test_a_png_truncated_after_its_pixels_opens(end):
     content = encode(scene(40, 30), format="PNG")
     assert images.open(content[: content.index(b"IEND") - 4] + end).tobytes() == scene(40, 30).tobytes()
 
@@ -724,7 +724,7 @@ def orientation_chunks() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("extra", orientation_chunks().values(), ids=orientation_chunks())
-def test_a_png_is_turned_as_any_of_its_chunks_says(extra):
+def test_the_orientation_in_any_chunk_of_a_png_is_applied(extra):
     assert images.open(with_chunk(encode(scene(40, 30), format="PNG"), extra)).size == (30, 40)
 
 
@@ -758,7 +758,7 @@ def test_a_jpeg_that_lacks_pixels_is_an_error(progressive):
 # Memory
 
 
-def test_threads_decode_at_a_time_what_memory_permits(monkeypatch):
+def test_concurrent_decoding_is_limited_by_memory(monkeypatch):
     size = (40, 30)
     monkeypatch.setattr(images, "_budget", images._Budget(2 * 40 * 30 * images.PIXEL_BYTES + 1))
     pairs, decoding, most = threading.Barrier(2), [], []
@@ -779,7 +779,7 @@ def test_threads_decode_at_a_time_what_memory_permits(monkeypatch):
     assert most == [2] * 8
 
 
-def test_a_large_picture_is_decoded_before_small_ones_that_came_later():
+def test_waiting_pictures_are_decoded_in_order():
     budget, order = images._Budget(3), []
 
     def use(part):
@@ -799,7 +799,7 @@ def test_a_large_picture_is_decoded_before_small_ones_that_came_later():
     assert order == [3, 1]
 
 
-def test_pictures_that_fail_give_their_memory_back(monkeypatch):
+def test_failed_pictures_release_their_memory(monkeypatch):
     content = encode(Image.effect_noise((40, 30), 80), format="PNG")
     monkeypatch.setattr(images, "_budget", images._Budget(40 * 30 * images.PIXEL_BYTES))
     for _ in range(2):
@@ -839,7 +839,7 @@ def test_a_reduced_jpeg_counts_as_decoded_and_a_progressive_one_whole(monkeypatc
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_has_all_memory():
+def test_a_forked_process_has_the_whole_budget():
     code = (
         "import os, numpy\nfrom captioner import images\n"
         "with images._budget.take(images.MAX_DECODED):\n"
@@ -884,7 +884,7 @@ def test_the_reduced_decoding_shows_the_same_frame():
 # Frames
 
 
-def test_a_picture_of_the_frames_size_passes_through_exactly():
+def test_a_picture_of_the_size_of_the_frame_is_not_changed():
     array = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = ((array / 255 - mean) / std).transpose(2, 0, 1)
@@ -1008,7 +1008,7 @@ def test_a_folder_scan_takes_image_suffixes(path, taken):
         ({"std": (0.2, float("inf"), 0.2)}, "std"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused(values, field):
+def test_invalid_image_settings_are_refused(values, field):
     with pytest.raises(ValueError, match=f"^{field}: expected"):
         ImageSettings(**values)
     with pytest.raises(ConfigError, match=f"header: images.{field}: expected|header: {field}: expected"):

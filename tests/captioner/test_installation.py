@@ -54,13 +54,13 @@ def install(monkeypatch, tmp_path):
         ),
     ],
 )
-def test_the_command_installs_from_where_the_package_came(install, origin, target):
+def test_the_command_installs_from_the_original_source(install, origin, target):
     install(origin)
     assert install_hint("web") == f'pip install "{target}"'
     assert install_hint(upgrade=True) == f'pip install --upgrade "{target.replace("[web]", "")}"'
 
 
-def test_a_package_that_is_not_installed_has_its_name(install, monkeypatch):
+def test_an_uninstalled_package_is_named(install, monkeypatch):
     def fail(name):
         raise PackageNotFoundError(name)
 

@@ -41,7 +41,7 @@ def names_in(text):
 # A result counts for its own picture only
 
 
-def test_an_overlay_counts_for_its_own_picture_only(run, here):
+def test_an_overlay_belongs_to_its_own_picture(run, here):
     for name, colour in {"p/dog.png": "red", "q/dog.png": "blue"}.items():
         save(name, colour)
     assert run("p/dog.png", "--overlay", "seen")[0] == 0
@@ -57,7 +57,7 @@ def test_an_overlay_counts_for_its_own_picture_only(run, here):
     assert {path.name: path.read_bytes() for path in Path("seen").iterdir()} == files
 
 
-def test_an_overlay_is_found_from_another_folder_and_not_taken_for_that_of_another_picture(run, here, monkeypatch):
+def test_an_overlay_is_recognised_from_another_folder(run, here, monkeypatch):
     for folder, colour in {"p": "red", "q": "blue"}.items():
         save(f"{folder}/dog.png", colour)
         monkeypatch.chdir(folder)
@@ -92,7 +92,7 @@ def test_an_overlay_does_not_contain_the_path_of_its_picture(run, here):
         assert b"private" not in Path(f"seen/dog.{format}").read_bytes()
 
 
-def test_overlays_in_the_folder_of_the_pictures_are_refused_for_the_folder_and_never_replace_a_picture(run, here):
+def test_overlays_never_replace_pictures(run, here):
     save("p/dog.png")
     before = Path("p/dog.png").read_bytes()
     code, out, err = run("p", "--overlay", "p")
@@ -106,7 +106,7 @@ def test_overlays_in_the_folder_of_the_pictures_are_refused_for_the_folder_and_n
     assert len(list(Path("p").iterdir())) == 2
 
 
-def test_standard_input_is_never_done_already(run, here, pictures, monkeypatch):
+def test_standard_input_is_always_captioned(run, here, pictures, monkeypatch):
     for options in (["-f", "jsonl", "-o", "o.jsonl"], ["--overlay", "seen"], ["-o", "o.csv", "--overlay", "seen"]):
         outputs = []
         for picture in (pictures[0], pictures[1], pictures[0]):
@@ -121,7 +121,7 @@ def test_standard_input_is_never_done_already(run, here, pictures, monkeypatch):
 
 
 @posix
-def test_a_fifo_is_a_picture_that_is_read_once_and_never_done_already(run, here, pictures):
+def test_a_fifo_is_read_once_and_always_captioned(run, here, pictures):
     os.mkfifo("pipe")
     for _ in range(2):
         writer = threading.Thread(target=Path("pipe").write_bytes, args=[pictures[0].read_bytes()])
@@ -132,7 +132,7 @@ def test_a_fifo_is_a_picture_that_is_read_once_and_never_done_already(run, here,
     assert run("pipe", "--sidecar", ".txt")[2].startswith("caption: error: pipe: --sidecar needs files")
 
 
-def test_a_later_picture_does_not_take_the_sidecar_of_another_for_its_own(run, here):
+def test_an_ambiguous_sidecar_is_refused_in_a_later_run(run, here):
     save("dog.png")
     assert run("dog.png", "--sidecar", ".txt")[0] == 0
     save("dog.jpg", "blue")
@@ -150,7 +150,7 @@ def test_one_picture_by_two_names_has_one_sidecar(run, here):
     assert sorted(path.name for path in Path("p").iterdir()) == ["a.png", "a.q"]
 
 
-def test_sidecars_are_what_the_data_layout_folder_reads(run, here):
+def test_sidecars_are_read_by_the_data_layout_folder(run, here):
     from evaluation.datasets.files import Problems
     from evaluation.datasets.own import read_folder
 
@@ -166,7 +166,7 @@ def test_sidecars_are_what_the_data_layout_folder_reads(run, here):
 
 
 @posix
-def test_names_that_are_too_long_cost_one_line_each(run, here):
+def test_names_that_are_too_long_are_reported(run, here):
     save("a.png")
     long = "x" * 251 + ".png"
     save(long)
@@ -189,7 +189,7 @@ def test_names_that_are_too_long_cost_one_line_each(run, here):
 
 
 @posix
-def test_what_is_not_permitted_costs_one_line_each(run, here, ordinary_user):
+def test_missing_permissions_are_reported(run, here, ordinary_user):
     for name in ("p/a.png", "p/closed/b.png", "p/read-only/c.png", "p/z.png"):
         save(name)
     Path("p/closed").chmod(0)
@@ -214,7 +214,7 @@ def test_what_is_not_permitted_costs_one_line_each(run, here, ordinary_user):
     Path("p/closed").chmod(0o700)
 
 
-def test_a_picture_that_vanishes_before_it_is_drawn_costs_one_line(here, tiny, pictures):
+def test_a_picture_deleted_before_it_is_drawn_is_reported(here, tiny, pictures):
     reported = []
     destination = Destination("out.txt", overlay=OverlaySettings(Path("seen")))
     with Run(Selection(tuple(map(str, pictures[:3]))), destination, 1, reported.append) as counted:
@@ -266,7 +266,7 @@ ODD = [
 
 
 @posix
-def test_a_list_of_failures_gives_every_name_back(run, here):
+def test_a_list_of_failures_round_trips(run, here):
     for name in ODD:
         Path(name).write_text("no picture")
     assert run(*ODD, "--failures", "f", "--null")[0] == 1
@@ -280,7 +280,7 @@ def test_a_list_of_failures_gives_every_name_back(run, here):
 
 
 @posix
-def test_names_that_a_line_cannot_hold_are_left_out_of_the_list_and_counted(run, here):
+def test_names_with_line_breaks_are_counted_and_not_listed(run, here):
     for name in ODD:
         Path(name).write_text("no picture")
     _, _, err = run(*ODD, "--failures", "f")
@@ -306,7 +306,7 @@ def test_an_empty_list_is_reported(run, here, monkeypatch):
     assert Path("out.csv").read_text() == "image,rank,caption,log_prob,log_probs,confidence,word_confidences\n"
 
 
-def test_a_list_that_breaks_ends_the_run_after_what_came_before(run, here):
+def test_an_invalid_list_ends_the_run_after_its_valid_part(run, here):
     save("a.png")
     Path("list").write_bytes(b"a.png\n" * 20_000 + b"x" * 200_000)
     code, _, err = run("--from-file", "list", "--shard", "1/20000")
@@ -339,7 +339,7 @@ def test_a_picture_is_never_overwritten_whatever_its_name(run, here, option):
     assert Path("a").read_bytes() == before
 
 
-def test_an_output_stays_as_it_was_if_no_picture_could_be_captioned(run, here):
+def test_an_output_is_not_changed_if_all_pictures_fail(run, here):
     Path("out.txt").write_text("precious\n")
     assert run("none.png", "-o", "out.txt", "--overwrite", "--failures", "f")[0] == 1
     assert Path("out.txt").read_text() == "precious\n"
@@ -365,7 +365,7 @@ def test_a_shard_without_pictures_leaves_an_empty_output_and_loads_no_model(run,
         ("x.txt", ["-f", "csv"], "image,rank"),
     ],
 )
-def test_the_format_follows_from_the_suffix_unless_it_is_chosen(run, here, name, options, start):
+def test_the_default_format_depends_on_the_suffix(run, here, name, options, start):
     for picture in ("a.png", "b.png"):
         save(picture)
     assert run("a.png", "b.png", "-o", name, *options)[0] == 0
@@ -404,7 +404,7 @@ def test_streams_are_written_to_and_not_replaced(run, here):
     assert run("a.png", "-o", os.devnull) == (0, "", "")
 
 
-def test_alternatives_are_written_only_when_they_are_asked_for(run, here):
+def test_alternatives_are_written_only_on_request(run, here):
     save("a.png")
     page = ["--overlay", "seen", "--overlay-format", "html"]
     assert "alternatives" not in json.loads(run("a.png", "-f", "jsonl", *page)[1])
@@ -425,7 +425,7 @@ class Stub:
             yield from ((source, ImageError(f"{source}: no")) for source in batch)
 
 
-def test_names_are_asked_for_two_batches_ahead_at_most_and_the_first_result_does_not_wait(here):
+def test_names_are_prefetched_for_at_most_two_batches(here):
     asked = 0
 
     def names():
@@ -464,7 +464,7 @@ def test_memory_does_not_grow_with_the_list(here):
     )  # kilobytes; the names alone have 21 MB
 
 
-def test_the_first_caption_of_a_long_list_comes_within_a_second(here):
+def test_the_first_caption_of_a_long_list_is_immediate(here):
     with Path("list").open("w") as file:
         file.writelines(f"{number}.jpg\n" for number in range(500_000))
     started = time.process_time()
@@ -491,7 +491,7 @@ def test_an_interrupted_run_keeps_the_old_list_of_failures(here):
     assert Path("f").read_text() == "a.png\nb.png\n"
 
 
-def test_an_output_is_closed_and_unlocked_when_a_run_cannot_begin(here):
+def test_an_output_is_unlocked_if_a_run_cannot_start(here):
     run = Run(Selection(("a", "b")), Destination("out.txt"), 1, print)
     Path("out.txt").write_text("notes\n")
     with pytest.raises(OutputError, match="captions of --format text"):

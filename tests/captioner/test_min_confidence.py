@@ -26,9 +26,7 @@ def middle(confidences):
     return (ordered[4] + ordered[5]) / 2
 
 
-def test_captions_below_it_are_empty_in_lines_that_name_their_picture(
-    run, calibrated_checkpoint, pictures, confidences, middle
-):
+def test_withheld_captions_are_empty_lines(run, calibrated_checkpoint, pictures, confidences, middle):
     options = (*pictures, "-m", calibrated_checkpoint, "--min-confidence", middle)
     code, output, messages = run(*options, "-f", "jsonl")
     assert code == 0
@@ -52,7 +50,9 @@ def test_captions_below_it_are_empty_in_lines_that_name_their_picture(
         assert caption or confidences[image] < middle
 
 
-def test_they_have_no_sidecar_and_no_overlay(run, calibrated_checkpoint, pictures, confidences, middle, tmp_path):
+def test_withheld_captions_have_no_sidecar_and_no_overlay(
+    run, calibrated_checkpoint, pictures, confidences, middle, tmp_path
+):
     folder = tmp_path / "overlays"
     options = ("-m", calibrated_checkpoint, "--min-confidence", middle)
     code, _, _ = run(*pictures, *options, "--sidecar", ".txt", "--overlay", folder)
@@ -63,7 +63,7 @@ def test_they_have_no_sidecar_and_no_overlay(run, calibrated_checkpoint, picture
         assert (folder / f"{picture.stem}.png").exists() == is_written
 
 
-def test_a_resumed_run_takes_them_for_done(run, calibrated_checkpoint, pictures, middle, tmp_path):
+def test_withheld_captions_are_done_in_a_resumed_run(run, calibrated_checkpoint, pictures, middle, tmp_path):
     output = tmp_path / "captions.jsonl"
     options = (*pictures, "-m", calibrated_checkpoint, "--min-confidence", middle, "-o", output)
     run(*options)
@@ -74,13 +74,13 @@ def test_a_resumed_run_takes_them_for_done(run, calibrated_checkpoint, pictures,
     assert output.read_text() == before
 
 
-def test_one_picture_without_a_caption_is_silence(run, calibrated_checkpoint, pictures):
+def test_a_single_withheld_caption_prints_nothing(run, calibrated_checkpoint, pictures):
     code, output, messages = run(pictures[0], "-m", calibrated_checkpoint, "--min-confidence", "1")
     assert (code, output) == (0, "")
     assert messages == "caption: no caption for 1 picture: confidence below 1\n"
 
 
-def test_each_candidate_is_held_against_it(run, calibrated_checkpoint, pictures):
+def test_each_candidate_is_withheld_by_its_own_confidence(run, calibrated_checkpoint, pictures):
     options = (pictures[0], "-m", calibrated_checkpoint, "--candidates", "4", "-f", "jsonl")
     whole = json.loads(run(*options)[1])
     every = [whole, *whole["candidates"]]
@@ -91,7 +91,7 @@ def test_each_candidate_is_held_against_it(run, calibrated_checkpoint, pictures)
     assert sum(each["caption"] == "" for each in [record, *record["candidates"]]) == 2
 
 
-def test_a_model_without_calibration_says_so_before_the_work(run, tiny_checkpoint, pictures):
+def test_a_model_without_calibration_is_refused_at_the_start(run, tiny_checkpoint, pictures):
     code, output, messages = run(*pictures, "--min-confidence", "0.5")
     assert (code, output) == (2, "")
     assert messages.startswith(f"caption: error: --min-confidence: {tiny_checkpoint} has no calibration")
@@ -99,13 +99,13 @@ def test_a_model_without_calibration_says_so_before_the_work(run, tiny_checkpoin
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "half", ""])
-def test_what_is_no_probability_is_refused(run, pictures, value):
+def test_an_invalid_probability_is_refused(run, pictures, value):
     code, _, messages = run(pictures[0], f"--min-confidence={value}")
     assert code == 2
     assert "expected a number from 0 to 1" in messages
 
 
-def test_csv_has_a_place_for_each_word(calibrated_checkpoint, pictures):
+def test_csv_has_a_confidence_for_each_word(calibrated_checkpoint, pictures):
     caption = load(calibrated_checkpoint, device="cpu").caption(pictures[0], SearchSettings())
     row = next(csv.reader(io.StringIO(FORMATS["csv"]().lines("a.png", caption))))
     of_words = row[6].split(" ")

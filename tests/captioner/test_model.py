@@ -102,7 +102,7 @@ def test_both_engines_write_the_same_captions_in_a_batch_and_one_by_one(models, 
             assert_same(model.caption(drawing, settings), caption, rtol=1e-3, atol=1e-4)
 
 
-def test_engines_agree_on_every_step_of_rows_that_branch_while_images_leave(models):
+def test_engines_agree_on_every_step(models):
     random = np.random.default_rng(0)
     pixels = random.normal(size=(3, 3, 64, 64)).astype(np.float32)
     states = {engine: model.engine.start(pixels) for engine, model in models.items()}
@@ -122,7 +122,7 @@ def test_engines_agree_on_every_step_of_rows_that_branch_while_images_leave(mode
         rows = random.integers(0, columns, (len(kept), columns + 1))
 
 
-def test_a_caption_holds_what_its_mechanism_can_tell(name, models, drawings):
+def test_a_caption_has_the_fields_of_its_mechanism(name, models, drawings):
     settings = MODELS[name]
     caption = models["onnx"].caption(drawings[0], SearchSettings(min_words=3, max_words=7))
     words, maps = len(caption.words), caption.attention
@@ -144,7 +144,7 @@ def test_a_caption_holds_what_its_mechanism_can_tell(name, models, drawings):
         np.testing.assert_allclose(heads.mean(axis=1), maps, atol=1e-6)
 
 
-def test_settings_are_read_as_they_were_written():
+def test_model_settings_round_trip():
     for settings in MODELS.values():
         assert from_dict(ModelSettings, to_dict(settings)) == settings
 
@@ -167,7 +167,7 @@ def test_settings_are_read_as_they_were_written():
         ({"kind": "mean"}, {"kind": "top_down"}, "attention.kind: 'top_down' reads the mean .*'mean'"),
     ],
 )
-def test_combinations_that_make_no_sense_are_refused_with_the_reason(attention, decoder, message):
+def test_contradictory_settings_are_refused(attention, decoder, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(ModelSettings, {"attention": attention, "decoder": decoder})
 
@@ -216,6 +216,6 @@ class Eigenvalues(torch.nn.Module):
     ("module", "reason"),
     [(Determinant, "the operator 'Det' is not allowed"), (Eigenvalues, "linalg_eigvals|linalg.eig")],
 )
-def test_what_cannot_be_exported_is_refused_with_the_reason(module, reason):
+def test_unsupported_exports_are_refused_with_the_reason(module, reason):
     with pytest.raises(UnsupportedError, match=f"this network cannot be exported to ONNX: .*(?:{reason})"):
         export._export(module(), (torch.randn(2, 3, 3),), ({0: "B"},), ["matrices"], ["values"], {})

@@ -59,7 +59,7 @@ def test_round_trip_is_exact(tiny_checkpoint, tmp_path):
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
-def test_weights_lie_where_those_of_a_new_network_do(tiny_checkpoint):
+def test_loaded_weights_are_aligned(tiny_checkpoint):
     # Products with a matrix that begins at another address may round otherwise.
     network, _ = load_checkpoint(tiny_checkpoint)
     assert {tensor.data_ptr() % 64 for tensor in network.state_dict().values()} == {0}
@@ -79,7 +79,7 @@ def checkpoint_of_pieces(tiny_checkpoint, tmp_path_factory):
     return path
 
 
-def test_a_vocabulary_of_pieces_is_read_as_it_was_written(checkpoint_of_pieces, tiny_checkpoint):
+def test_a_vocabulary_of_pieces_round_trips(checkpoint_of_pieces, tiny_checkpoint):
     header = read_header(checkpoint_of_pieces)
     assert header.tokenizer == PIECES_RULE
     assert header.merges[4] == ("ab", "a</w>")
@@ -87,7 +87,7 @@ def test_a_vocabulary_of_pieces_is_read_as_it_was_written(checkpoint_of_pieces, 
     assert read_header(tiny_checkpoint).merges == ()
 
 
-def test_a_header_from_before_there_were_pieces_is_read(rewrite, tiny_checkpoint):
+def test_an_old_header_without_pieces_is_read(rewrite, tiny_checkpoint):
     path = rewrite(lambda values: values.pop("merges"))
     assert read_header(path) == read_header(tiny_checkpoint)
 
@@ -152,7 +152,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_is_refused_and_not_run(tmp_path):
+def test_a_pickle_is_refused_and_not_executed(tmp_path):
     path, trace = tmp_path / "model.safetensors", tmp_path / "ran"
     for write in (lambda: path.write_bytes(pickle.dumps(Bomb(trace))), lambda: torch.save(Bomb(trace), path)):
         write()
@@ -188,7 +188,7 @@ def test_a_newer_format_is_refused_with_advice(rewrite):
         (lambda values: values["model"].update(extra=1), "extra: unknown setting"),
     ],
 )
-def test_a_header_with_a_mistake_is_refused(rewrite, change, message):
+def test_an_invalid_header_is_refused(rewrite, change, message):
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(rewrite(change))
 
@@ -208,7 +208,7 @@ def test_a_header_with_a_mistake_is_refused(rewrite, change, message):
         ),
     ],
 )
-def test_weights_that_the_header_does_not_describe_are_refused(rewrite, change, message):
+def test_weights_that_do_not_match_the_header_are_refused(rewrite, change, message):
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(rewrite(weights=change))
 
@@ -222,7 +222,7 @@ def test_weights_alone_are_not_a_captioner(tmp_path, engine):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_onnx_runtime_gets_the_weights_that_pytorch_folds(tmp_path, dtype):
+def test_folded_weights_equal_those_of_pytorch(tmp_path, dtype):
     """Batch norms are folded twice: by NumPy from the file, and in the network of PyTorch."""
     settings = ModelSettings(EncoderSettings("resnet18", 16), decoder=DecoderSettings(hidden_size=16))
     network = build_network(settings, len(SPECIAL) + 1, 64)
@@ -258,14 +258,14 @@ def test_an_interrupted_save_leaves_the_old_file(tiny_checkpoint, tmp_path, monk
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
 @pytest.mark.parametrize("settings", [SearchSettings(), SearchSettings(sample=True)], ids=["beam", "sampling"])
-def test_weights_that_are_not_numbers_are_an_error_that_names_the_file(rewrite, pictures, engine, settings):
+def test_nan_weights_are_an_error_with_the_name_of_the_file(rewrite, pictures, engine, settings):
     path = rewrite(weights=lambda tensors: tensors["decoder.output_weight"].fill_(math.nan))
     with pytest.raises(CheckpointError, match=r"not numbers \(NaN\)") as caught:
         load(path, engine=engine).caption(pictures[0], settings)
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_the_command_reports_weights_that_are_not_numbers_in_one_line(rewrite, run, pictures):
+def test_the_command_reports_nan_weights_in_one_line(rewrite, run, pictures):
     path = rewrite(weights=lambda tensors: tensors["decoder.output_weight"].fill_(math.nan))
     code, output, messages = run(*pictures, "-m", path)
     assert (code, output) == (2, "")

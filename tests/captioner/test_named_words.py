@@ -31,7 +31,7 @@ def of_pieces(tiny):
 
 
 @pytest.mark.skipif("default" not in SHIPPED, reason="the package was built without its checkpoint")
-def test_the_shipped_model_writes_what_is_required_and_nothing_banned():
+def test_the_shipped_model_obeys_ban_and_require():
     model = load(device="cpu")
     drawing = Image.new("RGB", (320, 200), "skyblue")
     drawing.paste("green", (0, 120, 320, 200))
@@ -50,7 +50,7 @@ def test_banned_words_are_never_written(tiny, pictures, settings):
     assert written(tiny, pictures, replace(settings, ban=tuple(map(str.upper, banned)))).isdisjoint(banned)
 
 
-def test_a_banned_word_that_the_model_does_not_know_changes_nothing(tiny, pictures):
+def test_banning_an_unknown_word_changes_nothing(tiny, pictures):
     texts = [
         [one.text for one in tiny.caption(pictures, replace(BEAM, ban=ban))] for ban in ((), ("zebra", "<end>"))
     ]
@@ -58,7 +58,7 @@ def test_a_banned_word_that_the_model_does_not_know_changes_nothing(tiny, pictur
 
 
 @pytest.mark.parametrize("settings", [BEAM, SAMPLE, replace(SAMPLE, max_words=1)])
-def test_a_banned_word_is_never_written_however_it_is_cut(of_pieces, pictures, settings):
+def test_a_banned_word_is_never_written_in_any_segmentation(of_pieces, pictures, settings):
     free = written(of_pieces, pictures, settings)
     banned = sorted(free)[:3]
     assert written(of_pieces, pictures, replace(settings, ban=tuple(banned))).isdisjoint(banned)
@@ -74,7 +74,7 @@ def test_required_words_are_written_whatever_the_picture(tiny, pictures, beam_si
         assert tiny.caption(picture, settings).text == caption.text
 
 
-def test_pieces_that_complete_a_word_are_those_whose_sentences_hold_it(of_pieces):
+def test_completing_pieces_give_sentences_with_the_word(of_pieces):
     """Every sentence of up to four pieces: it can be written just when its words are none of those listed."""
     vocabulary, longest, banned = of_pieces.vocabulary, 4, ["ab", "baab"]
     allowed = 0
@@ -105,7 +105,7 @@ def test_whole_words_complete_themselves():
         ("?!", r"^ban: expected one word, got '\?!', which is no word$"),
     ],
 )
-def test_what_is_not_one_word_is_refused(tiny, pictures, text, message):
+def test_only_single_words_are_accepted(tiny, pictures, text, message):
     with pytest.raises(CaptionerError, match=message):
         tiny.caption(pictures[0], SearchSettings(ban=(text,)))
 
@@ -146,7 +146,7 @@ def test_banned_words_are_no_alternatives(tiny, pictures):
         ({"require": ("dog", "cat"), "ban": ("Cat",)}, "require: 'cat' is banned as well"),
     ],
 )
-def test_what_cannot_be_required_is_refused(tiny, pictures, settings, message):
+def test_invalid_required_words_are_refused(tiny, pictures, settings, message):
     with pytest.raises(CaptionerError, match=re.escape(message)):
         tiny.caption(pictures[0], SearchSettings(**settings))
 

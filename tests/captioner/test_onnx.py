@@ -97,7 +97,7 @@ def test_a_process_that_forks_after_loading_captions_in_both(engine, way, tiny_c
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_threads_that_share_an_engine_get_what_they_would_alone(engine, tiny_checkpoint):
+def test_an_engine_is_thread_safe(engine, tiny_checkpoint):
     shared = load(tiny_checkpoint, device="cpu", engine=engine, threads=2).engine
 
     def work(seed):
@@ -118,7 +118,7 @@ def test_threads_that_share_an_engine_get_what_they_would_alone(engine, tiny_che
             np.testing.assert_allclose(array, other, atol=1e-5)
 
 
-def test_selecting_rows_leaves_the_state_as_it_was(tiny):
+def test_selecting_rows_does_not_change_the_state(tiny):
     pixels = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
     state = tiny.engine.start(pixels)
     before = [tensor.copy() for tensor in (*state.images.values(), *state.rows.values())]
@@ -130,7 +130,7 @@ def test_selecting_rows_leaves_the_state_as_it_was(tiny):
     assert {tensor.shape[:2] for tensor in chosen.rows.values()} == {(2, 4)}
 
 
-def test_replaced_cells_are_the_same_in_both_engines_and_leave_the_state_as_it_was(tiny_checkpoint):
+def test_replaced_cells_are_equal_in_both_engines(tiny_checkpoint):
     pixels = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
     cells = np.array([[True, False, False, True], [False] * 4, [True] * 4])
     log_probs = {}
@@ -190,7 +190,7 @@ def test_a_file_without_graphs_is_for_pytorch(without_graphs, tiny_checkpoint, p
         load(without_graphs, engine="onnx")
 
 
-def test_engines_and_devices_that_do_not_go_together_are_refused(tiny_checkpoint):
+def test_incompatible_engines_and_devices_are_refused(tiny_checkpoint):
     with pytest.raises(CaptionerError, match="device: engine 'onnx' runs on 'cpu', got 'cuda'"):
         load(tiny_checkpoint, "cuda", engine="onnx")
     with pytest.raises(CaptionerError, match="engine: expected 'auto', 'onnx' or 'torch', got 'tensorflow'"):

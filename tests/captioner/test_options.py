@@ -40,7 +40,7 @@ many = settings(max_examples=250, derandomize=True, deadline=None, database=None
         (["-", "--from-file", "-"], "standard input is one picture or one list of pictures, and can be named once"),
     ],
 )
-def test_an_option_that_would_have_no_effect_is_refused(run, arguments, message):
+def test_an_option_without_effect_is_refused(run, arguments, message):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert f"caption: error: {message}" in err
@@ -65,14 +65,14 @@ def test_an_empty_text_is_refused(run, tmp_path, monkeypatch, arguments):
     assert "an empty string. Check for unset shell variables." in err or "expected one word, got ''" in err
 
 
-def test_attention_and_alternatives_may_follow_from_the_name_of_the_output(run, tmp_path):
+def test_attention_and_alternatives_accept_a_jsonl_output(run, tmp_path):
     picture = tmp_path / "a.png"
     Image.new("RGB", (40, 30)).save(picture)
     assert run(picture, "-o", tmp_path / "x.jsonl", "--attention", "--alternatives", 1)[0] == 0
     assert '"attention": [' in (tmp_path / "x.jsonl").read_text()
 
 
-def test_a_head_that_the_model_does_not_have_is_one_error(run, tmp_path):
+def test_a_missing_head_is_one_error(run, tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     code, _, err = run(tmp_path, "--overlay", tmp_path / "seen", "--head", 3)
@@ -85,7 +85,7 @@ def test_the_formats_of_the_command_are_those_that_are_registered():
     assert set(formats) == set(FORMATS)
 
 
-def test_help_says_what_was_decided(run):
+def test_help_states_the_rules(run):
     code, out, _ = run("--help")
     text = " ".join(out.split())
     assert code == 0

@@ -44,24 +44,24 @@ def test_text_without_names_is_the_caption_alone():
     assert written("text", ("b.jpg", make_caption()), names=False) == "a dog\n"
 
 
-def test_text_gives_a_line_a_candidate_best_first():
+def test_text_has_one_line_per_candidate_best_first():
     caption = make_caption("a", candidates=(make_caption("b"), make_caption("c")))
     assert written("text", ("x.jpg", caption)) == "x.jpg\ta\nx.jpg\tb\nx.jpg\tc\n"
 
 
 @pytest.mark.parametrize("format", ["text", "csv"])
 @pytest.mark.parametrize("character", "\t\n\r\v\f\x00\x1b\x7f\x85\u2028\u2029")
-def test_a_control_character_in_a_name_leaves_lines_lines(format, character):
+def test_control_characters_in_names_do_not_break_lines(format, character):
     lines = written(format, (f"a{character}b.jpg", make_caption())).splitlines()
     assert lines[-1].startswith("a\\")
     assert len(lines) == (2 if format == "csv" else 1)
 
 
-def test_names_of_windows_and_of_other_scripts_stay_as_they_are():
+def test_names_of_windows_and_unicode_are_not_changed():
     assert written("text", ("C:\\fotos\\søster 犬.jpg", make_caption())).startswith("C:\\fotos\\søster 犬.jpg\t")
 
 
-def test_json_lines_hold_one_object_a_picture():
+def test_json_lines_have_one_object_per_picture():
     lines = written("jsonl", ("ö.jpg", make_caption()), ("b.jpg", make_caption("a cat"))).splitlines()
     assert "ö.jpg" in lines[0]
     assert json.loads(lines[0]) == {
@@ -75,21 +75,21 @@ def test_json_lines_hold_one_object_a_picture():
     assert json.loads(lines[1])["caption"] == "a cat"
 
 
-def test_json_lines_hold_the_alternatives_when_there_are_any():
+def test_json_lines_contain_the_alternatives():
     alternatives = ({"the": -0.123456789, "one": -np.inf}, {})
     candidate = replace(make_caption("a cat"), alternatives=alternatives)
     line = json.loads(written("jsonl", ("a.jpg", replace(candidate, candidates=(candidate,)))))
     assert line["alternatives"] == line["candidates"][0]["alternatives"] == [{"the": -0.12346, "one": None}, {}]
 
 
-def test_json_lines_hold_the_candidates_when_there_are_any():
+def test_json_lines_contain_the_candidates():
     line = written("jsonl", ("a.jpg", make_caption(candidates=(make_caption("a cat", -2.0),))))
     (candidate,) = json.loads(line)["candidates"]
     assert (candidate["caption"], candidate["log_prob"], candidate["words"]) == ("a cat", -2.0, ["a", "cat"])
     assert "image" not in candidate
 
 
-def test_json_lines_hold_attention_and_its_place_when_asked():
+def test_json_lines_contain_attention_on_request():
     caption = make_caption(candidates=(make_caption("a cat"),))
     record = json.loads(written("jsonl", ("a.jpg", caption), attention=True))
     assert record["attention"] == [[[0.16667] * 3] * 2] * 2
@@ -102,7 +102,7 @@ def test_json_is_strict_when_a_probability_is_zero():
     assert json.loads(line, parse_constant=pytest.fail)["log_prob"] is None
 
 
-def test_csv_has_a_header_and_a_row_a_candidate():
+def test_csv_has_a_header_and_a_row_per_candidate():
     rated = {"confidence": 0.25, "word_confidences": (None, 0.123456, 0.5)}
     caption = make_caption('a "dog", maybe', candidates=(make_caption("a cat", -2.0),), **rated)
     rows = list(csv.DictReader(io.StringIO(written("csv", ("a,b.jpg", caption)))))
@@ -133,7 +133,7 @@ def test_a_name_that_is_not_utf8_is_escaped(format):
     assert "caf\\udce9.jpg" in written(format, (os.fsdecode(b"caf\xe9.jpg"), make_caption()))
 
 
-def test_json_gives_a_name_that_is_not_utf8_back():
+def test_a_name_that_is_not_utf8_round_trips_through_json():
     name = os.fsdecode(b"caf\xe9\n\t\\.jpg")
     assert json.loads(written("jsonl", (name, make_caption())))["image"] == name
 
@@ -156,7 +156,7 @@ def test_formats_are_registered_by_their_names():
     assert {name: format.name for name, format in FORMATS.items()} == {name: name for name in FORMATS}
 
 
-def test_a_sidecar_stands_beside_its_picture(tmp_path):
+def test_a_sidecar_is_beside_its_picture(tmp_path):
     path = Sidecars(".txt").path(tmp_path / "my.dog.jpg")
     assert path == tmp_path / "my.dog.txt"
     write_sidecar(path, make_caption("ein Hündchen"))
@@ -181,7 +181,7 @@ def test_pictures_that_would_share_a_sidecar_have_none(tmp_path):
     assert sidecars.path(tmp_path / "cat.jpg") == tmp_path / "cat.txt"
 
 
-def test_an_existing_sidecar_is_overwritten_or_added_to_only_on_demand(tmp_path):
+def test_an_existing_sidecar_is_changed_only_on_demand(tmp_path):
     path = tmp_path / "dog.txt"
     path.write_text("by hand")
     with pytest.raises(OutputError, match=r"dog\.txt: exists already"):
@@ -201,6 +201,6 @@ def test_a_sidecar_never_replaces_a_picture(suffix):
 
 
 @pytest.mark.parametrize("suffix", ["", ".", "txt", "./txt", ".a/../../b", ".txt."])
-def test_what_is_no_suffix_is_refused(suffix):
+def test_an_invalid_suffix_is_refused(suffix):
     with pytest.raises(OutputError, match="is not a suffix"):
         Sidecars(suffix)

@@ -69,7 +69,7 @@ def starts(line):
 
 @pytest.mark.parametrize("frame", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("size", [(400, 400), (640, 400), (300, 500), (900, 200)])
-def test_attention_lies_where_the_shape_was_drawn(frame, size):
+def test_light_is_where_the_shape_was_drawn(frame, size):
     width, height = size
     side = min(size)
     x, y = (width / 2 + 0.3 * side, height / 2 - 0.2 * side) if frame == "crop" else (0.8 * width, 0.3 * height)
@@ -91,7 +91,7 @@ def test_attention_lies_where_the_shape_was_drawn(frame, size):
     assert abs(down - y / height) < 0.6 * (rectangle.bottom - rectangle.top) / 14
 
 
-def test_what_the_network_did_not_see_stays_dim():
+def test_parts_outside_of_the_input_stay_dim():
     grey = Image.new("RGB", (200, 100), (100, 100, 100))
     weights = np.zeros((7, 7))
     weights[:, [0, 6]] = 1 / 14  # at its left and right border, it looked as much as it could
@@ -102,7 +102,7 @@ def test_what_the_network_did_not_see_stays_dim():
     assert (panel[:, 100] == round(dimmed(100))).all()
 
 
-def test_what_got_the_largest_weight_is_shown_as_it_is_and_what_got_the_average_or_less_is_dim():
+def test_the_largest_weight_has_full_light_and_the_average_none():
     weights = np.ones((7, 7))
     weights[:, :3], weights[:, 4:] = 0.2, 4
     light = spread_light(weights, EVERYTHING, 70, 70)
@@ -114,12 +114,12 @@ def test_what_got_the_largest_weight_is_shown_as_it_is_and_what_got_the_average_
     assert np.abs(panel[:, :30] - dimmed(pixels[:, :30])).max() <= 0.5
 
 
-def test_a_look_at_everything_alike_lights_nothing():
+def test_uniform_attention_has_no_light():
     assert (spread_light(np.full((7, 7), 1 / 49, np.float32), EVERYTHING, 30, 20) < 1e-4).all()
 
 
 @pytest.mark.parametrize("grid", [7, 14])
-def test_small_differences_are_not_blown_up(grid):
+def test_small_differences_are_not_exaggerated(grid):
     """Weights that differ by 5 % leave the picture nearly dim; twice the average has full light."""
     noise = 1 + 0.05 * np.random.default_rng(0).uniform(-1, 1, (grid, grid))
     assert spread_light(noise, EVERYTHING, 60, 60).max() < 0.1
@@ -137,7 +137,7 @@ def test_black_and_white_pictures_show_what_is_dim(colour):
     assert np.abs(panel[35, 35] - panel[0, 0]).min() > 20
 
 
-def test_attention_on_padding_lights_no_part_of_the_picture():
+def test_attention_on_padding_has_no_light():
     weights = np.zeros((9, 9))
     weights[0] = 1 / 9  # the picture begins three rows further down
     panel = light_up(Image.new("RGB", (120, 40), GREEN), weights, Rectangle(0, -1, 1, 2))
@@ -188,7 +188,7 @@ def test_function_words_share_the_panel_of_the_word_after_them():
     ("weights", "expected"),
     [([[0.25, 0.25], [0.25, 0.25]], "1.0 × average"), ([[0.1, 0.1], [0.55, 0.25]], "2.2 × average")],
 )
-def test_a_look_is_described_by_how_far_its_largest_weight_is_above_the_average(weights, expected):
+def test_attention_is_described_by_its_largest_weight(weights, expected):
     assert describe_attention(np.array(weights)) == expected
 
 
@@ -203,7 +203,7 @@ def test_the_legend_stands_below_the_panels(size):
 
 @pytest.mark.parametrize("size", [(300, 300), (60, 600)])
 @pytest.mark.parametrize("word", ["extraordinarily", "x" * 200, "two\nlines", "犬" * 40])
-def test_titles_never_run_into_their_neighbours(size, word):
+def test_titles_do_not_overlap(size, word):
     figure = draw_attention(Image.new("RGB", size, GREEN), make_caption([word] * 8))
     assert figure.width <= FIGURE_WIDTH + GAP
     pixels = np.asarray(figure)[: np.flatnonzero(panels_of(figure).any(axis=1))[-1]]  # without the legend
@@ -219,14 +219,14 @@ def test_any_word_can_be_drawn(word):
 
 
 @pytest.mark.parametrize("letter", ["é", "ü", "ß", "ő", "я", "λ", "…"])
-def test_letters_beyond_ascii_are_drawn(letter):
+def test_non_ascii_letters_are_drawn(letter):
     figure, without_glyph = (
         draw_attention(Image.new("RGB", (30, 20), GREEN), make_caption([word])) for word in (letter, "\U000f0000")
     )
     assert figure != without_glyph
 
 
-def test_pillow_without_freetype_is_named(monkeypatch):
+def test_a_missing_freetype_is_reported(monkeypatch):
     missing = DeferredError.new(ImportError("The _imagingft C module is not installed"))
     monkeypatch.setattr(ImageFont, "core", missing)
     with pytest.raises(CaptionerError, match=r"overlays need FreeType.*pip install"):
@@ -234,12 +234,12 @@ def test_pillow_without_freetype_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (9000, 1), (1, 9000)])
-def test_pictures_of_extreme_shapes_can_be_drawn(size):
+def test_pictures_of_extreme_shapes_are_drawn(size):
     figure = draw_attention(Image.new("RGB", size, GREEN), make_caption(["a", "b"]))
     assert max(figure.size) < 5000
 
 
-def test_a_photograph_taken_sideways_is_drawn_upright():
+def test_a_rotated_photograph_is_drawn_upright():
     file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn clockwise
@@ -249,7 +249,7 @@ def test_a_photograph_taken_sideways_is_drawn_upright():
 
 
 @pytest.mark.parametrize("colours", COLOURS)
-def test_the_brightest_place_is_where_the_network_looked_most_in_every_colour(colours):
+def test_the_brightest_location_has_the_largest_weight_in_every_colour(colours):
     weights = np.full((7, 7), 0.001)
     weights[1, 5] = 1
     panel = np.asarray(light_up(Image.new("RGB", (140, 140), (90, 90, 90)), weights, EVERYTHING, colours))
@@ -257,7 +257,7 @@ def test_the_brightest_place_is_where_the_network_looked_most_in_every_colour(co
     assert (row // 20, column // 20) == (1, 5)
 
 
-def test_colours_leave_what_the_network_did_not_see_black():
+def test_parts_outside_of_the_input_are_black_in_colour_maps():
     weights = np.eye(7) / 7  # most of it has no light
     layer = draw_layer(weights, Rectangle(0.25, 0, 0.75, 1), 200, 100, "viridis")
     assert not layer[:, :50, :3].any()
@@ -271,7 +271,7 @@ def test_unknown_colours_are_refused():
 
 
 @pytest.mark.parametrize("size", [(640, 400), (300, 500), (20, 15), (2000, 100)])
-def test_an_animation_walks_through_the_words(size):
+def test_an_animation_has_a_frame_for_each_word(size):
     words = ["a", "dog", "that", "runs", "through", "remarkably", "tall", "grass", "with", "its", "tongue", "out"]
     attention = np.full((len(words), 7, 7), 0.001, np.float32)
     for place in range(len(words)):
@@ -293,7 +293,7 @@ def test_an_animation_walks_through_the_words(size):
     assert (np.asarray(frames[0]) != np.asarray(frames[1])).any()
 
 
-def test_a_saved_animation_holds_every_frame(tmp_path):
+def test_a_saved_animation_has_every_frame(tmp_path):
     frames = animate_attention(Image.new("RGB", (60, 40), GREEN), make_caption(["a", "red", "dog"]))
     with (tmp_path / "dog.gif").open("wb") as file:
         save_animation(frames, file)
@@ -304,7 +304,7 @@ def test_a_saved_animation_holds_every_frame(tmp_path):
         assert saved.info["duration"] == 1000 * PAUSE
 
 
-def test_an_animation_keeps_the_colour_under_a_word_and_smooth_light():
+def test_an_animation_keeps_accent_colour_and_smooth_light():
     across = np.linspace(0, 255, 300, dtype=np.uint8)
     colourful = np.stack(np.broadcast_arrays(across[:, None], across[None], across[::-1, None]), axis=-1)
     maps = np.random.default_rng(0).dirichlet(np.full(49, 0.3), 1).reshape(1, 7, 7).astype(np.float32)
@@ -321,7 +321,7 @@ def test_an_animation_keeps_the_colour_under_a_word_and_smooth_light():
     assert np.abs(seen - meant).mean() < 2
 
 
-def test_a_head_that_is_picked_is_the_attention():
+def test_a_selected_head_becomes_the_attention():
     heads = np.random.default_rng(0).dirichlet(np.ones(49), (1, 2)).reshape(1, 2, 7, 7).astype(np.float32)
     caption = replace(make_caption(["dog"], heads.mean(axis=1)), heads=heads)
     assert (pick_head(caption, 1).attention == heads[:, 1]).all()

@@ -49,7 +49,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_picture_is_in_the_file_as_soon_as_it_is_written(format, path):
+def test_each_picture_is_flushed_to_the_file(format, path):
     lines = FORMATS[format]()
     with open_output(str(path), lines, "skip") as output:
         for count in (1, 2):
@@ -60,7 +60,7 @@ def test_each_picture_is_in_the_file_as_soon_as_it_is_written(format, path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_that_was_cut_off_anywhere_is_resumed_to_the_file_of_an_undisturbed_one(format, path):
+def test_a_run_interrupted_at_any_byte_is_resumed_to_the_same_file(format, path):
     write(path, format, NAMES)
     content = path.read_bytes()
     lines = FORMATS[format]()
@@ -83,7 +83,7 @@ def test_a_run_that_was_cut_off_anywhere_is_resumed_to_the_file_of_an_undisturbe
     ],
 )
 @pytest.mark.parametrize("existing", ["skip", "append"])
-def test_a_last_line_without_newline_is_kept_where_another_picture_comes_first(format, last, existing, path):
+def test_a_last_line_without_newline_is_kept_if_another_picture_follows(format, last, existing, path):
     start = FORMATS[format].heading + last
     path.write_text(start)
     write(path, format, ["a.png"], existing, make_caption())
@@ -93,7 +93,7 @@ def test_a_last_line_without_newline_is_kept_where_another_picture_comes_first(f
         assert write(path, format, ["z.png"]) == []
 
 
-def test_a_picture_with_too_few_candidates_at_the_end_is_kept_where_another_comes_first(path):
+def test_incomplete_candidates_are_kept_if_another_picture_follows(path):
     path.write_text("x.png\tby hand\n")
     write(path, "text", ["a.png", "x.png"])
     assert path.read_text() == "x.png\tby hand\na.png\ta dog\na.png\ta cat\n"
@@ -118,14 +118,14 @@ NOT_OURS = [
 
 @pytest.mark.parametrize(("format", "content"), NOT_OURS)
 @pytest.mark.parametrize("existing", ["skip", "append"])
-def test_a_file_of_something_else_is_refused_and_stays_as_it_is(format, content, existing, path):
+def test_a_file_of_another_format_is_refused_and_not_changed(format, content, existing, path):
     path.write_bytes(content)
     with pytest.raises(OutputError, match=rf"captions: expected captions of --format {format}, but "):
         write(path, format, ["b.png"], existing)
     assert path.read_bytes() == content
 
 
-def test_a_file_that_never_has_a_newline_is_refused_without_reading_it_to_its_end(path, monkeypatch):
+def test_a_file_without_newlines_is_refused_early(path, monkeypatch):
     monkeypatch.setattr("captioner.resume.MAX_LINE", 1000)
     path.write_bytes(b"\0" * 5000)
     with pytest.raises(OutputError, match="line 1 is not"):
@@ -133,7 +133,7 @@ def test_a_file_that_never_has_a_newline_is_refused_without_reading_it_to_its_en
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_append_adds_pictures_that_the_file_has(format, path):
+def test_append_repeats_pictures_in_the_file(format, path):
     write(path, format, NAMES)
     before = path.read_bytes()
     assert write(path, format, NAMES[:1], "append") == NAMES[:1]
@@ -159,7 +159,7 @@ def test_nothing_is_changed_before_the_first_lines_are_appended(existing, path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_without_pictures_leaves_a_file(format, path):
+def test_a_run_without_pictures_creates_a_file(format, path):
     write(path, format, [])
     assert path.read_text() == FORMATS[format].heading
 
@@ -175,7 +175,7 @@ def test_a_second_run_into_the_same_file_is_refused(path):
     assert path.read_text() == "a.png\ta dog\nb.png\ta dog\n"
 
 
-def test_lines_that_a_full_disk_takes_only_in_part_are_removed(path, monkeypatch):
+def test_incomplete_lines_on_a_full_disk_are_removed(path, monkeypatch):
     write(path, "text", ["a.png"], caption=make_caption())
     real_write, taken = os.write, []
 
@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_opened_is_an_output_error(tmp_path, place):
         write(tmp_path / place, "text", ["a.png"], "overwrite")
 
 
-def test_names_that_a_file_has_take_8_bytes_each(path):
+def test_names_in_a_file_need_8_bytes_each(path):
     names = [f"{'folder/' * 20}{number}.jpg" for number in range(3000)]
     path.write_text("".join(f"{name}\ta dog\n" for name in names))
     with open_output(str(path), FORMATS["text"](), "skip") as output:
@@ -207,7 +207,7 @@ def test_names_that_a_file_has_take_8_bytes_each(path):
         assert not output.has("other.jpg")
 
 
-def test_standard_output_has_nothing_from_an_earlier_run(capsys):
+def test_standard_output_is_never_resumed(capsys):
     for _ in range(2):
         with open_output(None, FORMATS["csv"](), "skip") as output:
             assert not output.has("a.png")
@@ -234,7 +234,7 @@ def test_a_stream_is_written_to_and_never_read(tmp_path):
 
 
 @posix
-def test_a_descriptor_is_a_stream_whatever_it_was_redirected_to(path):
+def test_a_descriptor_is_a_stream(path):
     path.write_text("notes\n")
     with path.open("a") as file, open_output(f"/dev/fd/{file.fileno()}", FORMATS["text"](), "skip") as output:
         output.append("a.png\ta dog\n")

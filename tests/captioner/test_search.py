@@ -138,7 +138,7 @@ def test_beam_search_finds_the_best_sentences(seed, length_penalty):
         assert [hypothesis.log_prob for hypothesis in hypotheses] == pytest.approx([total for _, _, total in best])
 
 
-def test_the_coverage_penalty_rewards_sentences_that_look_everywhere():
+def test_the_coverage_penalty_favours_coverage():
     """Wu et al. 2016, equation 14."""
     toy, beta, images = Toy(5, seed=1), 0.5, range(3)
     settings = {"beam_size": 60, "candidates": 7, "max_words": 3}
@@ -233,12 +233,12 @@ def test_constrained_beam_search_keeps_a_beam_for_each_set_of_required_words(bea
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_required_words_are_written_when_nothing_else_fits(beam_size):
+def test_required_words_are_written_in_the_shortest_sentences(beam_size):
     for found in run(Toy(9, end_bias=9.0), range(5), required=[7, 3, 5, 8], beam_size=beam_size, max_words=4):
         assert {frozenset(hypothesis.words) for hypothesis in found} == {frozenset({3, 5, 7, 8})}
 
 
-def test_required_words_do_not_lift_other_constraints():
+def test_required_words_obey_other_constraints():
     settings = {"beam_size": 3, "min_words": 6, "max_words": 7}
     for (found,) in run(Toy(6, seed=8), range(6), [NoRepeatedPhrase(1)], required=[2, 3], **settings):
         assert {2, 3} <= set(found.words)
@@ -273,7 +273,7 @@ def diverse_beam_search(toy, image, groups, size, diversity, max_words):
 @pytest.mark.parametrize("quantum", [0.0, 1.0])
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
 @pytest.mark.parametrize("size", [6, 200])
-def test_beam_search_gives_what_a_stable_sort_of_all_continuations_gives(size, beam_size, quantum):
+def test_beam_search_equals_a_stable_sort_of_all_continuations(size, beam_size, quantum):
     toy, images = Toy(size, seed=3, quantum=quantum, end_bias=math.log(size)), range(6)
     found = run(toy, images, beam_size=beam_size, candidates=beam_size, max_words=5)
     for image, hypotheses in enumerate(found):
@@ -315,7 +315,7 @@ def test_few_candidates_are_the_best_of_different_groups(candidates):
         assert [tuple(hypothesis.words) for hypothesis in hypotheses] == [words for _, words in best]
 
 
-def test_groups_without_diversity_search_alike_and_give_no_sentence_twice():
+def test_groups_without_diversity_give_no_duplicates():
     toy, images = Toy(8, seed=2), range(6)
     together = run(toy, images, beam_size=6, diverse_groups=3, diversity=0.0, candidates=6, max_words=5)
     alone = run(toy, images, beam_size=2, candidates=2, max_words=5)
@@ -374,7 +374,7 @@ def test_a_batch_equals_its_images_one_by_one(settings):
 
 
 @pytest.mark.parametrize("settings", SEARCHES)
-def test_log_probabilities_looks_and_alternatives_belong_to_the_words(settings):
+def test_log_probabilities_attention_and_alternatives_match_the_words(settings):
     """Back-pointers lead to the right row at every word, also where rows branch and images leave the batch."""
     toy = Toy(7, seed=2)
     found = run(toy, range(8), max_words=6, alternatives=3, **settings)
@@ -403,7 +403,7 @@ def test_log_probabilities_looks_and_alternatives_belong_to_the_words(settings):
     assert len({max(len(hypothesis.words) for hypothesis in hypotheses) for hypotheses in found}) > 1
 
 
-def test_a_look_without_shares_and_heads_leaves_them_out():
+def test_absent_shares_and_heads_stay_absent():
     toy = Toy(6)
 
     def step(words, state):
@@ -466,7 +466,7 @@ def test_words_can_be_banned_after_others(settings):
 
 
 @pytest.mark.parametrize("settings", [{"beam_size": 4}, {"sample": True, "candidates": 40}])
-def test_a_sentence_that_nothing_may_follow_is_given_up(settings):
+def test_a_sentence_without_continuation_is_dropped(settings):
     toy = Toy(5, seed=1)
     some, none = (
         words_of(
@@ -507,7 +507,7 @@ def test_only_a_repeatable_word_may_follow_itself(settings):
 
 @pytest.mark.parametrize("repeatable", [[], [1]])
 @pytest.mark.parametrize("length", range(9))
-def test_forbidden_repeats_are_those_of_a_plain_comparison(length, repeatable):
+def test_forbidden_repeats_equal_a_brute_force_comparison(length, repeatable):
     rng = np.random.default_rng(length)
     history = rng.integers(0, 3, size=(20, 4, length))
     log_probs = np.zeros((20, 4, 3), dtype=np.float32)
@@ -551,7 +551,7 @@ def test_top_k_equals_a_stable_sort(vocabulary, count, levels):
 
 
 @pytest.mark.parametrize("settings", SEARCHES)
-def test_predictions_that_are_not_numbers_are_an_error(settings):
+def test_nan_predictions_are_an_error(settings):
     toy = Toy(100, seed=1, end_bias=-50.0)
 
     def step(words, state):
@@ -566,7 +566,7 @@ def test_predictions_that_are_not_numbers_are_an_error(settings):
         search(step, toy.start(range(3)), 3, SearchSettings(**settings), start=START, end=END, required=required)
 
 
-def test_sampling_draws_each_word_as_often_as_its_probability_says():
+def test_sampling_follows_the_probabilities():
     log_probs = Toy(6, seed=4).log_probs(0, (START,))
     log_probs[[START, END]] = -np.inf
     count = 40000
@@ -609,7 +609,7 @@ def test_a_seed_determines_the_sample():
     assert first == again != other
 
 
-def test_sampling_may_draw_a_sentence_twice():
+def test_sampling_may_give_duplicates():
     (found,) = run(Toy(4), [0], sample=True, candidates=30, max_words=1)
     assert len(found) == 30
     assert len({tuple(hypothesis.words) for hypothesis in found}) == 2
@@ -701,7 +701,7 @@ def test_a_sentence_of_the_maximum_length_ends_where_its_score_is_best(seed, cov
         np.testing.assert_array_equal(values, of_all[:best])
 
 
-def test_sentences_that_end_earlier_stay_different():
+def test_sentences_that_end_earlier_stay_distinct():
     toy = Toy(100, seed=3, end_bias=-2.0)
     settings = SearchSettings(max_words=6, length_penalty=0.0, candidates=5)
     (found,) = run(toy, [0], max_words=6, length_penalty=0.0, candidates=5)
@@ -734,7 +734,7 @@ def test_a_sentence_does_not_end_before_its_required_words():
             assert {7, 9} <= set(ended.words)
 
 
-def test_a_sentence_below_the_maximum_length_stays_as_it_is():
+def test_a_sentence_below_the_maximum_length_is_not_changed():
     found = run(Toy(20, seed=1, end_bias=3.0), range(5), max_words=9, candidates=3)
     assert max(len(hypothesis.words) for hypotheses in found for hypothesis in hypotheses) < 9
     for hypotheses in found:

@@ -38,7 +38,7 @@ def find_names(*names, **options):
     return [each.name for each in found]
 
 
-def test_a_folder_gives_all_pictures_below_it_by_path_and_where_they_are(folder):
+def test_a_folder_gives_all_pictures_sorted_by_path(folder):
     found, missing = find("photos")
     assert [each.name for each in found] == [
         "photos/a.png",
@@ -66,7 +66,7 @@ def test_the_current_folder_is_not_part_of_the_names(folder, monkeypatch):
     assert find_names("../photos/*.png") == ["../photos/a.png"]
 
 
-def test_a_pattern_gives_the_pictures_that_fit_each_once(folder):
+def test_a_pattern_gives_matching_pictures_without_duplicates(folder):
     found, missing = find("photos/*", "photos/**/s*.jpg", "photos/*.gif", "none/*.jpg")
     assert [each.name for each in found] == ["photos/a.png", "photos/b.jpg", "photos/trip/day 1/sea.jpg"]
     assert missing == ["photos/*.gif: no pictures match this pattern", "none/*.jpg: no pictures match this pattern"]
@@ -87,7 +87,7 @@ def test_names_of_a_list_are_never_patterns(folder):
     assert find_names("photos/[ab].jpg", patterns=False) == ["photos/[ab].jpg"]
 
 
-def test_files_come_as_they_are_named_whether_they_exist_or_not(folder):
+def test_files_are_found_by_name_even_if_missing(folder):
     assert find_names("photos/b.jpg", "no.jpg", "photos/b.jpg", "x" * 300) == [
         "photos/b.jpg",
         "no.jpg",
@@ -96,7 +96,7 @@ def test_files_come_as_they_are_named_whether_they_exist_or_not(folder):
     ]
 
 
-def test_an_empty_folder_is_reported_and_the_others_go_on(folder):
+def test_an_empty_folder_is_reported_and_the_scan_continues(folder):
     (folder / "empty").mkdir()
     found, missing = find("photos/empty", "photos/b.jpg")
     assert [each.name for each in found] == ["photos/b.jpg"]
@@ -104,7 +104,7 @@ def test_an_empty_folder_is_reported_and_the_others_go_on(folder):
 
 
 @posix
-def test_a_link_never_leads_in_circles_nor_any_picture_comes_twice(folder):
+def test_links_cause_no_cycles_and_no_duplicates(folder):
     for name in ("loop", "trip/loop", "trip/day 1/loop"):
         (folder / name).symlink_to(folder.absolute())
     for name in ("photos", "photos/**/*"):
@@ -120,7 +120,7 @@ def test_a_link_never_leads_in_circles_nor_any_picture_comes_twice(folder):
 
 @posix
 @pytest.mark.parametrize("name", ["photos", "photos/**/*"])
-def test_hidden_broken_and_special_entries_are_left_out_and_counted(folder, name):
+def test_hidden_broken_and_special_entries_are_skipped_and_counted(folder, name):
     for hidden in (".thumbs/t.png", "@eaDir/t.jpg", "trip/.cache/t.png", ".t.png"):
         (folder / hidden).parent.mkdir(exist_ok=True)
         Image.new("RGB", (3, 2)).save(folder / hidden)
@@ -142,14 +142,14 @@ def test_hidden_broken_and_special_entries_are_left_out_and_counted(folder, name
     assert skipped.formats == {".heic": 2, ".jp2": 1}
 
 
-def test_hidden_pictures_are_found_by_a_pattern_that_names_them_so(folder):
+def test_hidden_pictures_are_found_by_explicit_patterns(folder):
     (folder / ".thumbs").mkdir()
     Image.new("RGB", (3, 2)).save(folder / ".thumbs" / "t.png")
     assert find_names("photos/.thumbs/*") == find_names("photos/.t*/*.png") == ["photos/.thumbs/t.png"]
 
 
 @posix
-def test_a_folder_that_cannot_be_read_is_reported_and_the_others_go_on(folder, ordinary_user):
+def test_an_unreadable_folder_is_reported_and_the_scan_continues(folder, ordinary_user):
     (folder / "locked").mkdir(mode=0)
     for name in ("photos", "photos/**/*"):
         found, missing = find(name)
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_read_is_reported_and_the_others_go_on(folder, o
     (folder / "locked").chmod(0o700)
 
 
-def test_a_folder_may_be_deeper_than_python_recurses(tmp_path, monkeypatch):
+def test_a_folder_may_be_deeper_than_the_recursion_limit(tmp_path, monkeypatch):
     depth = 1200
     monkeypatch.chdir(tmp_path)
     for _ in range(depth):
@@ -176,7 +176,7 @@ def test_a_folder_may_be_deeper_than_python_recurses(tmp_path, monkeypatch):
         os.rmdir("d")  # noqa: PTH106
 
 
-def test_pictures_come_while_they_are_found(folder):
+def test_pictures_are_found_lazily(folder):
     def names():
         yield "photos/a.png"
         raise AssertionError("asked for too early")
@@ -184,7 +184,7 @@ def test_pictures_come_while_they_are_found(folder):
     assert next(find_pictures(names())).name == "photos/a.png"
 
 
-def test_pictures_in_the_folder_of_overlays_are_left_out(folder):
+def test_pictures_in_the_folder_of_overlays_are_skipped(folder):
     names = find_names("photos", "photos/trip/[x].jpg", overlays=folder / "trip")
     assert names == ["photos/a.png", "photos/b.jpg", "photos/trip/[x].jpg"]
     (folder / "empty").mkdir()
@@ -196,7 +196,7 @@ def test_pictures_in_the_folder_of_overlays_are_left_out(folder):
     ]
 
 
-def test_standard_input_is_read_when_its_turn_comes(monkeypatch):
+def test_standard_input_is_read_lazily(monkeypatch):
     found, _ = find("-")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a picture")))
     assert (found[0].kind, found[0].source()) == ("stream", b"a picture")
@@ -224,13 +224,13 @@ def test_a_fifo_is_a_stream(tmp_path):
         ("https://", "picture"),
     ],
 )
-def test_an_address_is_a_picture_that_is_named_by_the_end_of_its_path(address, place):
+def test_a_url_is_named_after_the_end_of_its_path(address, place):
     (found,), missing = find(address)
     assert (found.name, str(found.stem), found.kind) == (address, place, "address")
     assert not missing
 
 
-def test_a_picture_on_the_web_is_fetched_when_it_is_read_and_kept_for_its_overlay(website):
+def test_a_url_is_downloaded_lazily_and_kept_for_its_overlay(website):
     website.pages["/dog.jpg"] = b"a picture"
     for overlays, times in ((None, 2), (Path("seen"), 1)):
         (found,), _ = find(f"{website.url}/dog.jpg", overlays=overlays)
@@ -270,7 +270,7 @@ def test_names_between_nul_characters_may_contain_anything(tmp_path):
     assert read(content, tmp_path, null=True) == read(content[:-1], tmp_path, null=True) == NAMES
 
 
-def test_a_name_fits_a_list_exactly_if_it_comes_back(tmp_path):
+def test_a_name_fits_a_list_if_it_round_trips(tmp_path):
     for name in (*NAMES, "a.png", " b.png", "tab\t.png"):
         assert (read(os.fsencode(name) + b"\n", tmp_path) == [name]) >= fits_list(name)
     assert [name for name in NAMES if fits_list(name)] == ["[x].png", "-"]
@@ -285,7 +285,7 @@ def test_a_name_fits_a_list_exactly_if_it_comes_back(tmp_path):
         (b"x" * 200_000, "expected a list of names, got one of more than 65,536 characters"),
     ],
 )
-def test_what_is_no_list_of_names_is_an_error(tmp_path, content, message):
+def test_an_invalid_list_is_an_error(tmp_path, content, message):
     with pytest.raises(CaptionerError, match=f"list: .*{message}"):
         read(content, tmp_path)
 
@@ -309,7 +309,7 @@ def test_a_list_is_read_while_it_is_written(monkeypatch):
             assert list(names) == []
 
 
-def test_the_first_of_a_million_names_comes_at_once(tmp_path):
+def test_the_first_of_a_million_names_is_immediate(tmp_path):
     with (tmp_path / "list").open("w") as file:
         file.writelines(f"photos/{number}.jpg\n" for number in range(1_000_000))
     started = time.process_time()

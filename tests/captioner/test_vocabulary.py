@@ -41,7 +41,7 @@ def pieces():
     return Vocabulary.build_pieces(CAPTIONS, size=110)
 
 
-def test_captions_are_cut_into_words_without_punctuation():
+def test_captions_are_split_into_words_without_punctuation():
     assert split("A dog’s T-shirt isn't 2.5 ft.") == ["a", "dog", "'s", "t-shirt", "isn't", "2.5", "ft"]
     assert join(["a", "dog", "'s", "ball"]) == "a dog's ball"
 
@@ -69,13 +69,13 @@ def test_marks_and_joiners_without_a_word_are_no_words():
     assert split("⚽️ 👨\u200d👩 dog️ \u0301 a\u200d 1️⃣") == ["dog", "a", "1"]
 
 
-def test_words_are_held_by_how_often_they_occur():
+def test_words_are_ordered_by_frequency():
     vocabulary = Vocabulary.build(["a dog, a cat", "A cat and a bird"], min_count=2)
     assert vocabulary.words == (*SPECIAL, "a", "cat")
     assert vocabulary.encode("a bird") == [4, UNKNOWN]
 
 
-def test_words_come_once_unless_captions_repeat_them():
+def test_words_are_not_repeated_unless_captions_repeat_them():
     captions = ["a dog on a bed", "a bed in a room", "the bed", *["a red ball and a red bat"] * 2, *["red"] * 18]
     vocabulary = Vocabulary.build(captions, min_count=1)
     assert vocabulary.repeated == ("red", "a")  # "red" in 2 of 20 captions
@@ -86,7 +86,7 @@ def test_words_come_once_unless_captions_repeat_them():
     assert more.repeated == ("a",)  # "red" in 2 of 41
 
 
-def test_all_words_may_come_twice_where_it_is_not_known_which_do(pieces):
+def test_all_words_may_be_repeated_if_unknown(pieces):
     assert Vocabulary([*SPECIAL, "a", "dog"]).once == ()
     assert pieces.once == ()
 
@@ -97,7 +97,7 @@ def test_a_repeated_word_must_be_in_the_vocabulary():
 
 
 @pytest.mark.parametrize("kind", ["words", "pieces"])
-def test_every_caption_comes_back_from_its_numbers(kind, request):
+def test_every_caption_round_trips_through_token_ids(kind, request):
     vocabulary = request.getfixturevalue(kind)
     for caption in CAPTIONS:
         numbers = vocabulary.encode(caption)
@@ -121,7 +121,7 @@ def test_no_word_of_known_characters_is_unknown(pieces):
         assert pieces.decode(numbers) == ("the", word, "'s")
 
 
-def test_a_word_with_a_character_never_seen_is_unknown_as_a_whole(pieces):
+def test_a_word_with_an_unknown_character_is_unknown(pieces):
     for caption in ("a dogß runs", "a ßdog runs", "a ß runs"):
         assert pieces.decode(pieces.encode(caption)) == ("a", "<unk>", "runs")
 
@@ -141,7 +141,7 @@ def test_the_same_captions_give_the_same_pieces_in_another_process(pieces):
         assert json.loads(done.stdout) == [list(pieces.words), [list(pair) for pair in pieces.merges]]
 
 
-def test_byte_pairs_are_those_of_a_plain_computation():
+def test_byte_pairs_equal_a_plain_computation():
     """Count the pairs, join the most frequent, and count again; every pair here has a count of its own."""
     pytest.importorskip("tokenizers")
     cut = {("a", "b", "c</w>"): 9, ("a", "b</w>"): 5, ("d", "b", "c</w>"): 2}
@@ -177,7 +177,7 @@ def test_pieces_are_read_without_the_library(pieces, monkeypatch):
             use()
 
 
-def test_the_spans_of_words_are_one_number_each(words):
+def test_the_spans_of_words_are_one_token_each(words):
     numbers = words.encode("a dog runs")
     assert words.spans(numbers) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert words.spans([]) == []
@@ -214,7 +214,7 @@ def test_an_inconsistent_vocabulary_is_refused(words, merges, message):
         Vocabulary(words, merges)
 
 
-def test_pieces_need_room_for_longer_ones_than_characters():
+def test_pieces_need_more_than_single_characters():
     pytest.importorskip("tokenizers")
     with pytest.raises(ConfigError, match="pieces: must be above 10, the single characters, got 10"):
         Vocabulary.build_pieces(["dog"], size=10)
@@ -228,7 +228,7 @@ def test_pieces_need_words_to_learn_from(captions):
         Vocabulary.build_pieces(captions, size=100)
 
 
-def test_real_captions_come_back_from_two_thousand_pieces(real_data):
+def test_real_captions_round_trip_through_two_thousand_pieces(real_data):
     pytest.importorskip("tokenizers")
     folder = real_data / "flickr8k" / "Flickr8k_text"
     lines = (folder / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()

@@ -37,7 +37,7 @@ def test_the_server_runs_without_pytorch(serve_process, tiny_checkpoint, picture
         (["--max-bytes", "-1"], "--max-bytes: must be 1 to "),
     ],
 )
-def test_options_that_cannot_be_are_refused(capsys, options, problem):
+def test_invalid_options_are_refused(capsys, options, problem):
     with pytest.raises(SystemExit, match="2"):
         command.main(options)
     assert problem in capsys.readouterr().err
@@ -53,7 +53,7 @@ def test_options_that_cannot_be_are_refused(capsys, options, problem):
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(capsys, monkeypatch, tiny_checkpoint, options, problem):
+def test_errors_at_the_start_are_reported_in_one_line(capsys, monkeypatch, tiny_checkpoint, options, problem):
     monkeypatch.setenv("CAPTIONER_MODEL", str(tiny_checkpoint))
     assert command.main(["--port", "0", *options]) == 2
     told = capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_what_cannot_be_served_is_told_in_one_line(capsys, monkeypatch, tiny_che
     assert told.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_told(capsys):
+def test_a_port_in_use_is_reported(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert command.main(["--port", str(port)]) == 2

@@ -127,7 +127,7 @@ class Watch:
         self._thread.join()
 
 
-def test_a_server_under_load_is_right_quick_and_bounded(serve_process, photographs, expected, malformed_bodies):
+def test_a_server_under_load_is_correct_fast_and_bounded(serve_process, photographs, expected, malformed_bodies):
     contents = {path: path.read_bytes() for path in photographs}
     client = serve_process()
 

@@ -106,7 +106,7 @@ def held(tiny):
 
 
 @pytest.mark.parametrize("as_form", [False, True], ids=["raw", "form"])
-def test_the_answer_is_what_the_command_line_tells(client, tiny, pictures, as_form):
+def test_the_response_equals_the_command_line(client, tiny, pictures, as_form):
     for path in pictures[:4]:
         picture = path.read_bytes()
         headers = {"Content-Type": FORM} if as_form else {"Content-Type": "image/png"}
@@ -130,7 +130,7 @@ def test_width_and_height_are_those_of_the_upright_picture(client):
     assert (reply["width"], reply["height"]) == (300, 640)
 
 
-def test_one_caption_and_three_alternatives_are_usual(client, tiny):
+def test_the_default_is_one_caption_with_three_alternatives(client, tiny):
     reply = json.loads(client.caption(draw()).content)
     assert same({key: reply[key] for key in reply.keys() - {"width", "height"}}, record(tiny, draw()))
     assert "candidates" not in reply
@@ -146,7 +146,7 @@ def test_a_parameter_that_is_unknown_or_out_of_its_range_is_refused_in_one_line(
     assert json.loads(answer.content)["detail"].startswith(query.partition("=")[0] + ": ")
 
 
-def test_an_unknown_parameter_is_called_so(client):
+def test_an_unknown_parameter_is_reported(client):
     answer = client.caption(draw(), "?candidates=2&beam_size=3&x=1")
     expected = "beam_size: unknown parameter; x: unknown parameter"
     assert json.loads(answer.content) == {"detail": expected}
@@ -163,7 +163,7 @@ def test_a_path_without_parameters_refuses_them_too(client, method, path):
 
 
 @pytest.mark.parametrize("path", ["/?from=mail", "/static/page.css?version=2", "/docs?x"])
-def test_pages_for_people_open_whatever_their_links_add(client, path):
+def test_web_pages_ignore_query_parameters(client, path):
     assert client.ask("GET", path).status == 200
 
 
@@ -188,7 +188,7 @@ def test_the_fields_of_a_reply_are_those_that_are_documented(client):
     assert "image/*" in operation["requestBody"]["content"]
 
 
-def test_health_and_limits_tell_how_the_server_is(client):
+def test_health_and_limits_describe_the_server(client):
     assert client.health() == {"status": "ok", "version": server.__version__, "model": "tiny", "queue": 0}
     assert json.loads(client.ask("GET", "/api/limits").content) == {"bytes": 1 << 20, "candidates": 5}
 
@@ -203,14 +203,14 @@ def test_head_gives_the_headers_of_get(client, path):
         assert headers.headers[name] == got.headers[name]
 
 
-def test_the_models_own_search_settings_are_used_unless_others_are_given(serve, tiny):
+def test_the_search_settings_of_the_model_are_the_default(serve, tiny):
     captioner = Captioner(tiny.engine, replace(tiny.header, search=SearchSettings(beam_size=1, max_words=2)))
     reply = json.loads(serve(captioner).caption(draw()).content)
     assert len(reply["words"]) <= 2
     assert reply["caption"] == captioner.caption(draw()).text
 
 
-def test_the_application_works_where_it_is_mounted(serve, tiny, browser):
+def test_the_application_can_be_mounted(serve, tiny, browser):
     from fastapi import FastAPI
 
     def mount(app):
@@ -229,14 +229,14 @@ def test_the_application_works_where_it_is_mounted(serve, tiny, browser):
     assert client.ask("GET", "/captions/docs").status == 200
 
 
-def test_a_narrow_beam_permits_fewer_candidates(serve, tiny):
+def test_a_narrow_beam_allows_fewer_candidates(serve, tiny):
     client = serve(tiny, search=SearchSettings(beam_size=2))
     assert json.loads(client.ask("GET", "/api/limits").content)["candidates"] == 2
     assert client.caption(draw(), "?candidates=2").status == 200
     assert client.caption(draw(), "?candidates=3").status == 422
 
 
-def test_the_reference_needs_nothing_from_elsewhere(quick):
+def test_the_reference_is_self_contained(quick):
     answer = quick.ask("GET", "/docs")
     page = answer.content.decode()
     assert answer.status == 200
@@ -263,7 +263,7 @@ def test_the_reference_opens_in_a_browser_without_complaint(quick, browser):
 # Batches
 
 
-def test_pictures_that_come_together_go_through_the_network_together(serve, held):
+def test_concurrent_pictures_are_batched(serve, held):
     client = serve(held, batch_size=4)
     with ThreadPoolExecutor(9) as threads:
         first = threads.submit(client.caption, draw())
@@ -277,7 +277,7 @@ def test_pictures_that_come_together_go_through_the_network_together(serve, held
     assert sum(held.batches) == 9
 
 
-def test_a_batch_gives_what_its_pictures_give_one_by_one(serve, tiny, pictures):
+def test_a_batch_equals_its_pictures_one_by_one(serve, tiny, pictures):
     client = serve(tiny, batch_size=32, batch_wait=0.3)
     asked = [(path, 1 + number % 3, number % 4) for number, path in enumerate(pictures)]
     with ThreadPoolExecutor(len(asked)) as threads:
@@ -290,14 +290,14 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one(serve, tiny, pictures):
         assert same(reply, record(tiny, path, candidates, alternatives))
 
 
-def test_one_picture_waits_for_others_no_longer_than_a_moment(serve, held):
+def test_a_single_picture_waits_only_briefly(serve, held):
     held.may_go.set()
     client = serve(held, batch_wait=0.01)
     assert client.caption(draw()).status == 200
     assert held.batches == [1]
 
 
-def test_a_full_queue_is_told_at_once_and_empties_again(serve, held):
+def test_a_full_queue_is_reported_at_once_and_recovers(serve, held):
     client = serve(held, queue=2)
     with ThreadPoolExecutor(2) as threads:
         accepted = [threads.submit(client.caption, draw(seed=seed)) for seed in range(2)]
@@ -312,7 +312,7 @@ def test_a_full_queue_is_told_at_once_and_empties_again(serve, held):
     assert client.health()["queue"] == 0
 
 
-def test_a_client_that_goes_away_costs_the_network_nothing(serve, held):
+def test_a_disconnected_client_is_not_captioned(serve, held):
     client = serve(held)
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(client.caption, draw())
@@ -347,7 +347,7 @@ def test_an_error_of_the_network_fails_its_pictures_and_no_others(serve, tiny, c
     assert client.caption(draw()).status == 200
 
 
-def test_a_stopping_server_finishes_what_it_accepted(serve, held):
+def test_a_stopping_server_finishes_accepted_requests(serve, held):
     client = serve(held, batch_size=2)
     with ThreadPoolExecutor(7) as threads:
         answers = [threads.submit(client.caption, draw(seed=seed)) for seed in range(7)]
@@ -364,7 +364,7 @@ def test_a_stopping_server_finishes_what_it_accepted(serve, held):
     assert not client.thread.is_alive()
 
 
-def test_a_batcher_ends_its_threads_when_it_is_closed_and_starts_others_when_it_is_used_again(tiny):
+def test_a_closed_batcher_ends_its_threads_and_can_be_used_again(tiny):
     before = set(threading.enumerate())
     batcher = Batcher(tiny, batch_size=4, wait=0, most_waiting=4)
     assert set(threading.enumerate()) == before
@@ -400,7 +400,7 @@ def test_too_many_bytes_are_refused_without_a_length_too(quick, type):
     assert "1,048,576 bytes" in json.loads(answer.content)["detail"]
 
 
-def test_a_refused_upload_is_not_read_for_long(quick, monkeypatch):
+def test_a_refused_upload_is_drained_briefly(quick, monkeypatch):
     monkeypatch.setattr(uploads, "DRAINING", 0.2)
     asking = quick.send(b"POST /api/caption HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
@@ -438,7 +438,7 @@ def test_compressed_uploads_are_refused_with_advice(quick, encoding):
     assert quick.caption(draw(), Content_Encoding="identity").status == 200
 
 
-def test_a_slow_upload_is_given_up(serve, tiny):
+def test_a_slow_upload_times_out(serve, tiny):
     client = serve(tiny, upload_seconds=0.2)
     asking = client.send(b"POST /api/caption HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
     with asking, asking.makefile("rb") as stream:
@@ -447,7 +447,7 @@ def test_a_slow_upload_is_given_up(serve, tiny):
     assert b"took longer than 0.2 seconds" in answer
 
 
-def test_a_length_that_lies_hurts_nobody_else(quick):
+def test_a_wrong_content_length_affects_no_other_client(quick):
     body = draw()
     short = quick.send(b"POST /api/caption HTTP/1.1\r\nHost: here\r\nContent-Length: 20\r\n\r\n" + body)
     assert short.recv(10_000).startswith(b"HTTP/1.1 400")
@@ -487,7 +487,7 @@ def test_nothing_is_written_to_disk(quick):
     assert written == []
 
 
-def test_a_name_of_a_file_or_an_address_is_never_opened(quick, tmp_path):
+def test_paths_and_urls_of_clients_are_never_opened(quick, tmp_path):
     path = tmp_path / "dog.png"
     path.write_bytes(draw())
     for name in (str(path), path.as_uri(), "-", "http://127.0.0.1:1/"):
@@ -522,7 +522,7 @@ def test_a_name_of_a_file_or_an_address_is_never_opened(quick, tmp_path):
         ("GET", "/health", None, {"Host": "elsewhere.example"}, 400),
     ],
 )
-def test_every_answer_has_the_security_headers(quick, method, path, body, headers, status):
+def test_every_response_has_the_security_headers(quick, method, path, body, headers, status):
     answer = quick.ask(method, path, body, **headers)
     assert answer.status == status
     for name, value in server.HEADERS.items():
@@ -545,14 +545,14 @@ def test_every_answer_has_the_security_headers(quick, method, path, body, header
         ("", 400),
     ],
 )
-def test_a_server_of_this_machine_answers_to_its_own_names_alone(quick, host, status):
+def test_a_local_server_accepts_local_host_names_only(quick, host, status):
     assert quick.ask("GET", "/health", Host=host).status == status
 
 
 # Malformed bodies
 
 
-def test_no_malformed_body_is_a_failure_of_the_server(quick, malformed_bodies):
+def test_malformed_bodies_are_client_errors(quick, malformed_bodies):
     statuses = [quick.caption(body, Content_Type=type).status for body, type in malformed_bodies(400)]
     assert set(statuses) <= {200, 400, 413}
     assert statuses.count(400) > 100
@@ -560,7 +560,7 @@ def test_no_malformed_body_is_a_failure_of_the_server(quick, malformed_bodies):
     assert quick.health()["queue"] == 0
 
 
-def test_a_form_gives_its_picture_whatever_surrounds_it():
+def test_the_picture_of_a_form_is_found():
     picture = bytes(range(256)) + b"\r\n--not the boundary\r\n\r\n--"
     many = b"".join(field(f"field {number}", b"value") for number in range(uploads.MOST_FIELDS - 1))
     for body in (
@@ -594,12 +594,12 @@ def test_a_form_gives_its_picture_whatever_surrounds_it():
         (b"\r\n--" * 1000, FORM),
     ],
 )
-def test_a_form_without_its_picture_is_told_so(body, type):
+def test_a_form_without_picture_is_reported(body, type):
     with pytest.raises(FormError, match=r"^the form"):
         find_picture(body, type)
 
 
-def test_errors_that_are_no_fault_of_the_picture_are_not_told_as_such(serve, tiny, caplog):
+def test_internal_errors_are_not_client_errors(serve, tiny, caplog):
     class Refusing(Captioner):
         def caption_prepared(self, pictures, settings):
             raise CaptionerError("ban: all words are banned")
