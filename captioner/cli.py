@@ -272,7 +272,7 @@ def _shard(value: str) -> tuple[int, int]:
 
 
 def _find_contradiction(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
-    """Return what is wrong with options that cannot be combined, or would have no effect."""
+    """Return the problem of options that contradict each other or have no effect."""
     given = {name for name, value in vars(options).items() if value not in ([], parser.get_default(name))}
     if options.describe_model:
         unused = sorted(given - {"describe_model", "model", "device", "threads", "verbose"})

@@ -1,6 +1,6 @@
 """Exceptions: every error that invalid input causes is a `CaptionerError`.
 
-A message says what is wrong, where, and what to do, in one line for users.
+A message states the problem, its location and the remedy, in one line for users.
 """
 
 

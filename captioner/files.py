@@ -99,7 +99,7 @@ def _reserve_partial(path: Path) -> Iterator[Path]:
 
 
 def _lock(partial: Path) -> int | None:
-    """Return a descriptor that locks a file, created if missing, until it is closed. None: it cannot be locked."""
+    """Return a descriptor that locks a file, created if missing, until it is closed; None if that fails."""
     try:
         import fcntl
 

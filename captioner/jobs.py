@@ -252,7 +252,7 @@ class Run:
             yield name
 
     def _plan_job(self, picture: Found) -> Job | None:
-        """Return the results of a picture to write: those that are missing or replaced. None: there are none.
+        """Return the results of a picture to write: missing ones, or those to replace; None without any.
 
         Raises:
             OutputError: if the file of a result would be ambiguous.

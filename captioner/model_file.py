@@ -119,7 +119,7 @@ class Header:
     search: SearchSettings | None = field(default=None, kw_only=True)
     """Search settings that the model was selected with. None: unknown."""
     graphs: GraphInfo | None = field(default=None, kw_only=True)
-    """The ONNX graphs in the file. None: there are none, and the PyTorch engine is needed."""
+    """The ONNX graphs in the file. None: without graphs, the PyTorch engine is needed."""
     calibration: Calibration | None = field(default=None, kw_only=True)
     """Parameters of the confidence. None: the model is not calibrated."""
     card: dict[str, Any] = field(default_factory=dict)

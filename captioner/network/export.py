@@ -1,6 +1,6 @@
 """ONNX graphs of a network, without its weights, for `captioner.onnx`.
 
-    start: pixels (B, 3, S, S)                      -> state of one row an image
+    start: pixels (B, 3, S, S)                      -> state of one row per image
     step:  words (B, K), state of K rows an image   -> log-probabilities (B, K, V), attention, state
 
 B, K, and axes that grow with the number of words are dynamic. A state is passed as named tensors: `image.*` for the

@@ -131,7 +131,7 @@ class Problem(_Described):
     """Why a request failed."""
 
     detail: str
-    """What is wrong, and what to do, in one line."""
+    """The problem and the remedy, in one line."""
 
 
 class Limits(_Described):

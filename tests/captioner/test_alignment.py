@@ -1,6 +1,6 @@
 """The lectures' experiment: write a sequence of symbols backwards.
 
-Whoever does that must look at the last symbol first and at the first one last. Each decoder is trained to write and
+That requires attending to the last symbol first and to the first one last. Each decoder is trained to write and
 never told where to look; attention finds out. The bottleneck has to remember everything, and cannot if it is much.
 """
 
@@ -45,8 +45,9 @@ class Result(NamedTuple):
 def learn_to_reverse(kind: str, length: int, steps: int) -> Result:
     """Train an LSTM to write sequences backwards, reading the right symbols, and see how well it does.
 
-    A symbol's annotation is a learned vector for this symbol at this place, which begins as a vector of the symbol
-    plus one of the place: even the mean of all, which is where the bottleneck starts from, can tell the sequence.
+    A symbol's annotation is a learned vector for this symbol at this position, which starts as a vector of the
+    symbol plus a vector of the position: even the mean of all, which is where the bottleneck starts from, can tell the
+    sequence.
     """
     torch.manual_seed(0)
     attend, score = PUBLISHED[kind]

@@ -126,7 +126,7 @@ def multi_head_by_hand(case):
             scores = [e + case.p["from_coverage"][head] * c for e, c in zip(scores, case.coverage, strict=True)]
         maps.append(NORMALIZE[case.normalize](scores))
         contexts.append(weigh(maps[-1], [value_weight[part] @ a for a in case.a]))
-    weights = [sum(each) / HEADS for each in zip(*maps, strict=True)]
+    weights = [sum(item) / HEADS for item in zip(*maps, strict=True)]
     return Seen(case.p["to_context.weight"] @ torch.cat(contexts), weights, heads=maps)
 
 
@@ -306,7 +306,7 @@ def test_every_parameter_learns(settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [*CASES, *(replace(each, choice="sample") for each in CASES if each.kind == "hard")], ids=describe
+    "settings", [*CASES, *(replace(item, choice="sample") for item in CASES if item.kind == "hard")], ids=describe
 )
 @torch.no_grad()
 def test_attention_does_not_depend_on_the_batch(settings):

@@ -26,10 +26,10 @@ from captioner.vocabulary import SPECIAL
 SEARCHES = [SearchSettings(beam_size=1), SearchSettings(beam_size=5), SearchSettings(sample=True, candidates=2)]
 
 
-def same(one, other):
-    assert one.words == other.words
-    assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
-    np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+def same(left, other):
+    assert left.words == other.words
+    assert left.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+    np.testing.assert_allclose(left.attention, other.attention, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", SEARCHES)
@@ -206,7 +206,7 @@ def test_a_captioner_and_pictures_are_thread_safe(tiny, pictures, settings):
     for captions, expected in zip(together, alone * 8, strict=True):
         for caption, other in zip(captions, expected, strict=True):
             same(caption, other)
-            assert [list(each) for each in caption.alternatives] == [list(each) for each in other.alternatives]
+            assert [list(item) for item in caption.alternatives] == [list(item) for item in other.alternatives]
 
 
 def test_drawing_is_thread_safe(tiny, pictures):
@@ -339,8 +339,8 @@ def pictures_of_nothing():
 def test_an_empty_picture_gets_a_short_caption(shipped):
     settings = replace(shipped.search_settings, candidates=3)
     for caption in shipped.caption(list(pictures_of_nothing()), settings):
-        for each in (caption, *caption.candidates):
-            assert 1 <= len(each.words) < settings.max_words
+        for item in (caption, *caption.candidates):
+            assert 1 <= len(item.words) < settings.max_words
         assert np.mean(caption.log_probs) > -5.5  # 8 is that of a word of the vocabulary drawn blindly
 
 
@@ -350,8 +350,8 @@ def test_diverse_candidates_of_the_shipped_model_differ_in_more_words(shipped):
 
     def differing(settings):
         best = shipped.caption(drawing, settings)
-        words = [set(one.words) for one in (best, *best.candidates)]
-        return sum(len(one ^ other) for one, other in itertools.combinations(words, 2))
+        words = [set(left.words) for left in (best, *best.candidates)]
+        return sum(len(left ^ other) for left, other in itertools.combinations(words, 2))
 
     plain = SearchSettings(beam_size=6, candidates=3)
     assert differing(replace(plain, diverse_groups=3)) > differing(plain)

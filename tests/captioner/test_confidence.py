@@ -97,8 +97,8 @@ def test_both_engines_give_the_same_confidence(calibrated_checkpoint, pictures, 
         for engine in ("onnx", "torch")
     }
     rated = 0
-    for one, other in zip(captions["onnx"], captions["torch"], strict=True):
-        for first, second in zip((one, *one.candidates), (other, *other.candidates), strict=True):
+    for left, other in zip(captions["onnx"], captions["torch"], strict=True):
+        for first, second in zip((left, *left.candidates), (other, *other.candidates), strict=True):
             assert first.text == second.text
             assert first.confidence == pytest.approx(second.confidence, abs=1e-4)
             assert [value is None for value in first.word_confidences] == [
@@ -137,9 +137,9 @@ def test_a_calibration_round_trips_through_a_file(calibrated_checkpoint, tiny_ch
     assert {table.dtype for table in tables} == {np.dtype(np.float32)}
     assert read_header(calibrated_checkpoint).card["calibration"] == {"about": "made up"}
     assert read_tables(tiny_checkpoint) is None
-    one, other = (load_checkpoint(path)[0].state_dict() for path in (calibrated_checkpoint, tiny_checkpoint))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    left, other = (load_checkpoint(path)[0].state_dict() for path in (calibrated_checkpoint, tiny_checkpoint))
+    assert left.keys() == other.keys()
+    assert all(torch.equal(left[name], other[name]) for name in left)
 
 
 def test_adding_graphs_keeps_a_calibration(calibrated_checkpoint, tmp_path):

@@ -119,10 +119,10 @@ def top_down_by_hand(hand, annotations, words):
 def heads_by_hand(query, keys, values):
     """Vaswani et al. 2017, section 3.2.2, for one query: the heads' contexts joined, and their maps."""
     contexts, maps = [], []
-    for q, k, v in zip(*(torch.stack(each).chunk(HEADS, dim=-1) for each in ([query], keys, values)), strict=True):
-        powers = [(q[0] @ one / len(one) ** 0.5).exp() for one in k]
+    for q, k, v in zip(*(torch.stack(item).chunk(HEADS, dim=-1) for item in ([query], keys, values)), strict=True):
+        powers = [(q[0] @ vector / len(vector) ** 0.5).exp() for vector in k]
         maps.append(torch.stack(powers) / sum(powers))
-        contexts.append(sum(alpha * one for alpha, one in zip(maps[-1], v, strict=True)))
+        contexts.append(sum(alpha * vector for alpha, vector in zip(maps[-1], v, strict=True)))
     return torch.cat(contexts), maps
 
 
@@ -144,7 +144,9 @@ def transformer_by_hand(hand, annotations, words):
         last_maps = []
         for n in range(LAYERS):
             layer = f"layers.{n}"
-            triples = [hand.linear(f"{layer}.from_word", norm(f"{layer}.self_norm", one)).chunk(3) for one in x]
+            triples = [
+                hand.linear(f"{layer}.from_word", norm(f"{layer}.self_norm", vector)).chunk(3) for vector in x
+            ]
             _, keys, values = zip(*triples, strict=True)
             for t, (query, _, _) in enumerate(triples):
                 back, _ = heads_by_hand(query, keys[: t + 1], values[: t + 1])
@@ -284,17 +286,17 @@ def test_reading_whole_captions_equals_writing_them_step_by_step(settings):
     captions = make_captions()
     logits, look = decoder(annotations, captions)
     log_probs = logits.log_softmax(dim=-1)
-    place = 0
+    offset = 0
     for image in range(3):
         for caption in captions[image]:
             words = caption[caption != PAD].tolist()
             if words:
                 expected, looks, _ = write(decoder, annotations[[image]], words)
-                torch.testing.assert_close(log_probs[place : place + len(words)], expected)
-                for number, one in enumerate(looks):
-                    assert_same_looks(look, place + number, one, (0, 0))
-                place += len(words)
-    assert place == len(logits) == len(look.weights)
+                torch.testing.assert_close(log_probs[offset : offset + len(words)], expected)
+                for number, vector in enumerate(looks):
+                    assert_same_looks(look, offset + number, vector, (0, 0))
+                offset += len(words)
+    assert offset == len(logits) == len(look.weights)
 
 
 @every_combination
@@ -412,7 +414,7 @@ def write_only(decoder, word):
         decoder.output_bias[word] = 1e6
 
 
-RECURRENT = [each for each in EQUATIONS if each[0] != "transformer"]
+RECURRENT = [item for item in EQUATIONS if item[0] != "transformer"]
 
 
 @pytest.mark.parametrize(("kind", "attend"), RECURRENT)
@@ -442,7 +444,7 @@ def test_scheduled_sampling_replaces_its_share_of_the_words():
 
 @pytest.mark.parametrize("kind", ["lstm", "top_down"])
 def test_biased_forget_gates_keep_the_memory(kind):
-    """What is left of a memory after a word, while all else that the gates get is zero: sigmoid(bias) of it."""
+    """If all other inputs of the gates are zero, a word keeps the share sigmoid(bias) of a memory."""
     settings = DecoderSettings(kind, hidden_size=H, embedding_size=E, forget_bias=3.0, normalize=False)
     decoder = build_decoder(settings, AttentionSettings(size=4), D, GRID, V)
     for name, parameter in decoder.named_parameters():

@@ -215,13 +215,13 @@ def test_a_cell_responds_to_its_own_location(settings):
     torch.manual_seed(0)
     encoder = Encoder(settings)
     images = torch.zeros(5, 3, 160, 224)
-    places = [(0, 6), (4, 0), (0, 0), (4, 6)]  # rows and columns of 32 pixels: the top right comes first
-    for image, (row, column) in zip(images[1:], places, strict=True):
+    corners = [(0, 6), (4, 0), (0, 0), (4, 6)]  # rows and columns of 32 pixels: the top right comes first
+    for image, (row, column) in zip(images[1:], corners, strict=True):
         image[:, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = 3.0
     with torch.inference_mode():
         annotations, (rows, columns) = encoder(images)
     changes = (annotations[1:] - annotations[0]).norm(dim=-1).view(4, rows, columns)
-    for change, (row, column) in zip(F.avg_pool2d(changes, 32 // settings.stride), places, strict=True):
+    for change, (row, column) in zip(F.avg_pool2d(changes, 32 // settings.stride), corners, strict=True):
         found_row, found_column = divmod(int(change.argmax()), 7)
         assert abs(found_row - row) <= 1
         assert abs(found_column - column) <= 1

@@ -170,7 +170,7 @@ def test_an_invalid_url_is_reported_in_one_line(address):
 
 def test_an_unreachable_server_is_reported_in_one_line():
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and listens to nobody
+        taken.bind(("127.0.0.1", 0))  # without listening
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/dog.jpg"
         with pytest.raises(ImageError, match="Connection refused"):
             fetch(address)

@@ -52,10 +52,10 @@ def test_an_existing_file_is_overwritten_only_on_demand(tmp_path):
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("place", ["missing/result", "file/result", "x" * 300])
-def test_an_invalid_path_is_an_output_error(tmp_path, place):
+@pytest.mark.parametrize("location", ["missing/result", "file/result", "x" * 300])
+def test_an_invalid_path_is_an_output_error(tmp_path, location):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write this file"), write_atomically(tmp_path / place):
+    with pytest.raises(OutputError, match="cannot write this file"), write_atomically(tmp_path / location):
         pass
 
 

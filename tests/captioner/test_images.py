@@ -110,8 +110,8 @@ def damaged_tiffs() -> list[bytes]:
             encode(noise.convert("1" if compression == "group4" else "RGB"), format="TIFF", compression=compression)
         )
         contents.append(bytes(content[: len(content) * 2 // 3]))
-        for place in range(60, 100):
-            content[place] ^= 0x5A
+        for index in range(60, 100):
+            content[index] ^= 0x5A
         contents.append(bytes(content))
     return contents
 
@@ -484,7 +484,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "content"), [(kind, each) for kind, contents in KNOWN.items() for each in contents]
+    ("kind", "content"), [(kind, item) for kind, contents in KNOWN.items() for item in contents]
 )
 def test_an_unsupported_format_is_named_with_advice(kind, content):
     message = failure(content)
@@ -637,8 +637,8 @@ def test_a_gif_with_a_frame_larger_than_its_header_is_refused(side):
     content = b"GIF89a" + struct.pack("<HHBBB", 3, 3, 0x80, 0, 0) + bytes(6) + b"," + frame
     with pytest.raises(ImageTooLargeError) as caught:
         images.open(content, max_pixels=64_000_000)
-    told = f"{side * side:,}" if side == 20_000 else f"{side} x {side}"
-    expected = f"image bytes: {told} pixels are too many (limit: 64 million). Make the picture smaller."
+    reported = f"{side * side:,}" if side == 20_000 else f"{side} x {side}"
+    expected = f"image bytes: {reported} pixels are too many (limit: 64 million). Make the picture smaller."
     assert str(caught.value) == expected
 
 
@@ -648,8 +648,8 @@ def test_damaged_bytes_give_a_picture_or_one_error(options):
     random = np.random.default_rng(0)
     for _ in range(60):
         damaged = bytearray(content)
-        for place in random.integers(0, len(content), 4):
-            damaged[place] = random.integers(256)
+        for index in random.integers(0, len(content), 4):
+            damaged[index] = random.integers(256)
         with contextlib.suppress(ImageError):
             assert images.open(bytes(damaged), max_pixels=1_000_000).mode == "RGB"
 
@@ -672,8 +672,8 @@ def chunk(kind: bytes, data: bytes, damage: int = 0) -> bytes:
 
 
 def with_chunk(png: bytes, extra: bytes, before: bytes = b"IDAT") -> bytes:
-    place = png.index(before) - 4
-    return png[:place] + extra + png[place:]
+    index = png.index(before) - 4
+    return png[:index] + extra + png[index:]
 
 
 EXTRA_CHUNKS = {
@@ -704,9 +704,9 @@ def test_a_png_truncated_after_its_pixels_opens(end):
 @pytest.mark.parametrize("kind", [b"IHDR", b"IDAT"])
 def test_a_damaged_critical_chunk_of_a_png_is_an_error(kind):
     content = bytearray(encode(scene(40, 30), format="PNG"))
-    place = content.index(kind)
-    length = int.from_bytes(content[place - 4 : place])
-    content[place + 4 + length - 1] ^= 1
+    index = content.index(kind)
+    length = int.from_bytes(content[index - 4 : index])
+    content[index + 4 + length - 1] ^= 1
     assert "cannot read this image" in failure(bytes(content))
 
 
@@ -1028,4 +1028,4 @@ def test_threads_may_open_the_same_pil_image(tmp_path, suffix):
     for _ in range(5):
         with Image.open(path) as picture, ThreadPoolExecutor(8) as threads:
             opened = list(threads.map(images.open, [picture] * 8))
-        assert {each.tobytes() for each in opened} == {expected}
+        assert {item.tobytes() for item in opened} == {expected}

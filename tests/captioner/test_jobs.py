@@ -20,7 +20,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="names, FIFOs and permissi
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,7 +41,7 @@ def names_in(text):
 # A result counts for its own picture only
 
 
-def test_an_overlay_belongs_to_its_own_picture(run, here):
+def test_an_overlay_belongs_to_its_own_picture(run, workdir):
     for name, colour in {"p/dog.png": "red", "q/dog.png": "blue"}.items():
         save(name, colour)
     assert run("p/dog.png", "--overlay", "seen")[0] == 0
@@ -49,7 +49,7 @@ def test_an_overlay_belongs_to_its_own_picture(run, here):
     assert (code, out.count("\n"), err) == (0, 1, "")
     files = {path.name: path.read_bytes() for path in Path("seen").iterdir()}
     assert len(files) == len(set(files.values())) == 2
-    for name in ("p/dog.png", "./q/dog.png", str(here / "q" / "dog.png")):
+    for name in ("p/dog.png", "./q/dog.png", str(workdir / "q" / "dog.png")):
         assert run(name, "--overlay", "seen") == (0, "", "caption: 1 of 1 pictures have captions already\n")
     Path("seen/dog.png").unlink()
     assert "have their captions already" in run("q/dog.png", "--overlay", "seen")[2]
@@ -57,19 +57,19 @@ def test_an_overlay_belongs_to_its_own_picture(run, here):
     assert {path.name: path.read_bytes() for path in Path("seen").iterdir()} == files
 
 
-def test_an_overlay_is_recognised_from_another_folder(run, here, monkeypatch):
+def test_an_overlay_is_recognised_from_another_folder(run, workdir, monkeypatch):
     for folder, colour in {"p": "red", "q": "blue"}.items():
         save(f"{folder}/dog.png", colour)
         monkeypatch.chdir(folder)
         code, out, _ = run("dog.png", "--overlay", "../seen")
         assert (code, out.count("\n")) == (0, 1)
-        monkeypatch.chdir(here)
+        monkeypatch.chdir(workdir)
     assert len(list(Path("seen").iterdir())) == 2
     assert run("p", "q", "--overlay", "seen")[2] == "caption: 2 of 2 pictures have captions already\n"
 
 
 @pytest.mark.parametrize("format", ["png", "gif", "html"])
-def test_an_overlay_replaces_only_that_of_its_own_picture(run, here, format):
+def test_an_overlay_replaces_only_that_of_its_own_picture(run, workdir, format):
     for name in ("a/dog.jpg", "b/dog.jpg", "b/dog.png"):
         save(name)
     command = ["a", "b", "--overlay", "seen", "--overlay-format", format]
@@ -85,14 +85,14 @@ def test_an_overlay_replaces_only_that_of_its_own_picture(run, here, format):
     assert sum(path.stat().st_mtime_ns != before[path] for path in Path("seen").iterdir()) == 3
 
 
-def test_an_overlay_does_not_contain_the_path_of_its_picture(run, here):
+def test_an_overlay_does_not_contain_the_path_of_its_picture(run, workdir):
     save("private/dog.jpg")
     for format in ("png", "gif", "html"):
         assert run("private", "--overlay", "seen", "--overlay-format", format)[0] == 0
         assert b"private" not in Path(f"seen/dog.{format}").read_bytes()
 
 
-def test_overlays_never_replace_pictures(run, here):
+def test_overlays_never_replace_pictures(run, workdir):
     save("p/dog.png")
     before = Path("p/dog.png").read_bytes()
     code, out, err = run("p", "--overlay", "p")
@@ -106,7 +106,7 @@ def test_overlays_never_replace_pictures(run, here):
     assert len(list(Path("p").iterdir())) == 2
 
 
-def test_standard_input_is_always_captioned(run, here, pictures, monkeypatch):
+def test_standard_input_is_always_captioned(run, workdir, pictures, monkeypatch):
     for options in (["-f", "jsonl", "-o", "o.jsonl"], ["--overlay", "seen"], ["-o", "o.csv", "--overlay", "seen"]):
         outputs = []
         for picture in (pictures[0], pictures[1], pictures[0]):
@@ -121,7 +121,7 @@ def test_standard_input_is_always_captioned(run, here, pictures, monkeypatch):
 
 
 @posix
-def test_a_fifo_is_read_once_and_always_captioned(run, here, pictures):
+def test_a_fifo_is_read_once_and_always_captioned(run, workdir, pictures):
     os.mkfifo("pipe")
     for _ in range(2):
         writer = threading.Thread(target=Path("pipe").write_bytes, args=[pictures[0].read_bytes()])
@@ -132,7 +132,7 @@ def test_a_fifo_is_read_once_and_always_captioned(run, here, pictures):
     assert run("pipe", "--sidecar", ".txt")[2].startswith("caption: error: pipe: --sidecar needs files")
 
 
-def test_an_ambiguous_sidecar_is_refused_in_a_later_run(run, here):
+def test_an_ambiguous_sidecar_is_refused_in_a_later_run(run, workdir):
     save("dog.png")
     assert run("dog.png", "--sidecar", ".txt")[0] == 0
     save("dog.jpg", "blue")
@@ -144,13 +144,13 @@ def test_an_ambiguous_sidecar_is_refused_in_a_later_run(run, here):
     )
 
 
-def test_one_picture_by_two_names_has_one_sidecar(run, here):
+def test_one_picture_by_two_names_has_one_sidecar(run, workdir):
     save("p/a.png")
     assert run("p/a.png", "./p/a.png", "--sidecar", ".q")[0] == 0
     assert sorted(path.name for path in Path("p").iterdir()) == ["a.png", "a.q"]
 
 
-def test_sidecars_are_read_by_the_data_layout_folder(run, here):
+def test_sidecars_are_read_by_the_data_layout_folder(run, workdir):
     from evaluation.datasets.files import Problems
     from evaluation.datasets.own import read_folder
 
@@ -166,7 +166,7 @@ def test_sidecars_are_read_by_the_data_layout_folder(run, here):
 
 
 @posix
-def test_names_that_are_too_long_are_reported(run, here):
+def test_names_that_are_too_long_are_reported(run, workdir):
     save("a.png")
     long = "x" * 251 + ".png"
     save(long)
@@ -189,7 +189,7 @@ def test_names_that_are_too_long_are_reported(run, here):
 
 
 @posix
-def test_missing_permissions_are_reported(run, here, ordinary_user):
+def test_missing_permissions_are_reported(run, workdir, ordinary_user):
     for name in ("p/a.png", "p/closed/b.png", "p/read-only/c.png", "p/z.png"):
         save(name)
     Path("p/closed").chmod(0)
@@ -214,7 +214,7 @@ def test_missing_permissions_are_reported(run, here, ordinary_user):
     Path("p/closed").chmod(0o700)
 
 
-def test_a_picture_deleted_before_it_is_drawn_is_reported(here, tiny, pictures):
+def test_a_picture_deleted_before_it_is_drawn_is_reported(workdir, tiny, pictures):
     reported = []
     destination = Destination("out.txt", overlay=OverlaySettings(Path("seen")))
     with Run(Selection(tuple(map(str, pictures[:3]))), destination, 1, reported.append) as counted:
@@ -235,7 +235,7 @@ def test_a_picture_deleted_before_it_is_drawn_is_reported(here, tiny, pictures):
 
 
 @posix
-def test_messages_stay_on_one_line_and_do_not_reach_the_terminal(run, here):
+def test_messages_stay_on_one_line_and_do_not_reach_the_terminal(run, workdir):
     name = "bad\nnew\x1b[32m\x9b\u2028.png"
     Path(name).write_text("no picture")
     _, _, err = run(name, "--failures", "no\x1b/f")
@@ -266,7 +266,7 @@ ODD = [
 
 
 @posix
-def test_a_list_of_failures_round_trips(run, here):
+def test_a_list_of_failures_round_trips(run, workdir):
     for name in ODD:
         Path(name).write_text("no picture")
     assert run(*ODD, "--failures", "f", "--null")[0] == 1
@@ -280,7 +280,7 @@ def test_a_list_of_failures_round_trips(run, here):
 
 
 @posix
-def test_names_with_line_breaks_are_counted_and_not_listed(run, here):
+def test_names_with_line_breaks_are_counted_and_not_listed(run, workdir):
     for name in ODD:
         Path(name).write_text("no picture")
     _, _, err = run(*ODD, "--failures", "f")
@@ -291,7 +291,7 @@ def test_names_with_line_breaks_are_counted_and_not_listed(run, here):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_list_may_begin_with_a_byte_order_mark(run, here, encoding):
+def test_a_list_may_begin_with_a_byte_order_mark(run, workdir, encoding):
     for name in ("a.png", "hündchen.png"):
         save(name)
     Path("list").write_bytes("a.png\r\nhündchen.png\r\n".encode(encoding))
@@ -299,14 +299,14 @@ def test_a_list_may_begin_with_a_byte_order_mark(run, here, encoding):
     assert (code, names_in(out), err) == (0, ["a.png", "hündchen.png"], "")
 
 
-def test_an_empty_list_is_reported(run, here, monkeypatch):
+def test_an_empty_list_is_reported(run, workdir, monkeypatch):
     Path("list").write_text("\n")
     assert run("--from-file", "list") == (0, "", "caption: list: this list is empty\n")
     assert run("--from-file", "list", "-o", "out.csv")[0] == 0
     assert Path("out.csv").read_text() == "image,rank,caption,log_prob,log_probs,confidence,word_confidences\n"
 
 
-def test_an_invalid_list_ends_the_run_after_its_valid_part(run, here):
+def test_an_invalid_list_ends_the_run_after_its_valid_part(run, workdir):
     save("a.png")
     Path("list").write_bytes(b"a.png\n" * 20_000 + b"x" * 200_000)
     code, _, err = run("--from-file", "list", "--shard", "1/20000")
@@ -317,7 +317,7 @@ def test_an_invalid_list_ends_the_run_after_its_valid_part(run, here):
 # Outputs
 
 
-def test_a_list_of_pictures_is_not_overwritten_with_captions(run, here):
+def test_a_list_of_pictures_is_not_overwritten_with_captions(run, workdir):
     save("a.png")
     Path("list").write_text("a.png\n")
     code, _, err = run("--from-file", "list", "-o", "./list", "--overwrite")
@@ -327,7 +327,7 @@ def test_a_list_of_pictures_is_not_overwritten_with_captions(run, here):
 
 
 @pytest.mark.parametrize("option", ["-o", "--failures"])
-def test_a_picture_is_never_overwritten_whatever_its_name(run, here, option):
+def test_a_picture_is_never_overwritten_whatever_its_name(run, workdir, option):
     save("a.png")
     Path("a.png").rename("a")
     before = Path("a").read_bytes()
@@ -339,14 +339,14 @@ def test_a_picture_is_never_overwritten_whatever_its_name(run, here, option):
     assert Path("a").read_bytes() == before
 
 
-def test_an_output_is_not_changed_if_all_pictures_fail(run, here):
+def test_an_output_is_not_changed_if_all_pictures_fail(run, workdir):
     Path("out.txt").write_text("precious\n")
     assert run("none.png", "-o", "out.txt", "--overwrite", "--failures", "f")[0] == 1
     assert Path("out.txt").read_text() == "precious\n"
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out.csv", "out.jsonl"])
-def test_a_shard_without_pictures_leaves_an_empty_output_and_loads_no_model(run, here, name, monkeypatch):
+def test_a_shard_without_pictures_leaves_an_empty_output_and_loads_no_model(run, workdir, name, monkeypatch):
     save("a.png")
     monkeypatch.setattr("captioner.captioning.load", lambda *_, **__: pytest.fail("loaded"))
     assert run("a.png", "--shard", "2/2", "-o", name) == (0, "", "")
@@ -365,20 +365,20 @@ def test_a_shard_without_pictures_leaves_an_empty_output_and_loads_no_model(run,
         ("x.txt", ["-f", "csv"], "image,rank"),
     ],
 )
-def test_the_default_format_depends_on_the_suffix(run, here, name, options, start):
+def test_the_default_format_depends_on_the_suffix(run, workdir, name, options, start):
     for picture in ("a.png", "b.png"):
         save(picture)
     assert run("a.png", "b.png", "-o", name, *options)[0] == 0
     assert Path(name).read_text().startswith(start)
 
 
-def test_json_is_not_guessed(run, here):
+def test_json_is_not_guessed(run, workdir):
     code, _, err = run("a.png", "-o", "x.json")
     assert code == 2
     assert "x.json: add --format jsonl for JSON Lines" in err
 
 
-def test_a_minus_is_standard_output(run, here):
+def test_a_minus_is_standard_output(run, workdir):
     for picture in ("a.png", "b.png"):
         save(picture)
     assert run("a.png", "-o", "-") == run("a.png")
@@ -386,7 +386,7 @@ def test_a_minus_is_standard_output(run, here):
 
 
 @posix
-def test_streams_are_written_to_and_not_replaced(run, here):
+def test_streams_are_written_to_and_not_replaced(run, workdir):
     for picture in ("a.png", "b.png"):
         save(picture)
     os.mkfifo("fifo")
@@ -404,7 +404,7 @@ def test_streams_are_written_to_and_not_replaced(run, here):
     assert run("a.png", "-o", os.devnull) == (0, "", "")
 
 
-def test_alternatives_are_written_only_on_request(run, here):
+def test_alternatives_are_written_only_on_request(run, workdir):
     save("a.png")
     page = ["--overlay", "seen", "--overlay-format", "html"]
     assert "alternatives" not in json.loads(run("a.png", "-f", "jsonl", *page)[1])
@@ -425,7 +425,7 @@ class Stub:
             yield from ((source, ImageError(f"{source}: no")) for source in batch)
 
 
-def test_names_are_prefetched_for_at_most_two_batches(here):
+def test_names_are_prefetched_for_at_most_two_batches(workdir):
     asked = 0
 
     def names():
@@ -447,7 +447,7 @@ def test_names_are_prefetched_for_at_most_two_batches(here):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_list(here):
+def test_memory_does_not_grow_with_the_list(workdir):
     resource = pytest.importorskip("resource")
     lines = 300_000
     with Path("list").open("w") as file:
@@ -464,7 +464,7 @@ def test_memory_does_not_grow_with_the_list(here):
     )  # kilobytes; the names alone have 21 MB
 
 
-def test_the_first_caption_of_a_long_list_is_immediate(here):
+def test_the_first_caption_of_a_long_list_is_immediate(workdir):
     with Path("list").open("w") as file:
         file.writelines(f"{number}.jpg\n" for number in range(500_000))
     started = time.process_time()
@@ -478,7 +478,7 @@ def test_the_first_caption_of_a_long_list_is_immediate(here):
         run.execute(Stub, SearchSettings(), 4, show)
 
 
-def test_an_interrupted_run_keeps_the_old_list_of_failures(here):
+def test_an_interrupted_run_keeps_the_old_list_of_failures(workdir):
     Path("f").write_text("a.png\nb.png\n")
     run = Run(Selection(list_file="f"), Destination(failures="f"), 1, lambda line: None)
 
@@ -491,7 +491,7 @@ def test_an_interrupted_run_keeps_the_old_list_of_failures(here):
     assert Path("f").read_text() == "a.png\nb.png\n"
 
 
-def test_an_output_is_unlocked_if_a_run_cannot_start(here):
+def test_an_output_is_unlocked_if_a_run_cannot_start(workdir):
     run = Run(Selection(("a", "b")), Destination("out.txt"), 1, print)
     Path("out.txt").write_text("notes\n")
     with pytest.raises(OutputError, match="captions of --format text"):

@@ -84,11 +84,11 @@ def test_each_candidate_is_withheld_by_its_own_confidence(run, calibrated_checkp
     options = (pictures[0], "-m", calibrated_checkpoint, "--candidates", "4", "-f", "jsonl")
     whole = json.loads(run(*options)[1])
     every = [whole, *whole["candidates"]]
-    middle = sum(sorted(each["confidence"] for each in every)[1:3]) / 2
+    middle = sum(sorted(item["confidence"] for item in every)[1:3]) / 2
     record = json.loads(run(*options, "--min-confidence", middle)[1])
     for before, after in zip(every, [record, *record["candidates"]], strict=True):
         assert after["caption"] == (before["caption"] if before["confidence"] >= middle else "")
-    assert sum(each["caption"] == "" for each in [record, *record["candidates"]]) == 2
+    assert sum(item["caption"] == "" for item in [record, *record["candidates"]]) == 2
 
 
 def test_a_model_without_calibration_is_refused_at_the_start(run, tiny_checkpoint, pictures):

@@ -66,7 +66,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def models(name, tmp_path_factory):
-    """The network of a name in both engines, with random weights that are large enough to tell pictures apart."""
+    """The network of a name in both engines, with random weights large enough for different captions."""
     settings = MODELS[name]
     torch.manual_seed(0)
     network = build_network(settings, len(WORDS), image_size=64).eval()
@@ -84,10 +84,10 @@ def assert_same(caption, other, **tolerance):
     assert caption.words == other.words
     np.testing.assert_allclose(caption.log_probs, other.log_probs, **tolerance)
     for field in ("attention", "visual", "heads"):
-        mine, theirs = getattr(caption, field), getattr(other, field)
-        assert (mine is None) == (theirs is None)
-        if mine is not None:
-            np.testing.assert_allclose(mine, theirs, **tolerance)
+        actual, reference_value = getattr(caption, field), getattr(other, field)
+        assert (actual is None) == (reference_value is None)
+        if actual is not None:
+            np.testing.assert_allclose(actual, reference_value, **tolerance)
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
@@ -112,10 +112,10 @@ def test_engines_agree_on_every_step(models):
         steps = {
             engine: model.engine.step(words, states[engine].select(kept, rows)) for engine, model in models.items()
         }
-        mine, reference = steps["onnx"], steps["torch"]
-        np.testing.assert_allclose(mine.log_probs, reference.log_probs, atol=1e-3)
-        np.testing.assert_allclose(np.exp(mine.log_probs).sum(axis=2), 1, rtol=1e-4)
-        np.testing.assert_allclose(mine.maps.attention, reference.maps.attention, atol=1e-4)
+        actual, reference = steps["onnx"], steps["torch"]
+        np.testing.assert_allclose(actual.log_probs, reference.log_probs, atol=1e-3)
+        np.testing.assert_allclose(np.exp(actual.log_probs).sum(axis=2), 1, rtol=1e-4)
+        np.testing.assert_allclose(actual.maps.attention, reference.maps.attention, atol=1e-4)
         states = {engine: step.state for engine, step in steps.items()}
         images, columns = rows.shape
         kept = np.sort(random.choice(images, max(1, images - 1), replace=False))

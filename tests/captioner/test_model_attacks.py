@@ -558,7 +558,7 @@ def change_graph(parts, numbers):
             elif kind == 3:
                 graph.node.remove(node)
             elif kind == 4:
-                constant = numbers.choice([each for each in graph.initializer if each.raw_data])
+                constant = numbers.choice([item for item in graph.initializer if item.raw_data])
                 size = len(constant.raw_data) // 8
                 raw = np.array([numbers.choice((-9, -1, 0, 1, 3, 1 << 20, 1 << 40)) for _ in range(size)]).tobytes()
                 constant.raw_data = raw + constant.raw_data[len(raw) :]

@@ -19,7 +19,7 @@ SAMPLE = SearchSettings(sample=True, candidates=20, temperature=3.0, max_words=6
 def written(model, pictures, settings):
     """All words of all sentences."""
     captions = model.caption(pictures, settings)
-    return {word for best in captions for one in (best, *best.candidates) for word in one.words}
+    return {word for best in captions for candidate in (best, *best.candidates) for word in candidate.words}
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def test_banned_words_are_never_written(tiny, pictures, settings):
 
 def test_banning_an_unknown_word_changes_nothing(tiny, pictures):
     texts = [
-        [one.text for one in tiny.caption(pictures, replace(BEAM, ban=ban))] for ban in ((), ("zebra", "<end>"))
+        [candidate.text for candidate in tiny.caption(pictures, replace(BEAM, ban=ban))]
+        for ban in ((), ("zebra", "<end>"))
     ]
     assert texts[0] == texts[1]
 
@@ -69,8 +70,8 @@ def test_required_words_are_written_whatever_the_picture(tiny, pictures, beam_si
     settings = SearchSettings(beam_size, candidates=beam_size, max_words=7, require=("Ball", "sleeps", "ball"))
     together = tiny.caption(pictures, settings)
     for picture, caption in zip(pictures, together, strict=True):
-        for one in (caption, *caption.candidates):
-            assert {"ball", "sleeps"} <= set(one.words)
+        for candidate in (caption, *caption.candidates):
+            assert {"ball", "sleeps"} <= set(candidate.words)
         assert tiny.caption(picture, settings).text == caption.text
 
 
@@ -82,8 +83,8 @@ def test_completing_pieces_give_sentences_with_the_word(of_pieces):
         for sentence in itertools.product(range(len(SPECIAL), len(SPECIAL) + 7), repeat=length):
             steps = (*sentence, END) if length < longest else sentence
             writable = not any(
-                number in vocabulary.completing(sentence[:place], banned, last=place == longest - 1)
-                for place, number in enumerate(steps)
+                number in vocabulary.completing(sentence[:index], banned, last=index == longest - 1)
+                for index, number in enumerate(steps)
             )
             assert writable == set(banned).isdisjoint(vocabulary.decode(sentence)), vocabulary.decode(sentence)
             allowed += writable
@@ -126,8 +127,8 @@ def test_limits_that_leave_no_sentence_are_refused(tiny, pictures, search):
 
 def test_banned_words_are_no_alternatives(tiny, pictures):
     settings = SearchSettings(alternatives=3)
-    told = {word for others in tiny.caption(pictures[0], settings).alternatives for word in others}
-    banned = sorted(told)[:3]
+    reported = {word for others in tiny.caption(pictures[0], settings).alternatives for word in others}
+    banned = sorted(reported)[:3]
     caption = tiny.caption(pictures[0], replace(settings, ban=tuple(map(str.upper, banned))))
     for others in caption.alternatives:
         assert len(others) == 3

@@ -41,7 +41,9 @@ def test_captions_do_not_depend_on_the_number_of_threads(tiny_checkpoint, pictur
     for model in others:
         for caption, other in zip(model.caption(pictures, settings), expected, strict=True):
             assert caption.text == other.text
-            assert [one.text for one in caption.candidates] == [one.text for one in other.candidates]
+            assert [candidate.text for candidate in caption.candidates] == [
+                candidate.text for candidate in other.candidates
+            ]
             assert caption.log_prob == pytest.approx(other.log_prob, abs=1e-4)
 
 
@@ -264,7 +266,9 @@ def test_captions_on_cuda_are_those_on_the_cpu(cuda, settings, tiny_checkpoint, 
         expected = load(tiny_checkpoint, "cpu", engine=engine).caption(pictures, settings)
         for caption, other in zip(model.caption(pictures, settings), expected, strict=True):
             assert caption.text == other.text
-            assert [one.text for one in caption.candidates] == [one.text for one in other.candidates]
+            assert [candidate.text for candidate in caption.candidates] == [
+                candidate.text for candidate in other.candidates
+            ]
             assert caption.log_prob == pytest.approx(other.log_prob, abs=1e-2)
             np.testing.assert_allclose(caption.attention, other.attention, atol=1e-3)
 

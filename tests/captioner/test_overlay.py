@@ -169,7 +169,7 @@ def test_the_first_panel_is_the_picture_itself():
 
 def test_function_words_share_the_panel_of_the_word_after_them():
     words = ["there", "is", "a", "dog", "on", "the", "grass", "next", "to", "it"]
-    assert [[words[place] for place in group] for group in group_words(words)] == [
+    assert [[words[index] for index in group] for group in group_words(words)] == [
         ["there", "is", "a", "dog"],
         ["on", "the", "grass"],
         ["next", "to", "it"],
@@ -274,17 +274,17 @@ def test_unknown_colours_are_refused():
 def test_an_animation_has_a_frame_for_each_word(size):
     words = ["a", "dog", "that", "runs", "through", "remarkably", "tall", "grass", "with", "its", "tongue", "out"]
     attention = np.full((len(words), 7, 7), 0.001, np.float32)
-    for place in range(len(words)):
-        attention[place, place % 7, place % 5] = 1
+    for index in range(len(words)):
+        attention[index, index % 7, index % 5] = 1
     picture = Image.new("RGB", size, GREEN)
     frames = animate_attention(picture, make_caption(words, attention))
     assert len(frames) == 1 + len(words)
     assert len({frame.size for frame in frames}) == 1
     width, height = fit_to_panel(picture).size
-    for place, frame in enumerate(frames[1:]):
+    for index, frame in enumerate(frames[1:]):
         left = (frame.width - width) // 2
         shown = np.asarray(frame)[:height, left : left + width].astype(int)
-        expected = light_up(fit_to_panel(picture), attention[place], EVERYTHING)
+        expected = light_up(fit_to_panel(picture), attention[index], EVERYTHING)
         assert (shown == np.asarray(expected)).all()
         # The word itself is underlined, below the picture and nowhere else.
         accent = (np.asarray(frame) == (0xA8, 0x48, 0x0F)).all(axis=2)
@@ -317,7 +317,7 @@ def test_an_animation_keeps_accent_colour_and_smooth_light():
     paper = np.asarray(shown.crop((0, 300, *shown.size))).reshape(-1, 3).astype(int)
     for colour in (ACCENT, INK, PAPER):
         assert np.abs(paper - ImageColor.getrgb(colour)).max(axis=1).min() <= 6
-    seen, meant = (np.asarray(each.crop((0, 0, 300, 300)).reduce(6)).astype(int) for each in (shown, frames[1]))
+    seen, meant = (np.asarray(item.crop((0, 0, 300, 300)).reduce(6)).astype(int) for item in (shown, frames[1]))
     assert np.abs(seen - meant).mean() < 2
 
 

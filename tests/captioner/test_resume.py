@@ -191,10 +191,10 @@ def test_incomplete_lines_on_a_full_disk_are_removed(path, monkeypatch):
     assert path.read_text() == "a.png\ta dog\n"
 
 
-@pytest.mark.parametrize("place", ["missing/out.csv", ".", "x" * 300])
-def test_a_file_that_cannot_be_opened_is_an_output_error(tmp_path, place):
+@pytest.mark.parametrize("location", ["missing/out.csv", ".", "x" * 300])
+def test_a_file_that_cannot_be_opened_is_an_output_error(tmp_path, location):
     with pytest.raises(OutputError, match="cannot write this file"):
-        write(tmp_path / place, "text", ["a.png"], "overwrite")
+        write(tmp_path / location, "text", ["a.png"], "overwrite")
 
 
 def test_names_in_a_file_need_8_bytes_each(path):

@@ -739,4 +739,4 @@ def test_a_sentence_below_the_maximum_length_is_not_changed():
     assert max(len(hypothesis.words) for hypotheses in found for hypothesis in hypotheses) < 9
     for hypotheses in found:
         kept = end_earlier(hypotheses, SearchSettings(max_words=9, candidates=3))
-        assert all(one is other for one, other in zip(kept, hypotheses, strict=True))
+        assert all(left is other for left, other in zip(kept, hypotheses, strict=True))

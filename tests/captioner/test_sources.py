@@ -27,20 +27,20 @@ def folder(tmp_path, monkeypatch):
 def find(*names, **options):
     """Return the pictures, and what was not found as text."""
     found = list(find_pictures(names, **options))
-    missing = [f"{each.name}: {each.reason}" for each in found if isinstance(each, NotFound)]
-    return [each for each in found if isinstance(each, Found)], missing
+    missing = [f"{item.name}: {item.reason}" for item in found if isinstance(item, NotFound)]
+    return [item for item in found if isinstance(item, Found)], missing
 
 
 def find_names(*names, **options):
     """Return the names of the pictures, of which none may be missing."""
     found, missing = find(*names, **options)
     assert not missing
-    return [each.name for each in found]
+    return [item.name for item in found]
 
 
 def test_a_folder_gives_all_pictures_sorted_by_path(folder):
     found, missing = find("photos")
-    assert [each.name for each in found] == [
+    assert [item.name for item in found] == [
         "photos/a.png",
         "photos/b.jpg",
         "photos/trip/[x].jpg",
@@ -57,7 +57,7 @@ def test_folders_and_patterns_find_the_same_pictures_in_the_order_of_their_paths
         (folder / extra).touch()
     names = find_names(name)
     assert len(names) == 8
-    assert names == [str(path) for path in sorted(Path(each) for each in names)]
+    assert names == [str(path) for path in sorted(Path(item) for item in names)]
 
 
 def test_the_current_folder_is_not_part_of_the_names(folder, monkeypatch):
@@ -68,7 +68,11 @@ def test_the_current_folder_is_not_part_of_the_names(folder, monkeypatch):
 
 def test_a_pattern_gives_matching_pictures_without_duplicates(folder):
     found, missing = find("photos/*", "photos/**/s*.jpg", "photos/*.gif", "none/*.jpg")
-    assert [each.name for each in found] == ["photos/a.png", "photos/b.jpg", "photos/trip/day 1/sea.jpg"]
+    assert [item.name for item in found] == [
+        "photos/a.png",
+        "photos/b.jpg",
+        "photos/trip/day 1/sea.jpg",
+    ]
     assert missing == ["photos/*.gif: no pictures match this pattern", "none/*.jpg: no pictures match this pattern"]
     assert find_names("**/trip/**/*.jpg") == ["photos/trip/[x].jpg", "photos/trip/day 1/sea.jpg"]
     assert find_names("**/**/day*/**/sea.jpg") == ["photos/trip/day 1/sea.jpg"]
@@ -99,7 +103,7 @@ def test_files_are_found_by_name_even_if_missing(folder):
 def test_an_empty_folder_is_reported_and_the_scan_continues(folder):
     (folder / "empty").mkdir()
     found, missing = find("photos/empty", "photos/b.jpg")
-    assert [each.name for each in found] == ["photos/b.jpg"]
+    assert [item.name for item in found] == ["photos/b.jpg"]
     assert missing == ["photos/empty: no pictures in this folder"]
 
 
@@ -211,7 +215,7 @@ def test_a_fifo_is_a_stream(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("address", "place"),
+    ("address", "stem"),
     [
         ("https://example.org/trip/dog.jpg", "dog"),
         ("HTTP://example.org/my.dog.jpg?width=9/9#top", "my.dog"),
@@ -224,9 +228,9 @@ def test_a_fifo_is_a_stream(tmp_path):
         ("https://", "picture"),
     ],
 )
-def test_a_url_is_named_after_the_end_of_its_path(address, place):
+def test_a_url_is_named_after_the_end_of_its_path(address, stem):
     (found,), missing = find(address)
-    assert (found.name, str(found.stem), found.kind) == (address, place, "address")
+    assert (found.name, str(found.stem), found.kind) == (address, stem, "address")
     assert not missing
 
 

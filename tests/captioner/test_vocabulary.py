@@ -187,7 +187,7 @@ def test_the_spans_of_words_are_one_token_each(words):
 def test_the_spans_of_pieces_are_whole_words_one_after_another():
     words = (*SPECIAL, "a", "b", "a</w>", "b</w>", "ab", "ab</w>")
     vocabulary = Vocabulary(words, [("a", "b"), ("a", "b</w>")])
-    number = {word: place for place, word in enumerate(words)}
+    number = {word: index for index, word in enumerate(words)}
     written = [number[piece] for piece in ("ab", "b", "a</w>", "a</w>", "<unk>", "b", "ab</w>", "a", "b")]
     assert vocabulary.spans(written) == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 7), slice(7, 9)]
     assert vocabulary.decode(written) == ("abba", "a", "<unk>", "bab", "ab")  # the last was cut off

@@ -64,19 +64,19 @@ class Process(Client):
         start = ["-c", code] if without else ["-m", "captioner.web"]
         command = [sys.executable, *start, "--port", "0", *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        told = self.process.stderr.readline()
-        address = re.fullmatch(r"caption-web: open http://127\.0\.0\.1:(\d+) .*\n", told)
+        output = self.process.stderr.readline()
+        address = re.fullmatch(r"caption-web: open http://127\.0\.0\.1:(\d+) .*\n", output)
         if not address:
-            told += self.process.stderr.read()
+            output += self.process.stderr.read()
             self.close()
-            raise AssertionError(told)
+            raise AssertionError(output)
         super().__init__(int(address[1]))
 
     def stop(self, number):
-        """Send a signal, and return the exit code and what else was told."""
+        """Send a signal, and return the exit code and the remaining output."""
         self.process.send_signal(number)
-        told = self.process.stderr.read()
-        return self.process.wait(60), told
+        output = self.process.stderr.read()
+        return self.process.wait(60), output
 
     def close(self):
         self.process.kill()
@@ -150,16 +150,16 @@ def malformed_bodies():
             body = draws.choice(whole)
             body = bytearray(heading + body + b"\r\n--edge--\r\n" if is_form else body)
             for _ in range(draws.randint(1, 6)):
-                place = draws.randrange(min(len(body), draws.choice((40, 400, len(body)))))
+                index = draws.randrange(min(len(body), draws.choice((40, 400, len(body)))))
                 match draws.randrange(4):
                     case 0:
-                        body[place] = draws.randrange(256)
+                        body[index] = draws.randrange(256)
                     case 1:
-                        del body[place + 1 : place + draws.randint(2, 50)]
+                        del body[index + 1 : index + draws.randint(2, 50)]
                     case 2:
-                        body[place:place] = body[place : place + draws.randint(1, 500)]
+                        body[index:index] = body[index : index + draws.randint(1, 500)]
                     case 3 if draws.random() < 0.3:
-                        del body[place + 1 :]
+                        del body[index + 1 :]
             yield bytes(body), "multipart/form-data; boundary=edge" if is_form else "image/jpeg"
 
     return malformed_bodies

@@ -18,7 +18,7 @@ def test_the_command_serves_until_a_signal_stops_it_with_success(serve_process, 
     assert client.health()["model"] == "tiny"
     assert json.loads(client.ask("GET", "/api/limits").content) == {"bytes": 50_000, "candidates": 4}
     reply = json.loads(client.caption(pictures[0].read_bytes(), "?candidates=4").content)
-    assert "dog" not in {word for each in (reply, *reply["candidates"]) for word in each["words"]}
+    assert "dog" not in {word for record in (reply, *reply["candidates"]) for word in record["words"]}
     for host, status in {"captions.example": 200, "localhost:1": 200, "evil.example": 400}.items():
         assert client.ask("GET", "/health", Host=host).status == status
     assert client.stop(number) == (0, "")
@@ -56,10 +56,10 @@ def test_invalid_options_are_refused(capsys, options, problem):
 def test_errors_at_the_start_are_reported_in_one_line(capsys, monkeypatch, tiny_checkpoint, options, problem):
     monkeypatch.setenv("CAPTIONER_MODEL", str(tiny_checkpoint))
     assert command.main(["--port", "0", *options]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("caption-web: error: ")
-    assert problem in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("caption-web: error: ")
+    assert problem in message
+    assert message.count("\n") == 1
 
 
 def test_a_port_in_use_is_reported(capsys):

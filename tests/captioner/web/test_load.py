@@ -55,19 +55,19 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(photographs):
-    """What the command line tells of each."""
+    """The record of each picture on the command line."""
     command = [sys.executable, "-m", "captioner", *photographs, "-f", "jsonl", "--attention", "--candidates", "2"]
     lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
     return {Path(record.pop("image")): record for record in map(json.loads, lines)}
 
 
 def is_right(reply, record):
-    """Tell whether a reply is the command line's record, but for what a batch may do to the last digits."""
-    for one, other in ((reply, record), (reply["candidates"][0], record["candidates"][0])):
-        if (one["caption"], one["rectangle"]) != (other["caption"], other["rectangle"]):
+    """Return whether a reply equals the command line's record, except for rounding in batches."""
+    for single, other in ((reply, record), (reply["candidates"][0], record["candidates"][0])):
+        if (single["caption"], single["rectangle"]) != (other["caption"], other["rectangle"]):
             return False
         for key in ("log_prob", "log_probs", "attention"):
-            if not np.allclose(one[key], other[key], atol=1e-3):
+            if not np.allclose(single[key], other[key], atol=1e-3):
                 return False
     return True
 
@@ -135,12 +135,12 @@ def test_a_server_under_load_is_correct_fast_and_bounded(serve_process, photogra
         return [Visitor(client.port, contents, expected, seed) for seed in range(count)]
 
     measure(visitors(1), 2)  # what is slow the first time
-    one = [measure(visitors(1), SECONDS / 8)]
+    single = [measure(visitors(1), SECONDS / 8)]
     watch = Watch(client.process)
     many = measure(visitors(CLIENTS), SECONDS)
     watch.stop()
-    one.append(measure(visitors(1), SECONDS / 8))  # before and after: the machine may have other work
-    print(f"\n1 client: {one[0]:.2f} and {one[1]:.2f} a second; {CLIENTS} clients: {many:.2f} a second")
+    single.append(measure(visitors(1), SECONDS / 8))  # before and after: the machine may have other work
+    print(f"\n1 client: {single[0]:.2f} and {single[1]:.2f} a second; {CLIENTS} clients: {many:.2f} a second")
     print(f"memory: {' '.join(map(str, watch.curve))} MB")
 
     before = watch.memory()
@@ -155,12 +155,12 @@ def test_a_server_under_load_is_correct_fast_and_bounded(serve_process, photogra
         asked = [threads.submit(visitor.ask) for visitor in last]
         client.wait_for_queue(*range(CLIENTS // 2, CLIENTS + 1))
         assert client.stop(signal.SIGTERM) == (0, "")
-        for each, visitor in zip(asked, last, strict=True):
-            each.result()
+        for item, visitor in zip(asked, last, strict=True):
+            item.result()
             visitor.connection.close()
     assert [wrong for visitor in last for wrong in visitor.wrong] == []
 
     assert set(statuses) <= {200, 400, 413}
     assert after < before + 60
     assert max(watch.curve) < 1.2 * watch.curve[len(watch.curve) // 4] + 60
-    assert many > 1.5 * sum(one) / 2
+    assert many > 1.5 * sum(single) / 2

@@ -45,22 +45,22 @@ def draw(size=(90, 70), seed=0, kind="PNG", **options):
 
 
 def record(captioner, picture, candidates=1, alternatives=3):
-    """What the command line tells of a picture."""
+    """The record of a picture on the command line."""
     caption = captioner.caption(picture, SearchSettings(candidates=candidates, alternatives=alternatives))
     return json.loads(json.dumps(caption.to_dict(attention=True)))
 
 
-def same(one, other):
-    """Tell whether two records are the same, but for what a batch may do to the last digits."""
-    if isinstance(one, dict):
+def same(left, other):
+    """Return whether two records are equal, except for rounding in batches."""
+    if isinstance(left, dict):
         return (
             isinstance(other, dict)
-            and one.keys() == other.keys()
-            and all(same(one[key], other[key]) for key in one)
+            and left.keys() == other.keys()
+            and all(same(left[key], other[key]) for key in left)
         )
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == pytest.approx(other, abs=1e-4) if isinstance(one, float) else one == other
+    if isinstance(left, list):
+        return len(left) == len(other) and all(map(same, left, other))
+    return left == pytest.approx(other, abs=1e-4) if isinstance(left, float) else left == other
 
 
 class Quick(Captioner):
@@ -183,7 +183,7 @@ def test_the_fields_of_a_reply_are_those_that_are_documented(client):
     server.Reply.model_validate_json(json.dumps(reply), strict=False)
     operation = description["paths"]["/api/caption"]["post"]
     assert {"200", "400", "408", "413", "415", "422", "500", "503"} == operation["responses"].keys()
-    assert [each["name"] for each in operation["parameters"]] == ["candidates", "alternatives"]
+    assert [item["name"] for item in operation["parameters"]] == ["candidates", "alternatives"]
     assert "multipart/form-data" in operation["requestBody"]["content"]
     assert "image/*" in operation["requestBody"]["content"]
 
@@ -282,7 +282,8 @@ def test_a_batch_equals_its_pictures_one_by_one(serve, tiny, pictures):
     asked = [(path, 1 + number % 3, number % 4) for number, path in enumerate(pictures)]
     with ThreadPoolExecutor(len(asked)) as threads:
         answers = threads.map(
-            lambda one: client.caption(one[0].read_bytes(), f"?candidates={one[1]}&alternatives={one[2]}"), asked
+            lambda left: client.caption(left[0].read_bytes(), f"?candidates={left[1]}&alternatives={left[2]}"),
+            asked,
         )
     for (path, candidates, alternatives), answer in zip(asked, answers, strict=True):
         reply = json.loads(answer.content)
@@ -353,7 +354,7 @@ def test_a_stopping_server_finishes_accepted_requests(serve, held):
         answers = [threads.submit(client.caption, draw(seed=seed)) for seed in range(7)]
         client.wait_for_queue(7)
         client.server.should_exit = True
-        while True:  # until nobody is let in any more
+        while True:  # until the queue is full
             try:
                 client.health()
             except ConnectionError:
