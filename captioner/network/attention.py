@@ -507,7 +507,7 @@ def register(name: str, mechanism: type[Attention]) -> None:
         raise ConfigError(f"attention {name!r}: expected a subclass of Attention, got {mechanism!r}")
     if KINDS.setdefault(name, mechanism) is not mechanism:
         raise ConfigError(
-            f"attention {name!r}: the name is already registered for {KINDS[name].__qualname__}. Choose another"
+            f"attention {name!r}: the name is taken by {KINDS[name].__qualname__}. Choose another"
         )
 
 

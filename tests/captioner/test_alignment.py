@@ -46,7 +46,7 @@ def learn_to_reverse(kind: str, length: int, steps: int) -> Result:
     """Train an LSTM to write sequences backwards, reading the right symbols, and see how well it does.
 
     A symbol's annotation is a learned vector for this symbol at this position, which starts as a vector of the
-    symbol plus a vector of the position: even the mean of all, which is where the bottleneck starts from, can tell the
+    symbol plus a vector of the position: even the mean of all, from which the bottleneck starts, determines the
     sequence.
     """
     torch.manual_seed(0)

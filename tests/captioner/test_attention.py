@@ -464,8 +464,8 @@ def test_the_centre_of_local_p_stays_inside_the_grid():
         ({"radius": float("nan")}, "radius: must be above 0"),
         ({"pass_words": 0}, "pass_words: must be at least 1"),
         ({"kind": "multi_head", "size": 10, "heads": 4}, "heads: 4 heads cannot share a size of 10 evenly"),
-        ({"kind": "none", "coverage": True}, "coverage: 'none' scores no locations"),
-        ({"kind": "mean", "coverage": True}, "coverage: 'mean' scores no locations"),
+        ({"kind": "none", "coverage": True}, "coverage: 'none' computes no scores"),
+        ({"kind": "mean", "coverage": True}, "coverage: 'mean' computes no scores"),
         ({"kind": "adaptive", "score": "location"}, "score: .* the sentinel of 'adaptive' has none"),
     ],
 )

@@ -71,7 +71,7 @@ def forget(field):
 
 GRAPH = onnx.GraphProto(name="g")
 SPARSE = onnx.SparseTensorProto(dims=[1 << 40])
-OUTSIDE = "outside of the model file"
+OUTSIDE = "refers to an external file"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ OUTSIDE = "outside of the model file"
         (lambda model: model.graph.node.extend([onnx.NodeProto(op_type="Relu")] * MAX_NODES), "at most 10,000"),
         (
             lambda model: model.graph.node.append(helper.make_node("Split", ["x"], ["a", "b"], num_outputs=1)),
-            "a Split with 2 outputs says that it has 1",
+            "a Split with 2 outputs declares 1",
         ),
         # attributes
         (add_attribute(g=GRAPH), "field 6 of attribute"),
@@ -171,10 +171,10 @@ def in_tensor(data):
     ("data", "message"),
     [
         # protobuf merges a message that comes twice, and takes the last of numbers and strings
-        (in_graph(b""), "the model has graph twice"),
-        (in_tensor(field(2, 0, varint(7))), "initializer has data_type twice"),
-        (in_tensor(field(8, 2, b"v")), "initializer has name twice"),
-        (in_tensor(field(14, 0, varint(0))), "initializer has data_location twice"),
+        (in_graph(b""), "the model has a duplicate graph"),
+        (in_tensor(field(2, 0, varint(7))), "initializer has a duplicate data_type"),
+        (in_tensor(field(8, 2, b"v")), "initializer has a duplicate name"),
+        (in_tensor(field(14, 0, varint(0))), "initializer has a duplicate data_location"),
         (in_tensor(field(1, 0, varint(3))), r"expects \[3, 4, 3\]"),
         (in_tensor(field(1, 2, varint(3) + varint(5))), r"expects \[3, 4, 3, 5\]"),  # packed
         # protobuf skips fields of another wire type
@@ -188,9 +188,9 @@ def in_tensor(data):
         # it keeps 32 bits of a field's key
         (varint(1 << 32 | 7 << 3 | 2) + varint(0), "field 536870919 of the model"),
         (field(0, 0, varint(0)), "field 0 of the model"),
-        (varint(7 << 3 | 2) + varint(1 << 63), "ends within a field"),
-        (varint(7 << 3 | 2) + b"\x80" * 11, "does not end"),
-        (b"\x80", "does not end"),
+        (varint(7 << 3 | 2) + varint(1 << 63), "truncated field"),
+        (varint(7 << 3 | 2) + b"\x80" * 11, "truncated integer"),
+        (b"\x80", "truncated integer"),
     ],
 )
 def test_ambiguous_encodings_are_refused(data, message):

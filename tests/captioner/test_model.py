@@ -152,7 +152,7 @@ def test_model_settings_round_trip():
 @pytest.mark.parametrize(
     ("attention", "decoder", "message"),
     [
-        ({}, {"kind": "transformer"}, "'transformer' decoder looks with 'multi_head'.*; got 'additive'$"),
+        ({}, {"kind": "transformer"}, "'transformer' decoder needs 'multi_head'.*; got 'additive'$"),
         (
             {"kind": "multi_head", "coverage": True},
             {"kind": "transformer"},

@@ -325,7 +325,7 @@ ONNX_ATTACKS = {
     "control flow": (graph(lambda graph: setattr(graph.node[0], "op_type", "Loop")), "'Loop' is not allowed"),
     "weights of another file": (
         graph(lambda graph: setattr(graph.initializer[0].external_data[0], "value", "/etc/passwd")),
-        "outside of the model file",
+        "refers to an external file",
     ),
     "huge constant": (
         graph(lambda graph: graph.initializer.add(name="c", dims=[1 << 40], data_type=1)),

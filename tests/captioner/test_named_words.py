@@ -153,5 +153,5 @@ def test_invalid_required_words_are_refused(tiny, pictures, settings, message):
 
 
 def test_pieces_of_words_cannot_be_required(of_pieces, pictures):
-    with pytest.raises(CaptionerError, match="use one that writes whole words"):
+    with pytest.raises(CaptionerError, match="use a model with whole words"):
         of_pieces.caption(pictures[0], SearchSettings(require=("ab",)))
