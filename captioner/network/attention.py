@@ -506,9 +506,7 @@ def register(name: str, mechanism: type[Attention]) -> None:
     if not (isinstance(mechanism, type) and issubclass(mechanism, Attention)):
         raise ConfigError(f"attention {name!r}: expected a subclass of Attention, got {mechanism!r}")
     if KINDS.setdefault(name, mechanism) is not mechanism:
-        raise ConfigError(
-            f"attention {name!r}: the name is taken by {KINDS[name].__qualname__}. Choose another"
-        )
+        raise ConfigError(f"attention {name!r}: the name is taken by {KINDS[name].__qualname__}. Choose another")
 
 
 def build_attention(settings: AttentionSettings, sizes: Sizes) -> Attention:

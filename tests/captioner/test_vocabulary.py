@@ -92,7 +92,7 @@ def test_all_words_may_be_repeated_if_unknown(pieces):
 
 
 def test_a_repeated_word_must_be_in_the_vocabulary():
-    with pytest.raises(ValueError, match="must contain 'cat', which is in .repeated"):
+    with pytest.raises(ValueError, match="must contain 'cat', which is in `repeated`"):
         Vocabulary([*SPECIAL, "a", "dog"], repeated=["a", "cat"])
 
 
