@@ -32,7 +32,6 @@ from evaluation.findings import Findings, caption_pictures, evaluate
 from evaluation.grounding import Truth, read_truth, tally_hallucinations
 from evaluation.instances import read_instances
 from evaluation.metrics import Scorer
-from evaluation.scoring import score
 from evaluation.workloads import WORKLOADS, Settings
 
 PROGRAM = "python -m evaluation"
@@ -249,9 +248,9 @@ def _score(options: argparse.Namespace) -> None:
     references = read_references(options.references)
     candidates = read_candidates(options.candidates, references)
     instances = read_instances(options.instances, references.captions) if options.instances else {}
-    scores, unavailable = score(Scorer(references.captions), candidates)
+    scores = Scorer(references.captions).score(candidates, java=True)
     tallies = tally_hallucinations(candidates, references.captions, instances) if instances else {}
-    findings = Findings(candidates, scores, unavailable, tallies)
+    findings = Findings(candidates, scores, tallies)
     _write(findings.to_json(), findings.to_text(), options)
 
 

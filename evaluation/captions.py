@@ -16,6 +16,7 @@ Ids are text throughout: 42, 42.0 and "42" are the same image.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from evaluation.datasets.files import parse_json
-from evaluation.metrics import METRICS, BleuCounts, Scores, name_images
+from evaluation.datasets.files import parse_json, shorten_names
+from evaluation.metrics import METRICS, Scores
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_candidates(path: str | Path, references: References) -> dict[str, str]:
             twice.append(image)
         captions[image] = _text(caption, image, path)
     if twice:
-        raise DataError(f"{path}: more than one caption for {name_images(twice)}; leave one an image")
+        raise DataError(f"{path}: more than one caption for {shorten_names(twice)}; leave one an image")
     return captions
 
 
@@ -113,63 +114,61 @@ def number_images(captions: Mapping[str, str], expected: str | Path | None = Non
             found[number[1]] = caption
     if strangers:
         raise DataError(
-            f"{name_images(strangers)}: not the name of a picture of COCO, such as COCO_test2014_000000000042.jpg"
+            f"{shorten_names(strangers)}: not the name of a picture of COCO, such as COCO_test2014_000000000042.jpg"
         )
     if twice:
-        raise DataError(f"more than one caption for {name_images(twice)}; leave one an image")
+        raise DataError(f"more than one caption for {shorten_names(twice)}; leave one an image")
     if expected is not None:
         content = _read(expected)
         if not isinstance(content, dict) or "images" not in content:
             raise DataError(f"{expected}: expected an object with 'images', as COCO's image_info_test2014.json")
         wanted = {image for image, _ in _pairs(content["images"], "id", "file_name", expected)}
         if missing := wanted - found.keys():
-            raise DataError(f"no caption for {name_images(missing)}, which {expected} names")
+            raise DataError(f"no caption for {shorten_names(missing)}, which {expected} names")
         if unknown := found.keys() - wanted:
-            raise DataError(f"{name_images(unknown)}: not among the pictures that {expected} names")
+            raise DataError(f"{shorten_names(unknown)}: not among the pictures that {expected} names")
     return found
 
 
 def to_json(scores: Scores[str]) -> dict[str, Any]:
-    """Return all of the scores, so that `read_scores` can give them back."""
+    """Return all scores as JSON types; `read_scores` reads them."""
     return {
         "corpus": scores.corpus,
-        "without_brevity_penalty": scores.precisions,
+        "without_brevity_penalty": scores.without_brevity_penalty,
         "per_image": scores.per_image,
-        "bleu_counts": {image: counts._asdict() for image, counts in scores.bleu_counts.items()},
-        "meteor_counts": scores.meteor_counts,
+        "counts": scores.counts,
     }
 
 
 def read_scores(path: str | Path) -> Scores[str]:
-    """Read scores that `python -m evaluation` kept with `--json`.
+    """Read scores that `python -m evaluation` wrote with `--json`.
 
     Raises:
-        DataError: if the file cannot be read, or holds something else.
+        DataError: if the file cannot be read, or contains something else.
     """
     if Path(path).is_dir():
         raise DataError(
-            f"{path}: a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN. "
+            f"{path}: is a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN. "
             f"Or score their checkpoints first: python -m evaluation run {path} --data LAYOUT:PATH --json FILE"
         )
     content = _read(path)
     try:
         counts = {
-            image: BleuCounts(
-                tuple(each["matches"]), tuple(each["possible"]), each["length"], each["reference_length"]
-            )
-            for image, each in content["bleu_counts"].items()
+            name: {image: tuple(map(float, row)) for image, row in content["counts"][name].items()}
+            for name in METRICS
+            if name in content["counts"]
         }
-        of_meteor = {image: list(map(float, content["meteor_counts"][image])) for image in content["meteor_counts"]}
-        metrics = [
-            metric for metric in (*METRICS, "METEOR", "SPICE") if metric in METRICS or metric in content["corpus"]
-        ]
-        corpus = {metric: float(content["corpus"][metric]) for metric in metrics}
-        per_image = {
-            metric: {image: float(content["per_image"][metric][image]) for image in counts} for metric in metrics
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not the scores that `run` or `score` keep with --json ({error!r})") from error
-    return Scores(corpus, per_image, counts, of_meteor)
+        images = counts["BLEU"].keys()
+        if not images or any(rows.keys() != images for rows in counts.values()):
+            raise ValueError("counts of different images")
+        scores = Scores(counts)
+        if not all(map(math.isfinite, scores.corpus.values())):
+            raise ValueError("a score is not finite")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise DataError(
+            f"{path}: not a file that `run` or `score` of this version wrote with --json ({error!r:.100})"
+        ) from error
+    return scores
 
 
 def _read(path: str | Path) -> Any:

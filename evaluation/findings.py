@@ -17,7 +17,6 @@ from evaluation.captions import to_json
 from evaluation.datasets import Record
 from evaluation.grounding import NOTHING, Truth, objects_to_text, tally
 from evaluation.metrics import Scorer, Scores
-from evaluation.scoring import score
 from evaluation.tables import scores_to_text
 from evaluation.trust import Rated, Trust, measure, rate_captions
 from evaluation.trust import to_json as trust_to_json
@@ -31,8 +30,6 @@ class Findings:
     captions: Mapping[str, str]
     """By image id."""
     scores: Scores[str]
-    unavailable: Mapping[str, str]
-    """Why there is no score, by metric."""
     tallies: Mapping[str, Tally[str]]
     """Of objects, as far as they are known; see `evaluation.grounding`."""
     rated: Mapping[str, Rated] = field(default_factory=dict)
@@ -55,7 +52,7 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers; `evaluation.captions.read_scores` reads the scores among them."""
-        numbers = {**to_json(self.scores), "intervals": self.intervals, "unavailable": dict(self.unavailable)}
+        numbers = {**to_json(self.scores), "intervals": self.intervals, "unavailable": self.scores.unavailable}
         if self.tallies:
             numbers["objects"] = {
                 name: {**ratio._asdict(), "per_image": self.tallies[name]} for name, ratio in self.objects.items()
@@ -67,7 +64,7 @@ class Findings:
     def to_text(self) -> str:
         """Return the tables for a terminal."""
         lines = [scores_to_text(self.scores, self.intervals)]
-        lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.unavailable.items()]
+        lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.scores.unavailable.items()]
         if self.tallies:
             lines.append(objects_to_text(self.objects))
         if self.rated:
@@ -93,10 +90,10 @@ def evaluate(
             caption = replace(caption, attention=caption.attention[:0].copy(), heads=None)
         results.append((record, caption))
     captions = {record.image_id: caption.text for record, caption in results}
-    scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
+    scores = Scorer({record.image_id: record.captions for record in records}).score(captions, java=True)
     looks = results if truth != NOTHING else []
     rated = rate_captions([caption for _, caption in results], [record.captions for record, _ in results])
-    return Findings(captions, scores, unavailable, tally(looks, truth, model, batch_size), rated)
+    return Findings(captions, scores, tally(looks, truth, model, batch_size), rated)
 
 
 def caption_pictures(

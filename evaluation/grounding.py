@@ -15,11 +15,13 @@ from evaluation.attention import GroundedCaption, Noun, tally_attention
 from evaluation.bootstrap import Ratio, Tally
 from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record
+from evaluation.datasets.scenes import Scene
+from evaluation.datasets.shapes import read_scenes
 from evaluation.faithfulness import tally_faithfulness
 from evaluation.instances import Instances, read_instances
 from evaluation.objects import find_mentions
 from evaluation.pointing import object_shares
-from evaluation.shapes import Scene, is_true, mentions, read_scenes
+from evaluation.shapes import is_true, mentions
 from evaluation.tokenize import tokenize
 
 Key = TypeVar("Key", bound=Hashable)

@@ -13,8 +13,7 @@ import numpy as np
 
 from captioner.errors import DataError, MissingExtraError
 from captioner.installation import install_hint
-from evaluation.datasets.files import read_json
-from evaluation.metrics import name_images
+from evaluation.datasets.files import read_json, shorten_names
 from evaluation.objects import CATEGORIES
 
 
@@ -59,7 +58,7 @@ def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, In
         found.update(_read_file(file, wanted))
     if missing := wanted - found.keys():
         raise DataError(
-            f"{', '.join(map(str, files))}: nothing of image {name_images(missing)}. "
+            f"{', '.join(map(str, files))}: nothing of image {shorten_names(missing)}. "
             "Are these the instances of the same pictures, under COCO's ids?"
         )
     return found
@@ -70,7 +69,7 @@ def _read_file(file: Path, images: Set[str]) -> dict[str, Instances]:
     try:
         categories = {category["id"]: category["name"] for category in content["categories"]}
         if unknown := set(categories.values()) - CATEGORIES:
-            raise DataError(f"{file}: expected COCO's 80 categories, got also {name_images(unknown)}")
+            raise DataError(f"{file}: expected COCO's 80 categories, got also {shorten_names(unknown)}")
         found = {
             image: Instances((int(row["height"]), int(row["width"])), {})
             for row in content["images"]

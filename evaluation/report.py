@@ -172,13 +172,18 @@ def _score_table(findings: Findings) -> str:
     lines = []
     for metric, value in scores.corpus.items():
         low, high = findings.intervals[metric]
-        without = f"{100 * scores.precisions[metric]:.1f}" if metric in scores.precisions else ""
+        without = (
+            f"{100 * scores.without_brevity_penalty[metric]:.1f}"
+            if metric in scores.without_brevity_penalty
+            else ""
+        )
         lines.append(
             f'<tr><th scope="row">{metric}</th><td class="score">{100 * value:.1f}</td>'
             f"<td>{100 * low:.1f} to {100 * high:.1f}</td><td>{without}</td></tr>"
         )
     reasons = "".join(
-        f"<p>{metric} is unavailable: {escape(reason)}.</p>" for metric, reason in findings.unavailable.items()
+        f"<p>{metric} is unavailable: {escape(reason)}.</p>"
+        for metric, reason in findings.scores.unavailable.items()
     )
     titles = "".join(f'<th scope="col">{title}</th>' for title in SCORE_TITLES)
     return (

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from captioner.errors import CaptionerError
-from evaluation.java import UnavailableError
+from evaluation.metrics.java import UnavailableError
 from evaluation.workloads import WORKLOADS, Settings
 
 

@@ -19,10 +19,11 @@ from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record, read_dataset
+from evaluation.datasets.scenes import Scene
+from evaluation.datasets.shapes import read_scenes
 from evaluation.findings import caption_pictures
 from evaluation.grounding import Truth, tally
 from evaluation.metrics import Scorer
-from evaluation.shapes import Scene, read_scenes
 
 
 class UnfinishedError(DataError):

@@ -12,10 +12,14 @@ def scores_to_text(scores: Scores[str], intervals: Mapping[str, Interval]) -> st
     lines = [f"{'x 100':>16}{'95 % interval':>17}{'without penalty':>18}"]
     for metric, value in scores.corpus.items():
         interval = f"{100 * intervals[metric].low:.1f} to {100 * intervals[metric].high:.1f}"
-        without = f"{100 * scores.precisions[metric]:18.1f}" if metric in scores.precisions else ""
+        without = (
+            f"{100 * scores.without_brevity_penalty[metric]:18.1f}"
+            if metric in scores.without_brevity_penalty
+            else ""
+        )
         lines.append(f"{metric:<10}{100 * value:6.1f}{interval:>17}{without}")
     lines.append(count_images(scores))
-    if len(scores.bleu_counts) == 1:
+    if len(scores.images) == 1:
         lines.append("CIDEr-D is 0 for a single image: it weighs words by the number of images that have them")
     return "\n".join(lines)
 
@@ -53,5 +57,5 @@ def scores_to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = Fals
 
 def count_images(scores: Scores[str]) -> str:
     """Return how many images were scored, in words."""
-    images = len(scores.bleu_counts)
+    images = len(scores.images)
     return f"{images} images" if images != 1 else "1 image"

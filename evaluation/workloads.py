@@ -20,8 +20,8 @@ from captioner.errors import CaptionerError
 from captioner.images import Source
 from captioner.search import SearchSettings
 from captioner.vocabulary import START
-from evaluation.java import find_program
 from evaluation.metrics import Scorer
+from evaluation.metrics.java import find_program
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -19,7 +20,8 @@ from captioner.network.model import build_network
 from captioner.search import SearchSettings
 from captioner.settings import ModelSettings
 from captioner.vocabulary import SPECIAL
-from evaluation.metrics import METRICS
+from evaluation.datasets import READERS
+from evaluation.metrics import PYTHON_SCORES
 
 MOST = 1_000_000
 """Largest value of settings that count something."""
@@ -30,14 +32,21 @@ def _check_folder_name(name: str) -> None:
         raise ValueError(f"name: must be the name of a folder, got {name!r}")
 
 
+def _check_known(field: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise ValueError(f"{field}: unknown {value!r}; {hint}")
+
+
 @dataclass(frozen=True)
 class DatasetSettings:
     """A set of captioned pictures."""
 
     name: str
     """For logs, scores and the names of caches."""
-    layout: Literal["coco", "karpathy", "flickr8k", "flickr30k", "jsonl", "csv", "tsv", "folder", "shapes"]
-    """How it lies on disk; see `evaluation.datasets`."""
+    layout: str
+    """Layout of its files; a key of `evaluation.datasets.READERS`."""
     path: str
     """Its folder or file; environment variables such as `$CAPTIONER_DATA` are filled in."""
     boxes: str = ""
@@ -47,6 +56,7 @@ class DatasetSettings:
 
     def __post_init__(self) -> None:
         _check_folder_name(self.name)
+        _check_known("layout", self.layout, READERS)
 
 
 @dataclass(frozen=True)
@@ -213,18 +223,15 @@ class SelectionSettings:
     """Which checkpoints are kept, and when a run has learned enough."""
 
     metric: str = "CIDEr-D"
-    """Of `evaluation.metrics.METRICS`. The mean over the data sets of what the development captions score is what
-    the best checkpoint has the most of."""
+    """Score that chooses the best checkpoint, averaged over the development sets; one of
+    `evaluation.metrics.PYTHON_SCORES`."""
     patience: int = 0
     """Epochs without a better score after which the run ends; 0: it never ends early."""
     keep_last: int = 0
     """Also keep the checkpoints of this many last epochs, `epoch-001.safetensors` and so on."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            near = difflib.get_close_matches(self.metric, METRICS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METRICS)}"
-            raise ValueError(f"metric: unknown {self.metric!r}; {hint}")
+        _check_known("metric", self.metric, PYTHON_SCORES)
         config.check_ranges(self, {"patience": (0, MOST), "keep_last": (0, MOST)})
 
 

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from evaluation.ngrams import (
+from evaluation.metrics.ngrams import (
     LONGEST_NGRAM,
     NgramTable,
     Vectors,
@@ -57,7 +57,7 @@ class CaptionReward:
 
 
 def _bleu_4(captions: Vectors, references: Vectors) -> np.ndarray:
-    """Return BLEU-4 (N,) of each caption; see `evaluation.metrics.bleu`."""
+    """Return BLEU-4 (N,) of each caption; see `evaluation.metrics.bleu.bleu`."""
     tiny, small = 1e-15, 1e-9
     matches, possible = count_matches(captions, references)
     precision = ((matches + tiny) / (possible + small)).prod(axis=1) ** (1 / LONGEST_NGRAM)

@@ -9,7 +9,7 @@ A data set is named by its layout and its place, LAYOUT:PATH:
     jsonl:FILE           {"image": PATH, "captions": [TEXT, ...]} a line
     csv:FILE, tsv:FILE   a table with the columns image and caption
     folder:DIRECTORY     pictures, each beside a .txt file of captions
-    shapes:DIRECTORY     made on the spot; see `evaluation.shapes`
+    shapes:DIRECTORY     made on the spot; see `evaluation.datasets.shapes`
 
 The reader of each says more. Where nobody has split a set, a hash of each picture's id does.
 """
@@ -28,6 +28,7 @@ from captioner.errors import DataError, ImageError
 from evaluation.datasets.files import SPLITS, Problems, Record, read_lines, split_by_hash
 from evaluation.datasets.own import read_folder, read_jsonl, read_table
 from evaluation.datasets.published import read_coco, read_flickr8k, read_flickr30k, read_karpathy
+from evaluation.datasets.shapes import read_shapes
 
 __all__ = [
     "READERS",
@@ -39,13 +40,6 @@ __all__ = [
     "resolve_paths",
     "split_by_hash",
 ]
-
-
-def read_shapes(directory: Path, problems: Problems) -> list[Record]:
-    """Pictures of coloured shapes, generated in the folder if it is missing or empty; see `evaluation.shapes`."""
-    from evaluation import shapes  # which imports this module
-
-    return shapes.read_shapes(directory)
 
 
 READERS: dict[str, Callable[[Path, Problems], list[Record]]] = {

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,12 @@ def split_by_hash(image_id: str) -> str:
     digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64  # in 0..1
     return "train" if place < 0.90 else "dev" if place < 0.95 else "test"
+
+
+def shorten_names(names: Iterable[Hashable]) -> str:
+    """Return the first few names, sorted, and the number of the others, for messages."""
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
 def one_line(text: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from captioner.errors import DataError
 from evaluation.bootstrap import Interval, Ratio, compare, intervals, ratios
-from evaluation.metrics import METRICS, BleuCounts, Scorer, Scores, bleu, sum_counts
+from evaluation.metrics import PYTHON_SCORES, Scorer, Scores
 
 REFERENCES = {
     f"{number}.jpg": [f"the {what} runs on the {where}", f"a brown {what}"]
@@ -29,12 +29,10 @@ def world(random, images):
     possible = lengths[:, None] - np.arange(4)
     matches = random.binomial(possible, rates[:, None] ** np.arange(1, 5))
     references = lengths + random.integers(-1, 3, images)
-    parts = zip(matches.tolist(), possible.tolist(), lengths.tolist(), references.tolist(), strict=True)
-    counts = {image: BleuCounts(tuple(m), tuple(p), *sizes) for image, (m, p, *sizes) in enumerate(parts)}
-    per_image = {"ROUGE-L": dict(enumerate(rates)), "CIDEr-D": dict(enumerate(random.gamma(2, 0.5, images)))}
-    corpus = dict(zip(METRICS, bleu(sum_counts(list(counts.values()))), strict=False))
-    corpus |= {metric: float(np.mean(list(per_image[metric].values()))) for metric in METRICS[4:]}
-    return Scores(corpus, per_image, counts)
+    rows = np.column_stack([matches, possible, lengths, references]).tolist()
+    columns = {"BLEU": rows, "ROUGE-L": [(rate, 1) for rate in rates]}
+    columns["CIDEr-D"] = [(value, 1) for value in random.gamma(2, 0.5, images)]
+    return Scores({metric: dict(enumerate(map(tuple, column))) for metric, column in columns.items()})
 
 
 def test_each_draw_is_scored_as_a_corpus_of_its_own():
@@ -49,7 +47,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     random = np.random.default_rng(0)
     truth = world(random, 30_000).corpus
     found = [intervals(world(random, 60), rounds=200, seed=number) for number in range(300)]
-    for metric in METRICS:
+    for metric in PYTHON_SCORES:
         covered = np.mean([each[metric].low <= truth[metric] <= each[metric].high for each in found])
         assert 0.91 <= covered <= 0.98, metric
 
@@ -72,7 +70,7 @@ def test_sets_of_one_quality_are_rarely_called_different():
     random = np.random.default_rng(1)
     pairs = [(world(random, 60), world(random, 60)) for _ in range(200)]
     found = [compare(first, second, rounds=200, seed=number) for number, (first, second) in enumerate(pairs)]
-    for metric in METRICS:
+    for metric in PYTHON_SCORES:
         assert 0.01 <= np.mean([each[metric].p <= 0.05 for each in found]) <= 0.1, metric
 
 
@@ -86,13 +84,13 @@ def test_scores_of_other_pictures_are_refused():
     first = Scorer(REFERENCES).score(candidates(10))
     fewer = {image: texts for image, texts in REFERENCES.items() if image != "3.jpg"}
     second = Scorer(fewer).score({image: text for image, text in candidates(10).items() if image in fewer})
-    with pytest.raises(DataError, match="not of the same pictures: 1 are in only one"):
+    with pytest.raises(DataError, match="of different pictures: 1 are in only one"):
         compare(first, second)
 
 
 def test_bleu_without_penalty_is_that_of_captions_that_are_as_long_as_the_references():
     scores = Scorer({"dog.jpg": ["a dog runs on the grass"]}).score({"dog.jpg": "a dog runs"})
-    assert scores.precisions["BLEU-1"] == pytest.approx(1.0)
+    assert scores.without_brevity_penalty["BLEU-1"] == pytest.approx(1.0)
     assert scores.corpus["BLEU-1"] == pytest.approx(np.exp(1 - 6 / 3), rel=1e-6)
 
 

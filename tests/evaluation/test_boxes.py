@@ -5,10 +5,10 @@ import pytest
 
 from captioner.caption import Caption, Rectangle
 from captioner.errors import DataError
-from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.boxes import SIDE, Boxes, read_boxes
 from evaluation.datasets import Record
+from evaluation.datasets.draw_shapes import generate
 from evaluation.grounding import Truth, find_nouns
 from evaluation.instances import Instances
 
@@ -96,7 +96,7 @@ def test_boxes_go_before_instances(records):
 
 
 def test_run_measures_attention_with_boxes(tiny_checkpoint, tmp_path, capsys):
-    shapes.generate(tmp_path / "shapes", train=1, dev=2)
+    generate(tmp_path / "shapes", train=1, dev=2)
     lines = [{"image": f"shapes/dev/{number:06}.png", "captions": ["a dog"], "split": "dev"} for number in range(2)]
     (tmp_path / "captions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     boxes = write(tmp_path / "boxes.json", {"shapes/dev/000001.png": [[0, 0, 1, 1]]})

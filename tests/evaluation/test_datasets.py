@@ -3,16 +3,14 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 from PIL import Image
 
 from captioner import images
 from captioner.errors import DataError, ImageError, MissingExtraError
-from evaluation.datasets import READERS, Record, find_unreadable, read_dataset, read_lines, split_by_hash
-from evaluation.shapes import generate
-from training.config import DatasetSettings
+from evaluation.datasets import Record, find_unreadable, read_dataset, read_lines, split_by_hash
+from evaluation.datasets.draw_shapes import generate
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -32,10 +30,6 @@ def failure(layout: str, path: Path) -> str:
 
 def by_id(records: list[Record]) -> dict[str, Record]:
     return {record.image_id: record for record in records}
-
-
-def test_the_settings_of_a_run_know_every_layout():
-    assert get_args(get_type_hints(DatasetSettings)["layout"]) == tuple(READERS)
 
 
 # Flickr8k

@@ -7,10 +7,11 @@ from PIL import Image
 
 from captioner.caption import Caption, Rectangle
 from captioner.captioning import Captioner
-from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
+from evaluation.datasets.draw_shapes import generate
+from evaluation.datasets.scenes import Scene, Shape
 from evaluation.grounding import Truth, objects_to_text, tally, tally_hallucinations
 from evaluation.instances import read_instances
 
@@ -25,7 +26,7 @@ SIZES = {1: (10, 20), 2: (12, 20), 3: (5, 5)}
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -152,10 +153,10 @@ def test_attention_lies_where_the_map_covers_the_picture(instances):
 
 
 def test_captions_of_shapes_are_held_against_their_scenes():
-    red = shapes.Shape("circle", "red", "small", (16.0, 16.0), 6.5)
-    blue = shapes.Shape("square", "blue", "large", (48.0, 48.0), 9.5)
-    green = shapes.Shape("cross", "green", "large", (48.0, 16.0), 9.5)
-    scenes = {"1": shapes.Scene((red,)), "2": shapes.Scene((red, blue)), "3": shapes.Scene((red, blue, green))}
+    red = Shape("circle", "red", "small", (16.0, 16.0), 6.5)
+    blue = Shape("square", "blue", "large", (48.0, 48.0), 9.5)
+    green = Shape("cross", "green", "large", (48.0, 16.0), 9.5)
+    scenes = {"1": Scene((red,)), "2": Scene((red, blue)), "3": Scene((red, blue, green))}
     maps = np.zeros((3, 4, 4))
     maps[:, 0, 0] = 1
     maps[2] = 0
@@ -233,7 +234,7 @@ def test_run_takes_instances_from_elsewhere_and_does_without(tiny_checkpoint, co
 
 
 def test_run_tells_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, capsys):
-    shapes.generate(tmp_path / "shapes", train=1, dev=3)
+    generate(tmp_path / "shapes", train=1, dev=3)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{tmp_path / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["objects"]
@@ -269,7 +270,7 @@ def test_score_counts_hallucinations(coco, capsys):
 def test_instances_of_other_pictures_are_refused_before_any_is_captioned(
     tiny_checkpoint, coco, monkeypatch, capsys
 ):
-    shapes.generate(coco / "shapes", train=1, dev=1)
+    generate(coco / "shapes", train=1, dev=1)
     monkeypatch.setattr(Captioner, "caption_batches", pytest.fail)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{coco / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--instances", str(coco / "annotations" / "instances_val2017.json")]) == 2

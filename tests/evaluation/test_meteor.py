@@ -6,10 +6,9 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.bootstrap import compare, intervals
-from evaluation.java import UnavailableError
-from evaluation.meteor import Meteor, meteor, to_additive
 from evaluation.metrics import Scorer
-from evaluation.scoring import add_meteor
+from evaluation.metrics.java import UnavailableError
+from evaluation.metrics.meteor import MeteorProgram, meteor, to_additive
 from evaluation.tokenize import tokenize
 
 REFERENCES = {
@@ -35,7 +34,7 @@ COUNTED = (  # what the program counts, noted once, and below what it makes of t
 @pytest.fixture(scope="module")
 def program():
     try:
-        found = Meteor()
+        found = MeteorProgram()
     except UnavailableError as error:
         pytest.skip(f"METEOR's program is not here: {error}")
     with found:
@@ -66,8 +65,7 @@ def test_what_is_counted_has_not_changed(program):
 
 @pytest.fixture(scope="module")
 def scores(program):
-    scorer = Scorer(REFERENCES)
-    return add_meteor(scorer.score(CANDIDATES), scorer.tokenize(CANDIDATES))
+    return Scorer(REFERENCES).score(CANDIDATES, java=True)
 
 
 @pytest.mark.slow
@@ -92,7 +90,7 @@ def test_it_has_intervals_and_is_compared_where_both_have_it(scores):
 
 @pytest.mark.slow
 def test_the_program_ends_with_its_block(program):
-    with Meteor() as another:
+    with MeteorProgram() as another:
         another.count(["dog"], [["dog"]])
         process = another._process
         assert process.poll() is None
@@ -101,24 +99,24 @@ def test_the_program_ends_with_its_block(program):
 
 @pytest.mark.slow
 def test_a_java_that_ends_is_told(program):
-    broken = Meteor()
+    broken = MeteorProgram()
     broken._java = shutil.which("false")
-    with broken, pytest.raises(UnavailableError, match="java ended"):
+    with broken, pytest.raises(UnavailableError, match="java exited"):
         broken.count(["dog"], [["dog"]])
 
 
 @pytest.mark.parametrize(
     ("missing", "reason"),
-    [("java", "there is no java"), ("package", "pycocoevalcap is not installed; install it with: pip install")],
+    [("java", "java was not found"), ("package", "pycocoevalcap is not installed; install it with: pip install")],
 )
 def test_without_it_the_other_scores_are_there_and_the_reason_is_told(
     missing, reason, tmp_path, monkeypatch, capsys
 ):
     if missing == "package":
-        monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
     else:
         pytest.importorskip("pycocoevalcap", reason="without it, the lack of a Java is not noticed")
-        monkeypatch.setattr("evaluation.java.shutil.which", lambda name: None)
+        monkeypatch.setattr("evaluation.metrics.java.shutil.which", lambda name: None)
     (tmp_path / "references.json").write_text(json.dumps(REFERENCES))
     (tmp_path / "candidates.json").write_text(json.dumps(CANDIDATES))
     command = ["score", str(tmp_path / "references.json"), str(tmp_path / "candidates.json")]

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from evaluation.ngrams import LONGEST_NGRAM, NgramTable, cider_d, closest_lengths, count_matches, pad
+from evaluation.metrics.ngrams import LONGEST_NGRAM, NgramTable, cider_d, closest_lengths, count_matches, pad
 
 random_numbers = random.Random(0)
 REFERENCES = [

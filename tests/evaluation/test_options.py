@@ -30,8 +30,9 @@ TEXTS = {
     "surrogate": '{"dog.jpg": "\\ud800", "cat.jpg": "a"}',
     "no references": '{"dog.jpg": [], "cat.jpg": [""]}',
     "annotations": '{"annotations": [{"image_id": 1, "caption": "a"}], "images": 5}',
-    "corpus": '{"corpus": {}, "per_image": {}, "bleu_counts": {}, "meteor_counts": {}}',
-    "counts": '{"corpus": 1, "per_image": [], "bleu_counts": {"a": {"matches": 1}}, "meteor_counts": null}',
+    "corpus": '{"corpus": {}, "per_image": {}, "counts": {}}',
+    "counts": '{"corpus": 1, "per_image": [], "counts": {"BLEU": {"a": {"matches": 1}}, "METEOR": null}}',
+    "lengths": '{"counts": {"BLEU": {"a": [1, 2], "b": [3]}}}',
 }
 COUNTS = ["0", "1", "2", "5", "-1", "1.5", "nan", "inf", "1e9", "99999999999999999999", "x", "", "9" * 5000]
 
@@ -44,13 +45,13 @@ def files(tmp_path, tiny_checkpoint, pictures, monkeypatch):
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "references.json").write_text(json.dumps(REFERENCES))
     (tmp_path / "candidates.json").write_text(json.dumps(CANDIDATES))
-    scores = to_json(Scorer(REFERENCES).score(CANDIDATES))
+    scores = json.loads(json.dumps(to_json(Scorer(REFERENCES).score(CANDIDATES))))
     for name in ("scores", "same scores"):
         (tmp_path / f"{name}.json").write_text(json.dumps(scores))
-    for name, key in (("no per image", "per_image"), ("no counts", "bleu_counts"), ("no corpus", "corpus")):
+    for name, key in (("no per image", "per_image"), ("no counts", "counts"), ("no corpus", "corpus")):
         (tmp_path / f"{name}.json").write_text(json.dumps({**scores, key: {}}))
-    scores["per_image"]["BLEU-1"]["dog.jpg"] = float("nan")
-    scores["corpus"]["BLEU-1"] = 1e308
+    scores["counts"]["BLEU"]["dog.jpg"] = [float("nan")] * 10
+    scores["counts"]["ROUGE-L"]["dog.jpg"] = [1e308, 0]
     (tmp_path / "not numbers.json").write_text(json.dumps(scores))
     (tmp_path / "latin.json").write_bytes(b'{"7": "caf\xe9"}')
     rows = [
@@ -135,7 +136,7 @@ def check_random_lines(files, checkpoint, capfd, count, seed):
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 def test_lines_at_random_work_or_are_refused(files, tiny_checkpoint, capfd):

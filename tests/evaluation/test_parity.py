@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.java import UnavailableError, find_program
-from evaluation.metrics import METRICS, Scorer
+from evaluation.metrics import PYTHON_SCORES, Scorer
+from evaluation.metrics.java import UnavailableError, find_program
 from evaluation.tokenize import tokenize
 
 BROKEN = {  # what captioners and users get wrong
@@ -83,8 +83,8 @@ def coco_caption():
         with contextlib.redirect_stdout(io.StringIO()):
             found = [Bleu(4).compute_score(*words), Rouge().compute_score(*words), Cider().compute_score(*words)]
         (bleus, bleus_of_images), *others = found
-        corpus = dict(zip(METRICS, [*bleus, *(value for value, _ in others)], strict=True))
-        images = dict(zip(METRICS, [*bleus_of_images, *(values for _, values in others)], strict=True))
+        corpus = dict(zip(PYTHON_SCORES, [*bleus, *(value for value, _ in others)], strict=True))
+        images = dict(zip(PYTHON_SCORES, [*bleus_of_images, *(values for _, values in others)], strict=True))
         return *words, corpus, images
 
     return score
@@ -129,7 +129,7 @@ def assert_equal(coco_caption, references, candidates):
             assert wanted in ((words, f"{words}.") if re.search(r"\b[A-Z]\.$", text) else (words,)), text
     ours = Scorer(references).score(candidates)
     assert ours.corpus == pytest.approx(corpus, abs=1e-9)
-    for metric in METRICS:
+    for metric in PYTHON_SCORES:
         assert list(ours.per_image[metric].values()) == pytest.approx(list(images[metric]), abs=1e-9)
     return corpus
 

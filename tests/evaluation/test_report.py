@@ -20,7 +20,7 @@ ALL = ("--pictures", "5")  # the best five and the worst five of nine or ten pic
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ CANDIDATES = {"dog.jpg": "a brown dog runs", "cat.jpg": "a cat sleeps"}
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -114,7 +114,10 @@ def test_two_sets_of_captions_are_compared_by_their_kept_scores(
 
 def test_what_holds_no_scores_is_not_compared(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
     assert main(["compare", *files]) == 2
-    assert "references.json: not the scores that `run` or `score` keep with --json" in capsys.readouterr().err
+    assert (
+        "references.json: not a file that `run` or `score` of this version wrote with --json"
+        in capsys.readouterr().err
+    )
 
 
 def test_kept_scores_become_one_markdown_table(

@@ -10,24 +10,20 @@ from PIL import Image
 
 from captioner.errors import DataError, OutputError
 from captioner.vocabulary import split
-from evaluation import shapes
-from evaluation.shapes import (
+from evaluation.datasets import draw_shapes, shapes
+from evaluation.datasets.draw_shapes import (
     ALIGNED,
     MARGIN,
     RELATIONS,
-    Scene,
-    Shape,
     describe,
     draw_scene,
     generate,
     holds,
-    is_true,
-    mentions,
-    parse,
-    read_scenes,
-    read_shapes,
     render,
 )
+from evaluation.datasets.scenes import Scene, Shape
+from evaluation.datasets.shapes import read_scenes, read_shapes
+from evaluation.shapes import is_true, mentions, parse
 
 CIRCLE = Shape("circle", "red", "large", (16.0, 14.0), 11.5)
 SQUARE = Shape("square", "blue", "small", (44.0, 18.0), 7.5)
@@ -223,7 +219,7 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "describe", interrupt)
+    monkeypatch.setattr(draw_shapes, "describe", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "shapes")
     assert list(tmp_path.iterdir()) == []

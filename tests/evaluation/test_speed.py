@@ -56,7 +56,7 @@ def test_every_workload_runs(name: str, small: Settings, monkeypatch: pytest.Mon
 
 
 def test_pycocoevalcap_that_is_missing_is_named(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.java.shutil.which", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.shutil.which", lambda name: None)
     found = measure(COCO_CAPTION, small)
     assert found.unavailable
     assert not found.seconds

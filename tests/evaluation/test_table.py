@@ -12,9 +12,11 @@ from captioner.images import ImageSettings
 from captioner.network.checkpoint import load_checkpoint
 from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
-from evaluation import shapes
 from evaluation.__main__ import main
+from evaluation.datasets.draw_shapes import generate
+from evaluation.datasets.shapes import read_scenes, read_shapes
 from evaluation.metrics import Scorer
+from evaluation.shapes import mentions
 from evaluation.table import Row, measure, name_attention, name_decoder, read_run, to_markdown
 from training import loop
 from training.config import DatasetSettings, EncoderTraining, OptimizerSettings, TrainingSettings
@@ -24,7 +26,7 @@ from training.config import DatasetSettings, EncoderTraining, OptimizerSettings,
 def run(tmp_path_factory):
     """The folder of a run of two epochs on sixteen pictures of shapes, which learned next to nothing."""
     folder = tmp_path_factory.mktemp("table")
-    shapes.generate(folder / "shapes", train=16, dev=12)
+    generate(folder / "shapes", train=16, dev=12)
     settings = TrainingSettings(
         datasets=(DatasetSettings("shapes", "shapes", str(folder / "shapes")),),
         name="small",
@@ -69,7 +71,7 @@ def caption_of(words, attention):
 def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
     (finished,) = read_run(run)
     row = measure(finished, "cpu")
-    records = [one for one in shapes.read_shapes(run.parent.parent / "shapes") if one.split == "dev"]
+    records = [one for one in read_shapes(run.parent.parent / "shapes") if one.split == "dev"]
     model = load(run / "best.safetensors", "cpu")
     found = model.caption([one.image for one in records], SearchSettings(beam_size=2, max_words=9))
     captions = {one.image_id: caption.text for one, caption in zip(records, found, strict=True)}
@@ -88,7 +90,7 @@ def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
 def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch):
     """Every second caption is true. For its nouns, all weight is on the object's middle, or most is in a corner."""
     (finished,) = read_run(run)
-    scenes = shapes.read_scenes(run.parent.parent / "shapes")
+    scenes = read_scenes(run.parent.parent / "shapes")
     captions, truth, truth_of_three, mass = [], [], [], []
     for number, record in enumerate(finished.records):
         scene, even = scenes[record.image_id], number % 2 == 0
@@ -102,7 +104,7 @@ def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch
         share = 0.25 if number % 4 == 0 else 1.0
         maps = np.zeros((len(words), 64, 64), np.float32)
         maps[:, 0, 0] = 1
-        for place, shape in shapes.mentions(words, scene):
+        for place, shape in mentions(words, scene):
             x, y = (int(each) for each in shape.centre)
             maps[place, 0, 0] = 1 - share
             maps[place, y, x] = share
@@ -233,6 +235,7 @@ def test_folders_are_no_scores_to_compare(run, capsys):
     assert main(["compare", str(run), str(run)]) == 2
     message = capsys.readouterr().err
     assert (
-        f"{run}: a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN." in message
+        f"{run}: is a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN."
+        in message
     )
     assert f"python -m evaluation run {run} --data LAYOUT:PATH --json FILE" in message

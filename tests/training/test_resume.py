@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluation import shapes
+from evaluation.datasets.draw_shapes import generate
 from training.__main__ import main
 from training.config import DatasetSettings
 
@@ -20,7 +20,7 @@ KILLS = 20
 @pytest.fixture
 def run_settings(learning, tmp_path):
     """Eight epochs on shapes, saved after every step; their end is killed as well as their steps."""
-    shapes.generate(tmp_path / "shapes", train=60, dev=6)
+    generate(tmp_path / "shapes", train=60, dev=6)
     return replace(
         learning,
         datasets=(DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),),
@@ -121,7 +121,7 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings,
 
 @pytest.mark.slow
 def test_grids_whose_maker_is_killed_at_twenty_moments_are_the_same(settings, write_toml, tmp_path):
-    shapes.generate(tmp_path / "shapes", train=1900, dev=20)
+    generate(tmp_path / "shapes", train=1900, dev=20)
     data = (DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),)
     config = write_toml(replace(settings, datasets=data), tmp_path / "small.toml")
 
