@@ -122,7 +122,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from training import distributed, loop, setup
+    from training import distributed, setup, start
     from training.config import read_settings
 
     settings = read_settings(options.config, options.overrides)
@@ -136,14 +136,14 @@ def _train(options: argparse.Namespace) -> None:
         setup.prepare(settings)
     else:
         with distributed.join(settings.device) as processes:
-            loop.start_run(settings, options.runs, processes).train()
+            start.start_run(settings, options.runs, processes).train()
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from training import distributed, loop
+    from training import distributed, start
 
-    with distributed.join(loop.read_run_settings(options.folder).device) as processes:
-        loop.resume_run(options.folder, processes).train()
+    with distributed.join(start.read_run_settings(options.folder).device) as processes:
+        start.resume_run(options.folder, processes).train()
 
 
 def _export(options: argparse.Namespace) -> None:

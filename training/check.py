@@ -143,7 +143,7 @@ def _describe_steps(
     objective = Objective(settings, examples, vocabulary, network.encoder.size, device)
     learning = [
         weight
-        for module in (network, objective.of_captions)
+        for module in (network, objective.caption_loss)
         for weight in module.parameters()
         if weight.requires_grad
     ]

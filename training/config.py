@@ -184,11 +184,6 @@ class OptimizerSettings:
     learning_rate: float = 8e-4
     """The highest."""
     warmup_steps: int = 200
-    schedule: Literal["cosine", "plateau"] = "cosine"
-    """How rates go down after warming up: along half a cosine to 0 (Loshchilov and Hutter 2017, arXiv 1608.03983),
-    or by `plateau_factor` whenever `plateau_patience` epochs have not raised the best development score."""
-    plateau_patience: int = 1
-    plateau_factor: float = 0.5
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     """Longer gradients are scaled down to this length."""
@@ -203,14 +198,11 @@ class OptimizerSettings:
                 "batch_size": (1, MOST),
                 "accumulate": (1, MOST),
                 "warmup_steps": (0, 1000 * MOST),
-                "plateau_patience": (1, MOST),
                 "weight_decay": (0, 1000),
             },
         )
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.batch_size} pictures make no {self.accumulate} parts")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"plateau_factor: must be above 0 and below 1, got {self.plateau_factor}")
         for name, most in {"learning_rate": 1, "clip_norm": 1e9}.items():
             if not 0 < getattr(self, name) <= most:
                 raise ValueError(f"{name}: must be above 0 and at most {most:g}, got {getattr(self, name)}")
@@ -264,9 +256,6 @@ class TrainingSettings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in while training; its weights, the loss and captioning stay float32. `float16` is
     for GPUs without `bfloat16`: its gradients are scaled to fit (Micikevicius et al. 2018, arXiv 1710.03740)."""
-    compile: bool = False
-    """Compile the network that trains with torch.compile, which takes a minute or more at the start. On a CPU steps
-    became slower, 0.37 s to 0.5 s (additive attention, 80 captions); on a GPU not measured."""
     tensorboard: bool = False
     """Write what `log.jsonl` holds for TensorBoard, too, in the run's folder."""
     save_minutes: float = 5.0

@@ -47,9 +47,9 @@ class Objective:
                     f"loss.detectors: no word is in the captions of {LEAST_PICTURES} training pictures and at most "
                     f"{MOST_PICTURES:.0%} of all. Set it to 0, or use more pictures"
                 )
-        self.of_captions = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
+        self.caption_loss = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
         self._critical = settings.self_critical and SelfCriticalLoss(
-            settings.self_critical, examples.references(), self.of_captions, settings.search.max_words
+            settings.self_critical, examples.references(), self.caption_loss, settings.search.max_words
         )
 
     def __call__(
@@ -68,4 +68,4 @@ class Objective:
             if self._critical:
                 return self._critical(decoder, annotations, batch, progress)
             sampled = self.settings.scheduled_sampling * progress
-            return self.of_captions.of_batch(decoder, annotations, batch, progress, sampled)
+            return self.caption_loss.of_batch(decoder, annotations, batch, progress, sampled)

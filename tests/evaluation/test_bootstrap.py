@@ -88,7 +88,7 @@ def test_scores_of_other_pictures_are_refused():
         compare(first, second)
 
 
-def test_bleu_without_penalty_is_that_of_captions_that_are_as_long_as_the_references():
+def test_bleu_without_penalty_is_that_caption_loss_that_are_as_long_as_the_references():
     scores = Scorer({"dog.jpg": ["a dog runs on the grass"]}).score({"dog.jpg": "a dog runs"})
     assert scores.without_brevity_penalty["BLEU-1"] == pytest.approx(1.0)
     assert scores.corpus["BLEU-1"] == pytest.approx(np.exp(1 - 6 / 3), rel=1e-6)

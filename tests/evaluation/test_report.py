@@ -1,9 +1,10 @@
+import html
 import json
 import re
-from html import escape
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from captioner.search import SearchSettings
@@ -94,7 +95,7 @@ def test_each_picture_has_its_caption_references_and_scores(write, tiny, picture
     assert page.count("<figure") == 3 * 5
     for name, caption in captions.items():
         shown = re.findall(rf'<figure(?:(?!</figure>).)*"name">{name}<.*?</figure>', page)[0]
-        assert f'alt="{escape(caption.text)}"' in shown
+        assert f'alt="{html.escape(caption.text)}"' in shown
         assert shown.count('class="word"') == len(caption.words)
         for metric in ("CIDEr-D", "BLEU-4", "ROUGE-L"):
             assert f"<dt>{metric}</dt><dd>{100 * scores[metric][name]:.1f}</dd>" in shown
@@ -108,7 +109,7 @@ def test_markup_in_captions_and_names_stays_text(write, references, tmp_path):
     references[name] = [MARKUP]
     page = write(*ALL)
     assert f">{escape(MARKUP)}</li>" in page
-    assert f'<p class="name">{escape(name)}</p>' in page
+    assert f'<p class="name">{html.escape(name)}</p>' in page
     assert not re.findall(r"<script|<b |onclick='", page)
 
 

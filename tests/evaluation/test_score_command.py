@@ -92,7 +92,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert captured.out == ""
 
 
-def test_two_sets_of_captions_are_compared_by_their_kept_scores(
+def test_two_sets_caption_loss_are_compared_by_their_kept_scores(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     first, second = str(tmp_path / "first.json"), str(tmp_path / "second.json")

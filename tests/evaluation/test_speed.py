@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import CaptionerError
-from evaluation import workloads
+from evaluation import speed
 from evaluation.__main__ import main
-from evaluation.speed import Figures, describe_machine, measure, measure_speed, to_text
-from evaluation.workloads import WORKLOADS, Settings, make_captions
+from evaluation.speed import (
+    WORKLOADS,
+    Figures,
+    Settings,
+    describe_machine,
+    make_captions,
+    measure,
+    measure_speed,
+    to_text,
+)
 
 COCO_CAPTION = "scores-by-coco-caption"
 
@@ -45,7 +53,7 @@ def test_every_workload_runs(name: str, small: Settings, monkeypatch: pytest.Mon
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr("evaluation.workloads.subprocess.run", start)  # a process takes seconds
+    monkeypatch.setattr("evaluation.speed.subprocess.run", start)  # a process takes seconds
     found = measure(name, small)
     assert len(found.seconds) == len(found.cpu_seconds) == 2
     assert min(found.seconds) > 0
@@ -74,23 +82,23 @@ def test_a_command_that_fails_is_named_with_its_reason() -> None:
     with pytest.raises(
         CaptionerError, match=r"(?s)`python -c import nothing_of_this_name` failed: .*ModuleNotFound"
     ):
-        workloads.start_python("-c", "import nothing_of_this_name").run()
+        speed.start_python("-c", "import nothing_of_this_name").run()
 
 
 def test_a_workload_runs_in_a_process_of_its_own(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.workloads.Scorer", pytest.fail)  # which another process does not see
+    monkeypatch.setattr("evaluation.speed.Scorer", pytest.fail)  # which another process does not see
     assert len(measure_speed(["scores"], small)["scores"].seconds) == 2
 
 
 def test_the_table_has_a_line_for_each_workload() -> None:
     figures = {
         "scores": Figures(5000, "pictures", [2, 1.5, 3], [2.5, 2.5, 2.5], 99.4),
-        COCO_CAPTION: Figures(unavailable="there is no java"),
+        COCO_CAPTION: Figures(unavailable="java was not found"),
     }
     *_, scores, by_coco_caption = to_text(describe_machine(), figures, Settings(rounds=3)).splitlines()
     assert scores.split()[:3] == ["scores,", "5,000", "pictures"]
     assert scores.split()[3:] == ["2.00", "1.50", "to", "3.00", "2.50", "99", "2,500", "0.400"]
-    assert by_coco_caption.split(maxsplit=1) == [COCO_CAPTION, "unavailable: there is no java"]
+    assert by_coco_caption.split(maxsplit=1) == [COCO_CAPTION, "unavailable: java was not found"]
 
 
 def test_the_command_writes_figures(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from evaluation.datasets.shapes import read_scenes, read_shapes
 from evaluation.metrics import Scorer
 from evaluation.shapes import mentions
 from evaluation.table import Row, measure, name_attention, name_decoder, read_run, to_markdown
-from training import loop
+from training import loop, start
 from training.config import DatasetSettings, EncoderTraining, OptimizerSettings, TrainingSettings
 
 
@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_EVERY", 2)
-        loop.start_run(settings, folder / "runs").train()
+        start.start_run(settings, folder / "runs").train()
     return folder / "runs" / "small"
 
 
@@ -87,7 +87,7 @@ def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
     assert row.decoder_parameters == sum(weight.numel() for weight in network.decoder.parameters())
 
 
-def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch):
+def test_truth_and_attention_are_those_caption_loss_made_by_hand(run, monkeypatch):
     """Every second caption is true. For its nouns, all weight is on the object's middle, or most is in a corner."""
     (finished,) = read_run(run)
     scenes = read_scenes(run.parent.parent / "shapes")
@@ -219,11 +219,11 @@ def test_unfinished_runs_are_left_out_of_the_table_and_named(run, copied, capsys
     assert main(["table", str(run), str(copied), "--device", "cpu"]) == 0
     captured = capsys.readouterr()
     assert [line.split(" | ")[0] for line in captured.out.splitlines()] == ["| run", "| ---", "| small"]
-    assert f"left out: {copied}: 1 of 2 epochs are done. {resume}\n" in captured.err
+    assert f"skipped: {copied}: 1 of 2 epochs are done. {resume}\n" in captured.err
     (copied / "log.jsonl").unlink()  # as until the first step is logged
     assert main(["table", str(copied)]) == 2
     captured = capsys.readouterr()
-    assert f"left out: {copied}: 0 of 2 epochs are done. {resume}\n" in captured.err
+    assert f"skipped: {copied}: 0 of 2 epochs are done. {resume}\n" in captured.err
     assert captured.err.endswith("error: none of these runs is finished\n")
 
 

@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from captioner.caption import Caption, Rectangle
 from evaluation.trust import (
@@ -31,14 +33,12 @@ def drawn(count, seed=0):
     return rated(confidences, random.uniform(0, 1, count) < confidences)
 
 
-def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order():
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        some = rated(random.integers(0, 6, 30) / 6, random.uniform(0, 1, 30) < 0.5)
-        right, wrong = some.confidences[some.confirmed], some.confidences[~some.confirmed]
-        pairs = [(one > other) + 0.5 * (one == other) for one in right for other in wrong]
-        assert area_under_curve(some) == pytest.approx(np.mean(pairs))
-    assert np.isnan(area_under_curve(rated([0.1, 0.9], [True, True])))
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order(rows):
+    some = rated([value / 6 for value, _ in rows], [confirmed for _, confirmed in rows])
+    right, wrong = some.confidences[some.confirmed], some.confidences[~some.confirmed]
+    pairs = [(high > low) + 0.5 * (high == low) for high in right for low in wrong]
+    assert area_under_curve(some) == pytest.approx(np.mean(pairs) if pairs else np.nan, nan_ok=True)
 
 
 def test_bins_are_equally_large_and_as_many_as_stay_in_order():

@@ -6,7 +6,7 @@ import pytest
 from captioner.errors import DataError
 from evaluation.datasets import read_dataset
 from training.check import check
-from training.loop import start_run
+from training.start import start_run
 
 
 def test_a_check_tells_what_the_run_will_read(settings, scenes):

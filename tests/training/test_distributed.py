@@ -180,7 +180,7 @@ def test_sigterm_stops_all_processes_with_their_state_saved(config, start, tmp_p
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    assert "Go on with: python -m training resume" in errors
+    assert "Resume with: python -m training resume" in errors
     step = torch.load(folder / "state.pt", weights_only=True)["step"]
     assert step >= read_log(folder)[-1]["step"]
 

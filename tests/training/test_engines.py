@@ -14,7 +14,7 @@ from captioner.errors import CheckpointError, UnsupportedError
 from captioner.model_file import GRAPH, read_header
 from captioner.network.checkpoint import load_checkpoint, save_checkpoint
 from training.__main__ import main
-from training.loop import start_run
+from training.start import start_run
 
 ROOT = Path(__file__).parents[2]
 

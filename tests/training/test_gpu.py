@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from captioner.captioning import load
-from training.loop import resume_run, start_run
+from training.start import resume_run, start_run
 
 ROOT = Path(__file__).parents[2]
 

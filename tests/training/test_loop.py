@@ -16,8 +16,9 @@ from training.__main__ import main
 from training.check import check
 from training.config import OptimizerSettings, SelectionSettings
 from training.interruption import StoppedError
-from training.loop import rate_share, resume_run, start_run
+from training.loop import rate_share
 from training.setup import prepare
+from training.start import resume_run, start_run
 
 
 def read_log(folder):
@@ -272,7 +273,7 @@ def test_half_a_line_of_the_log_and_half_a_file_are_cleared_away(learning, tmp_p
 
 def test_a_run_that_was_killed_before_its_first_state_can_be_started_again(learning, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("training.loop.write_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("training.start.write_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             start_run(learning, tmp_path)
     assert trained(learning, tmp_path).finished
@@ -281,7 +282,7 @@ def test_a_run_that_was_killed_before_its_first_state_can_be_started_again(learn
 def test_a_run_does_not_go_on_with_other_data(learning, dataset, tmp_path):
     run = start_run(learning, tmp_path)
     dataset.write_text(dataset.read_text().replace("snow lies there", "snow lies here"))
-    with pytest.raises(DataError, match="'colours' has changed since this run began"):
+    with pytest.raises(DataError, match="'colours' has changed since the start of this run"):
         resume_run(run.folder)
 
 
@@ -312,13 +313,13 @@ def test_a_signal_saves_the_run_and_leaves_with_a_status_of_its_own(
         return original(*arguments)
 
     monkeypatch.setattr(run, moment, interrupted)
-    monkeypatch.setattr("training.loop.resume_run", lambda *_: run)
+    monkeypatch.setattr("training.start.resume_run", lambda *_: run)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert main(["resume", str(run.folder)]) == 128 + number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     message = capsys.readouterr().err
     assert (
-        f"stopped by {number.name} at step {run.step}. Go on with: python -m training resume {run.folder}"
+        f"stopped by {number.name} at step {run.step}. Resume with: python -m training resume {run.folder}"
         in message
     )
     monkeypatch.undo()
@@ -360,7 +361,7 @@ def test_a_full_disk_leaves_the_last_state_and_the_best_checkpoint_whole(learnin
 
 def test_a_run_never_replaces_another(settings, tmp_path):
     start_run(settings, tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="contains a run already"):
         start_run(settings, tmp_path)
     with pytest.raises(ConfigError, match="no run to resume"):
         resume_run(tmp_path / "none")
@@ -374,12 +375,6 @@ def test_the_checkpoint_says_what_it_was_trained_on(settings, tmp_path):
     assert len(card["data"]["colours"]["hash"]) == 16
     assert card["training"]["seed"] == 1
     assert card["development_scores"]["colours"].keys() >= {"CIDEr-D", "BLEU-4"}
-
-
-def test_on_a_plateau_rates_warm_up_and_stay_but_for_its_reductions():
-    options = OptimizerSettings(warmup_steps=4, schedule="plateau", plateau_factor=0.5)
-    assert [rate_share(options, step, 10, reductions=0) for step in (0, 3, 9)] == [0.25, 1.0, 1.0]
-    assert rate_share(options, 9, 10, reductions=3) == 0.125
 
 
 def test_the_learning_rates_warm_up_and_follow_a_cosine_to_zero():
@@ -453,7 +448,7 @@ def test_parts_of_a_step_add_up_to_the_step(learning, tmp_path, monkeypatch):
         calls.append(len(batch.pictures))
         return of_batch(network, batch, progress)
 
-    note.of_captions = of_batch.of_captions
+    note.caption_loss = of_batch.caption_loss
     monkeypatch.setattr(run, "objective", note)
     run.train()
     assert sorted(calls) == [1, 1, 1, 1, 2, 2]
@@ -539,18 +534,6 @@ def test_the_checkpoints_of_the_last_epochs_are_kept(learning, tmp_path):
     assert [load(run.folder / name, device="cpu").header.card["steps"] for name in kept] == [4, 6]
 
 
-def test_rates_go_down_on_a_plateau_also_after_it_was_resumed(learning, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.loop.LOG_EVERY", 2)  # once an epoch
-    score_with(monkeypatch, 0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, 0.1)
-    options = {"schedule": "plateau", "plateau_patience": 2, "plateau_factor": 0.1, "warmup_steps": 0, "epochs": 8}
-    settings = replace(change(learning, **options), selection=SelectionSettings(metric="BLEU-4"))
-    run = start_run(settings, tmp_path)
-    break_off(monkeypatch, run, "save_state", 10)
-    resume_run(run.folder).train()
-    rates = [line["learning_rate"] for line in read_log(run.folder) if "words" in line and line["step"] > 1]
-    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001, 0.0001])
-
-
 def test_scheduled_sampling_rises_to_its_share_at_the_end(learning, tmp_path, monkeypatch):
     plain = trained(learning, tmp_path / "plain")
     run = start_run(replace(learning, scheduled_sampling=0.6), tmp_path / "sampled")
@@ -626,14 +609,3 @@ def test_without_tensorboard_a_run_that_asks_for_it_does_not_begin(learning, tmp
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"\[train\]"):
         start_run(replace(learning, tensorboard=True), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_network_learns_the_same(learning, tmp_path):
-    settings = change(without_dropout(learning), epochs=1)
-    plain = trained(settings, tmp_path / "plain")
-    compiled = trained(replace(settings, compile=True), tmp_path / "compiled")
-    assert distance(plain, compiled) < 1e-4
-    assert plain.network.state_dict().keys() == compiled.network.state_dict().keys()
-    assert compiled.network.decoder._compiled_call_impl is not None

@@ -9,8 +9,8 @@ from captioner.caption import Rectangle
 from captioner.errors import ConfigError
 from captioner.vocabulary import SPECIAL, Vocabulary
 from training.config import LossSettings
-from training.loop import resume_run, start_run
 from training.regions import cover, find_persons, frequent_words
+from training.start import resume_run, start_run
 
 WHOLE = Rectangle(0, 0, 1, 1)
 
@@ -64,9 +64,9 @@ def test_an_interrupted_run_with_detectors_ends_as_if_it_had_not_been(taught, tm
     stop_before_step(run, 3)
     resumed = resume_run(run.folder)
     resumed.train()
-    detectors = whole.objective.of_captions.detectors.weight
+    detectors = whole.objective.caption_loss.detectors.weight
     assert detectors.any()
-    assert torch.equal(resumed.objective.of_captions.detectors.weight, detectors)
+    assert torch.equal(resumed.objective.caption_loss.detectors.weight, detectors)
     for name, tensor in whole.averaged.state_dict().items():
         assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
     line = json.loads((whole.folder / "log.jsonl").read_text().splitlines()[0])

@@ -19,10 +19,10 @@ from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.batches import Batch, Share
 from training.check import check
 from training.config import DatasetSettings, LossSettings, SelfCriticalSettings
-from training.loop import resume_run, start_run
 from training.losses import CaptionLoss
 from training.reward import CaptionReward
 from training.self_critical import SelfCriticalLoss, policy_loss, write_captions
+from training.start import resume_run, start_run
 
 V = 9
 NEVER = [PAD, START, UNKNOWN]
