@@ -19,27 +19,27 @@ class Mention:
     kind: str
     colour: str
     size: str | None
-    place: int
-    """Where its noun, the kind, stands among the words of the caption; the first word is 0."""
+    index: int
+    """Index of its noun, the kind, in the words of the caption."""
 
     def names(self, shape: Shape) -> bool:
-        """Tell whether the phrase can name this object."""
+        """Return whether the phrase can name this object."""
         return (self.kind, self.colour) == (shape.kind, shape.colour) and self.size in (None, shape.size)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """What a caption claims: that there are such objects, all different, in such relations."""
+    """The meaning of a caption: distinct objects and their relations."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[tuple[int, str, int], ...]
-    """(first, relation, second): places in `mentions`."""
+    """(first, relation, second), with indices of `mentions`."""
 
 
 def parse(caption: str) -> Sentence | None:
-    """Return what a caption claims, or None when it is no sentence of the grammar.
+    """Return the meaning of a caption; None if it is not a sentence of the grammar.
 
-    Case and punctuation do not matter: words are those of `captioner.vocabulary.split`.
+    Case and punctuation are ignored: words are those of `captioner.vocabulary.split`.
     """
     text = " ".join(split(caption))
     for count, pattern in _patterns():
@@ -64,15 +64,15 @@ def parse(caption: str) -> Sentence | None:
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Tell whether a caption is a sentence of the grammar and true: some objects are all that it claims."""
+    """Return whether a caption is a sentence of the grammar and true of some objects of the scene."""
     return bool(mentions(split(caption), scene))
 
 
 def mentions(words: Sequence[str], scene: Scene) -> list[tuple[int, Shape]]:
-    """Return the place of each noun among the words of a caption, and the object that it names.
+    """Return the index of each noun in the words of a caption, and the object that it names; empty if not true.
 
-    Where several choices of objects make the caption true, the first in the order of the scene counts; in
-    generated scenes there is but one. A caption that is not true names nothing: the list is empty.
+    If several choices of objects make the caption true, the first in the order of the scene counts; generated
+    scenes have only one.
     """
     sentence = parse(" ".join(words))
     if sentence is None:
@@ -81,13 +81,13 @@ def mentions(words: Sequence[str], scene: Scene) -> list[tuple[int, Shape]]:
         if all(mention.names(shape) for mention, shape in zip(sentence.mentions, objects, strict=True)) and all(
             holds(relation, objects[first], objects[second]) for first, relation, second in sentence.relations
         ):
-            return [(mention.place, shape) for mention, shape in zip(sentence.mentions, objects, strict=True)]
+            return [(mention.index, shape) for mention, shape in zip(sentence.mentions, objects, strict=True)]
     return []
 
 
 @functools.cache
 def _patterns() -> list[tuple[int, re.Pattern[str]]]:
-    """Return how many objects each form mentions, and the expression that its sentences match."""
+    """Return the number of objects of each form, and the regular expression of its sentences."""
     return [
         (count, re.compile(" ".join(_expression(token) for token in form.split())))
         for count, forms in FORMS.items()

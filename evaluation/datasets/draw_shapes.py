@@ -20,17 +20,16 @@ from captioner.errors import OutputError
 from evaluation.datasets.scenes import SIDE, Colour, Kind, Scene, Shape, Size, distance
 
 MARGIN = 12.0
-"""How many pixels the centre of one object must lie above (below, left of, right of) another's to be called so."""
+"""Minimum distance of centres along an axis, in pixels, for a relation to hold."""
 
 ALIGNED = 6.0
-"""No two centres of a generated scene are further apart than this along an axis, and nearer than `MARGIN`: no
-relation is true or false by a hair's breadth."""
+"""Distances along an axis between this and `MARGIN` are not generated, so that every relation is clear."""
 
 RELATIONS = {"left of": (0, 1), "above": (1, 1), "below": (1, -1)}
-"""The axis (0: x, 1: y) along which a relation holds, and the sign of second minus first when it does.
+"""The axis (0: x, 1: y) of a relation, and the sign of second minus first.
 
-Nothing is "right of": captions mention objects in reading order. A decoder that looks before it reads the last
-word cannot tell which object that word chose; it can only follow an order.
+There is no "right of": captions mention objects in reading order. A decoder that attends before it reads the last
+word does not know which object that word chose; it can only follow an order.
 """
 
 FORMS = {
@@ -45,8 +44,8 @@ FORMS = {
         "there is A AB B that is BC C",
     ),
 }
-"""The grammar, by how many objects a caption mentions. A letter stands for a noun phrase, "a [size] colour kind",
-two letters for the relation of the first to the second."""
+"""The grammar, by number of objects. A letter is a noun phrase, "a [size] colour kind"; two letters are the
+relation of the first to the second."""
 
 _COLOURS = {
     "red": (215, 30, 35),
@@ -62,26 +61,25 @@ _Y = np.arange(SIDE, dtype=np.float32)[:, None] + 0.5  # (64, 1)
 
 
 def holds(relation: str, first: Shape, second: Shape) -> bool:
-    """Tell whether `first` is clearly, by `MARGIN`, "above" (or another of `RELATIONS`) `second`."""
+    """Return whether `first` is "above" (or another of `RELATIONS`) `second` by at least `MARGIN`."""
     axis, sign = RELATIONS[relation]
     return sign * (second.centre[axis] - first.centre[axis]) >= MARGIN
 
 
 def generate(directory: Path, seed: int = 0, train: int = 4000, dev: int = 400) -> None:
-    """Write a set of `train` and `dev` pictures; with the same libraries, the same seed writes the same bytes.
+    """Write a set of `train` and `dev` pictures; the same seed and libraries write the same bytes.
 
-    A picture depends on the seed, its split and its number alone, not on how many there are. The folder appears
-    when it is complete.
+    A picture depends only on the seed, its split and its number. The folder appears when it is complete.
 
     Raises:
         OutputError: if the folder exists and is not empty, or cannot be written.
     """
-    # Not `tempfile`: its folders are readable by their owner alone, and would stay so under the final name.
+    # Folders of `tempfile` are readable by their owner only.
     partial = directory.parent / f".{secrets.token_hex(8)}.partial"
     pictures = [("train", number) for number in range(train)] + [("dev", number) for number in range(dev)]
     try:
         if directory.exists() and any(directory.iterdir()):
-            raise OutputError(f"{directory}: exists already, and is not empty. Choose another folder.")
+            raise OutputError(f"{directory}: exists and is not empty. Choose another folder.")
         for name in ("train", "dev"):
             (partial / name).mkdir(parents=True)
         with (partial / "scenes.jsonl").open("x", newline="\n") as lines:
@@ -93,23 +91,23 @@ def generate(directory: Path, seed: int = 0, train: int = 4000, dev: int = 400) 
                 row = {"image": image, "split": name, "captions": describe(scene, random), **to_dict(scene)}
                 lines.write(f"{json.dumps(row)}\n")
         if directory.exists():
-            directory.rmdir()  # not every system renames over a folder, even an empty one
+            directory.rmdir()  # not every system can rename over an empty folder
         partial.rename(directory)
     except OSError as error:
-        raise OutputError(f"{directory}: cannot write this folder ({error.strerror or error}).") from error
+        raise OutputError(f"{directory}: cannot write this folder ({error.strerror or error})") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # mostly gone: it has its final name by now
+        shutil.rmtree(partial, ignore_errors=True)  # renamed if successful
 
 
 def draw_scene(random: np.random.Generator) -> Scene:
-    """Return one to three objects, no two of one kind and colour, placed so that every relation is clear."""
+    """Return one to three objects of distinct kinds and colours, with clear relations."""
     count = int(random.integers(1, 4))
-    looks = list(itertools.product(get_args(Kind), get_args(Colour)))
-    chosen = [looks[number] for number in random.choice(len(looks), count, replace=False)]
-    sizes = [get_args(Size)[number] for number in random.integers(0, 2, count)]
+    kinds = list(itertools.product(get_args(Kind), get_args(Colour)))
+    chosen = [kinds[index] for index in random.choice(len(kinds), count, replace=False)]
+    sizes = [get_args(Size)[index] for index in random.integers(0, 2, count)]
     radii = np.array([random.uniform(*_RADII[size]) for size in sizes]).round(2)
     first, second = np.triu_indices(count, 1)
-    while True:  # of three large objects, one placement of a hundred will do
+    while True:  # about one of a hundred placements of three large objects is valid
         centres = random.uniform(radii[:, None] + 1, SIDE - 1 - radii[:, None], (64, count, 2)).round(2)
         away = np.abs(centres[:, first] - centres[:, second])  # (64, pairs, 2)
         clear = ((away <= ALIGNED) | (away >= MARGIN)).all(axis=(1, 2))
@@ -127,9 +125,9 @@ def draw_scene(random: np.random.Generator) -> Scene:
 
 
 def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
-    """Return a picture, uint8 (64, 64, 3), of the scene before a background of chance.
+    """Return a picture of the scene on a random background, uint8 (64, 64, 3).
 
-    The background is a slope of dim colour with grey strokes and dots; objects cover it. Noise covers all.
+    The background is a colour gradient with grey strokes. Noise is added to all pixels.
     """
     right, down, brightness = random.uniform((-0.5, -0.5, 80), (0.5, 0.5, 200)).tolist()
     grey = brightness + right * (_X - SIDE / 2) + down * (_Y - SIDE / 2)  # (64, 64)
@@ -145,7 +143,7 @@ def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
 
 
 def describe(scene: Scene, random: np.random.Generator) -> list[str]:
-    """Return five different captions that are true of the scene and mention all its objects in reading order."""
+    """Return five distinct true captions of the scene, which mention all objects in reading order."""
     captions: list[str] = []
     while len(captions) < 5:
         caption = _caption(scene, random)
@@ -170,7 +168,7 @@ def _caption(scene: Scene, random: np.random.Generator) -> str:
 
 
 def _reading_order(scene: Scene) -> list[Shape]:
-    """Return the objects from left to right; those that stand in one column, from top to bottom."""
+    """Return the objects from left to right, those of a column from top to bottom."""
     return sorted(
         scene.objects,
         key=lambda shape: (sum(holds("left of", other, shape) for other in scene.objects), shape.centre[1]),
@@ -178,16 +176,16 @@ def _reading_order(scene: Scene) -> list[Shape]:
 
 
 def _pick(options: Sequence[str], random: np.random.Generator) -> str:
-    return options[int(random.integers(len(options)))]  # `random.choice` takes ten times as long
+    return options[int(random.integers(len(options)))]  # ten times as fast as `random.choice`
 
 
 def _stroke(x: float, y: float, right: float, down: float) -> np.ndarray:
-    """Return (64, 64): how far each pixel lies outside of a thin line from (x, y), in pixels."""
+    """Return the distance of each pixel to a thin line from (x, y), in pixels: (64, 64)."""
     length = right**2 + down**2
     along = ((_X - x) * (right / length) + (_Y - y) * (down / length)).clip(0, 1)  # 0 at its start, 1 at its end
     return np.hypot(_X - x - along * right, _Y - y - along * down) - 0.7
 
 
 def _paint(picture: np.ndarray, distance: np.ndarray, colour: float | np.ndarray) -> np.ndarray:
-    """Return the picture with the colour where the distance is negative, blended along the edge."""
+    """Return the picture with the colour where the distance is negative, with antialiasing."""
     return picture + (0.5 - distance).clip(0, 1) * (colour - picture)

@@ -24,19 +24,19 @@ class Shape:
     colour: Colour
     size: Size
     centre: tuple[float, float]
-    """x and y of the middle of its box, in pixels from the upper left corner of the picture."""
+    """x and y of its centre, in pixels from the upper left corner of the picture."""
     radius: float
-    """Half the side of its square box, in pixels."""
+    """Half the side of its bounding box, in pixels."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of a picture. They do not overlap, and no two share both kind and colour when generated."""
+    """The objects of a picture. Generated objects do not overlap, and no two share both kind and colour."""
 
     objects: tuple[Shape, ...]
 
     def mask(self, shape: Shape) -> np.ndarray:
-        """Return bool (64, 64): the pixels whose centres lie in this object."""
+        """Return the pixels of an object, bool (64, 64)."""
         return distance(shape) <= 0
 
 

@@ -83,7 +83,7 @@ def test_the_scores_and_intervals_are_those_of_run(write, tiny, pictures, refere
         low, high = intervals(scores)[metric]
         cells = f'{metric}</th><td class="score">{100 * value:.1f}</td><td>{100 * low:.1f} to {100 * high:.1f}</td>'
         assert cells in page
-    assert f"<td>{100 * scores.precisions['BLEU-4']:.1f}</td></tr>" in page
+    assert f"<td>{100 * scores.without_brevity_penalty['BLEU-4']:.1f}</td></tr>" in page
     assert "METEOR is unavailable: pycocoevalcap is not installed" in page
     assert "Objects" not in page
 

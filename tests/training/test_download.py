@@ -16,7 +16,7 @@ import pytest
 from captioner.errors import DataError, OutputError
 from evaluation.datasets import READERS, read_dataset
 from training.__main__ import main
-from training.download import MAX_RATIO, SOURCES, Archive, download, fetch, unpack
+from training.download import MAX_RATIO, SOURCES, Archive, download, fetch_archive, unpack
 
 
 @dataclass
@@ -87,7 +87,7 @@ def interrupt(server: Server, file: Path, after: int = 100_000) -> None:
     """Fetch the beginning of a file."""
     server.stop = after
     with pytest.raises(DataError, match=r"broke off after 100,000 of 300,000 bytes\. Run this again"):
-        fetch(Archive(f"{server.url}/{file.name}", ""), file)
+        fetch_archive(Archive(f"{server.url}/{file.name}", ""), file)
     server.stop = None
     assert not file.exists()
 
@@ -99,11 +99,11 @@ def test_an_interrupted_file_is_completed_from_where_it_stopped(server, tmp_path
     server.files["a.zip"] = CONTENT
     file = tmp_path / "new" / "a.zip"
     interrupt(server, file)
-    fetch(Archive(f"{server.url}/a.zip", "", size=300_000, md5=hashlib.md5(CONTENT).hexdigest()), file)
+    fetch_archive(Archive(f"{server.url}/a.zip", "", size=300_000, md5=hashlib.md5(CONTENT).hexdigest()), file)
     assert file.read_bytes() == CONTENT
     assert server.asked == [("a.zip", None), ("a.zip", "bytes=100000-")]
     assert [path.name for path in file.parent.iterdir()] == ["a.zip"]
-    fetch(Archive(f"{server.url}/a.zip", ""), file)  # nothing to do
+    fetch_archive(Archive(f"{server.url}/a.zip", ""), file)  # nothing to do
     assert len(server.asked) == 2
 
 
@@ -111,7 +111,7 @@ def test_a_whole_part_that_was_not_renamed_is_not_fetched_again(server, tmp_path
     server.files["a.zip"] = CONTENT
     interrupt(server, tmp_path / "a.zip")
     (tmp_path / "a.zip.part").write_bytes(CONTENT)
-    fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
     assert len(server.asked) == 1
 
@@ -126,7 +126,7 @@ def test_a_part_that_cannot_be_completed_is_fetched_anew(server, tmp_path, chang
         server.tag, server.files["a.zip"] = '"2"', CONTENT[::-1]
     if change == "unknown part":
         (tmp_path / "a.zip.part.json").unlink()
-    fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == server.files["a.zip"]
 
 
@@ -136,15 +136,15 @@ def test_the_rest_of_another_file_is_never_appended(server, tmp_path):
     interrupt(server, tmp_path / "a.zip")
     server.tag, server.files["a.zip"] = '"2"', CONTENT[::-1]
     with pytest.raises(DataError, match="has changed since its beginning was fetched"):
-        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
-    fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+        fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+    fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == CONTENT[::-1]
 
 
 def test_a_file_with_another_checksum_is_refused_and_removed(server, tmp_path):
     server.files["a.zip"] = CONTENT
     with pytest.raises(DataError, match=f"its MD5 is {hashlib.md5(CONTENT).hexdigest()}, expected 0123"):
-        fetch(Archive(f"{server.url}/a.zip", "", md5="0123"), tmp_path / "a.zip")
+        fetch_archive(Archive(f"{server.url}/a.zip", "", md5="0123"), tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()
     assert not (tmp_path / "a.zip.part").exists()
 
@@ -152,24 +152,24 @@ def test_a_file_with_another_checksum_is_refused_and_removed(server, tmp_path):
 def test_a_file_of_another_size_is_refused_before_it_is_fetched(server, tmp_path):
     server.files["a.zip"] = CONTENT
     with pytest.raises(DataError, match="has 300,000 bytes, expected 300,001"):
-        fetch(Archive(f"{server.url}/a.zip", "", size=300_001), tmp_path / "a.zip")
+        fetch_archive(Archive(f"{server.url}/a.zip", "", size=300_001), tmp_path / "a.zip")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_whose_length_the_server_does_not_say_is_refused(server, tmp_path):
     server.files["a.zip"], server.length = CONTENT, False
     with pytest.raises(DataError, match="does not say how long"):
-        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+        fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
 
 
 def test_servers_that_do_not_answer_are_named(server, tmp_path):
     with pytest.raises(DataError, match=r"/b\.zip: the server says 404 Not Found"):
-        fetch(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip")
+        fetch_archive(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip")
     with pytest.raises(DataError, match=r"cannot be fetched .*refused"):
-        fetch(Archive("http://127.0.0.1:9/b.zip", ""), tmp_path / "b.zip")
+        fetch_archive(Archive("http://127.0.0.1:9/b.zip", ""), tmp_path / "b.zip")
     server.hang = threading.Event()
     with pytest.raises(DataError, match=r"cannot be fetched .*timed out"):
-        fetch(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip", timeout=0.1)
+        fetch_archive(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip", timeout=0.1)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path, monkey
     server.files["a.zip"] = CONTENT
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 0, 599_999))
     with pytest.raises(OutputError, match=r"the disk has 0\.0 GB free, but the archive and what is in it need"):
-        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
+        fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "b.zip").write_bytes(zipped({"x/a": CONTENT, "x/b": CONTENT}))
     with pytest.raises(OutputError, match=r"but the contents of b\.zip need"):
@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_before_anything_is_written(server, tmp_path, monkey
 def test_a_folder_that_cannot_be_made_is_an_error(server, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write here"):
-        fetch(Archive(f"{server.url}/a.zip", ""), tmp_path / "file" / "a.zip")
+        fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "file" / "a.zip")
 
 
 # Unpacking
