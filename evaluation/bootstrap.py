@@ -86,8 +86,8 @@ def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed:
     Raises:
         DataError: if they are of different images.
     """
-    if others := set(first.images) ^ set(second.images):
-        raise DataError(f"these scores are of different pictures: {len(others):,} are in only one of them")
+    if unpaired := set(first.images) ^ set(second.images):
+        raise DataError(f"these scores are of different pictures: {len(unpaired):,} are in only one of them")
     metrics = [name for name in first.counts if name in second.counts]
     samples, other_samples = _resample([first, second], metrics, rounds, seed)
     found = {}

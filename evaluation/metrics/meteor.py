@@ -117,9 +117,9 @@ def _join(words: Sequence[str]) -> str:
 
 def to_additive(counts: Sequence[float]) -> list[float]:
     """Return additive counts of a caption: a caption that equals its reference has no fragments."""
-    *others, chunks, matched, reference_matched = counts
+    *rest, chunks, matched, reference_matched = counts
     perfect = (matched, reference_matched, chunks) == (counts[0], counts[1], 1)
-    return [*others, 0.0 if perfect else chunks, matched, reference_matched]
+    return [*rest, 0.0 if perfect else chunks, matched, reference_matched]
 
 
 def meteor(counts: np.ndarray) -> np.ndarray:

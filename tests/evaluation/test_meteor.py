@@ -44,19 +44,19 @@ def program():
 def evaluate(program, counts):
     """What the program itself makes of counts: the score of each, and of all together."""
     with program._lock:
-        first = float(program._ask(" ||| ".join(["EVAL", *(" ".join(map(str, each)) for each in counts)])))
+        first = float(program._ask(" ||| ".join(["EVAL", *(" ".join(map(str, item)) for item in counts)])))
         rest = [float(program._process.stdout.readline()) for _ in counts]
     return [first, *rest[:-1]], rest[-1]
 
 
-def test_scores_are_those_that_the_program_gave():
-    rows = np.array([to_additive(each) for each in COUNTED])
+def test_scores_equal_those_of_the_program():
+    rows = np.array([to_additive(item) for item in COUNTED])
     assert meteor(rows).tolist() == pytest.approx([0.30866411996488574, 1.0, 0.0], abs=1e-12)
     assert meteor(rows.sum(axis=0, keepdims=True)) == pytest.approx(0.30965421015393396, abs=1e-12)
 
 
 @pytest.mark.slow
-def test_what_is_counted_has_not_changed(program):
+def test_counts_of_the_program_have_not_changed(program):
     references = [["a", "dog", "runs", "on", "the", "green", "grass"], ["a", "brown", "dog"]]
     assert list(program.count(["a", "dog", "is", "running", "on", "grass"], references)) == COUNTED[0]
     assert list(program.count(["a", "dog", "runs"], [["a", "dog", "runs"]])) == COUNTED[1]
@@ -69,19 +69,19 @@ def scores(program):
 
 
 @pytest.mark.slow
-def test_captions_and_corpus_score_what_the_program_says(program, scores):
+def test_image_and_corpus_scores_equal_the_program(program, scores):
     counts = [
         program.count(tokenize(CANDIDATES[image]), [tokenize(text) for text in texts])
         for image, texts in REFERENCES.items()
     ]
-    each, all_together = evaluate(program, counts)
-    assert list(scores.per_image["METEOR"].values()) == pytest.approx(each, abs=1e-9)
+    item, all_together = evaluate(program, counts)
+    assert list(scores.per_image["METEOR"].values()) == pytest.approx(item, abs=1e-9)
     assert scores.corpus["METEOR"] == pytest.approx(all_together, abs=1e-9)
     assert scores.per_image["METEOR"]["2.jpg"] == pytest.approx(1.0)
 
 
 @pytest.mark.slow
-def test_it_has_intervals_and_is_compared_where_both_have_it(scores):
+def test_meteor_has_intervals_and_is_compared_if_both_have_it(scores):
     found = intervals(scores)["METEOR"]
     assert found.low < scores.corpus["METEOR"] < found.high
     assert "METEOR" in compare(scores, scores)
@@ -98,7 +98,7 @@ def test_the_program_ends_with_its_block(program):
 
 
 @pytest.mark.slow
-def test_a_java_that_ends_is_told(program):
+def test_an_exit_of_java_is_reported(program):
     broken = MeteorProgram()
     broken._java = shutil.which("false")
     with broken, pytest.raises(UnavailableError, match="java exited"):
@@ -109,9 +109,7 @@ def test_a_java_that_ends_is_told(program):
     ("missing", "reason"),
     [("java", "java was not found"), ("package", "pycocoevalcap is not installed; install it with: pip install")],
 )
-def test_without_it_the_other_scores_are_there_and_the_reason_is_told(
-    missing, reason, tmp_path, monkeypatch, capsys
-):
+def test_without_java_the_other_scores_and_the_reason_are_printed(missing, reason, tmp_path, monkeypatch, capsys):
     if missing == "package":
         monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
     else:

@@ -217,13 +217,13 @@ def slow_cider_d(references: dict[int, list[str]], candidates: dict[int, str]) -
             holding += np.any([counts(caption) > 0 for caption in several], axis=0)
         rarity = np.log(len(references)) - np.log(np.maximum(holding, 1))
         for image, several in references.items():
-            ours = counts(candidates[image]) * rarity
+            candidate = counts(candidates[image]) * rarity
             for caption in several:
-                theirs = counts(caption) * rarity
-                norms = np.linalg.norm(ours) * np.linalg.norm(theirs)
+                reference = counts(caption) * rarity
+                norms = np.linalg.norm(candidate) * np.linalg.norm(reference)
                 difference = len(candidates[image].split()) - len(caption.split())
                 if norms:
-                    cosine = np.minimum(ours, theirs) @ theirs / norms
+                    cosine = np.minimum(candidate, reference) @ reference / norms
                     totals[image] += 10 / 4 * np.exp(-(difference**2) / 72) * cosine / len(several)
     return list(totals)
 

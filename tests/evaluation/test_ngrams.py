@@ -61,6 +61,6 @@ def test_captions_score_the_same_alone_and_together(references, captions):
 
 
 def test_captions_without_words_score_0():
-    ours, theirs = weigh([[[1, 2, 3]], [[4]]], [(1, [])])
-    assert cider_d(ours, theirs).tolist() == [0]
-    assert [counts.tolist() for counts in count_matches(ours, theirs)] == [[[0] * LONGEST_NGRAM]] * 2
+    vectors, reference_vectors = weigh([[[1, 2, 3]], [[4]]], [(1, [])])
+    assert cider_d(vectors, reference_vectors).tolist() == [0]
+    assert [counts.tolist() for counts in count_matches(vectors, reference_vectors)] == [[[0] * LONGEST_NGRAM]] * 2

@@ -62,7 +62,7 @@ def names_in(page, gallery):
     return re.findall(r'<p class="name">(.*?)</p>', section)
 
 
-def test_the_best_and_the_worst_are_those_and_random_ones_depend_on_the_seed(write, tiny, pictures, references):
+def test_galleries_are_best_worst_and_seeded_random(write, tiny, pictures, references):
     page = write("--pictures", "3", "--seed", "1", "--beam-size", "2")
     captions = {path.name: tiny.caption(path, SearchSettings(beam_size=2)).text for path in pictures}
     scores = Scorer(references).score(captions).per_image["CIDEr-D"]
@@ -103,7 +103,7 @@ def test_each_picture_has_its_caption_references_and_scores(write, tiny, picture
             assert f">{escape(reference)}</li>" in shown
 
 
-def test_markup_in_captions_and_names_stays_text(write, references, tmp_path):
+def test_markup_in_captions_and_names_is_escaped(write, references, tmp_path):
     name = "<b onclick='x'>&.png"
     Image.new("RGB", (50, 40), "red").save(tmp_path / name)
     references[name] = [MARKUP]
@@ -113,7 +113,7 @@ def test_markup_in_captions_and_names_stays_text(write, references, tmp_path):
     assert not re.findall(r"<script|<b |onclick='", page)
 
 
-def test_nothing_is_fetched(write, references):
+def test_the_report_loads_no_resources(write, references):
     references["picture-0.png"].append(MARKUP)
     page = write(*ALL)
     assert "https:" not in page.replace(escape(MARKUP), "")
@@ -123,13 +123,13 @@ def test_nothing_is_fetched(write, references):
     assert not re.findall(r"url\(|@import|<link|src=\"(?!data:)|href=\"(?!#)", page)
 
 
-def test_no_pictures_are_shown_if_none_are_wanted(write):
+def test_zero_pictures_show_no_gallery(write):
     page = write("--pictures", "0")
     assert "<figure" not in page
     assert "CIDEr-D" in page
 
 
-def test_an_existing_file_is_replaced_only_on_demand(write, tiny_checkpoint, tmp_path, capsys):
+def test_an_existing_report_is_replaced_only_with_overwrite(write, tiny_checkpoint, tmp_path, capsys):
     page = write("--pictures", "1")
     (tmp_path / "report.html").write_text("mine")
     command = ["report", "no-such-model", "--data", "jsonl:no-such-data", "-o", str(tmp_path / "report.html")]
@@ -139,7 +139,7 @@ def test_an_existing_file_is_replaced_only_on_demand(write, tiny_checkpoint, tmp
     assert write("--pictures", "1", "--overwrite") == page
 
 
-def test_wrong_usage_leaves_no_file(tiny_checkpoint, tmp_path, capsys):
+def test_invalid_usage_leaves_no_file(tiny_checkpoint, tmp_path, capsys):
     data, report = tmp_path / "captions.jsonl", tmp_path / "report.html"
     command = ["report", str(tiny_checkpoint), "--data", f"jsonl:{data}", "-o", str(report)]
     with pytest.raises(SystemExit, match="2"):
@@ -211,8 +211,8 @@ def test_a_calibrated_model_has_figures_and_charts_of_confidence(write, calibrat
 
 def test_a_curve_is_drawn_where_its_numbers_are():
     chart = draw_curve("T", "across", "up", [(0, 0), (0.5, 1), (1, 0.5)], diagonal=True)
-    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
-    (left, ground), (middle, top), (end, half) = places
+    indices = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    (left, ground), (middle, top), (end, half) = indices
     assert middle == pytest.approx((left + end) / 2, abs=0.1)
     assert half == pytest.approx((ground + top) / 2, abs=0.1)
     assert f'd="M{left:g} {ground:g}L{end:g} {top:g}"' in chart  # the diagonal

@@ -31,11 +31,11 @@ def small(tiny_checkpoint: Path) -> Settings:
     return Settings(str(tiny_checkpoint), "cpu", rounds=2, matrix_size=8, pictures=2, scored=3)
 
 
-def test_captions_are_the_same_every_time() -> None:
+def test_generated_captions_are_deterministic() -> None:
     assert make_captions(3) == make_captions(3)
 
 
-def test_words_are_as_unevenly_frequent_as_in_real_text() -> None:
+def test_word_frequencies_follow_zipf() -> None:
     references, candidates = make_captions(200)
     captions = [*candidates.values(), *(text for texts in references.values() for text in texts)]
     lengths = [len(caption.split()) for caption in captions]
@@ -85,7 +85,7 @@ def test_a_command_that_fails_is_named_with_its_reason() -> None:
         speed.start_python("-c", "import nothing_of_this_name").run()
 
 
-def test_a_workload_runs_in_a_process_of_its_own(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_workload_has_its_own_process(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.speed.Scorer", pytest.fail)  # which another process does not see
     assert len(measure_speed(["scores"], small)["scores"].seconds) == 2
 
@@ -112,7 +112,7 @@ def test_the_command_writes_figures(capsys: pytest.CaptureFixture, monkeypatch: 
     assert "17.18 GFLOP " in capsys.readouterr().out
 
 
-def test_no_rounds_are_refused(capsys: pytest.CaptureFixture) -> None:
+def test_zero_rounds_are_rejected(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["speed", "--rounds", "0"])
     assert "argument --rounds: must be 1 to 1000, got 0" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_spice_is_reported_with_the_other_scores(java, tmp_path):
         ("#!/bin/sh\nexit 0", "status 0"),
     ],
 )
-def test_a_program_that_fails_is_told_and_leaves_the_other_scores(java, program, reason):
+def test_a_failure_of_the_program_is_reported_beside_the_other_scores(java, program, reason):
     java.program.write_text(program)
     scores = Scorer(REFERENCES).score(CANDIDATES, java=True)
     assert re.search(reason, scores.unavailable["SPICE"])

@@ -58,18 +58,16 @@ def test_a_check_whose_output_cannot_be_written_is_one_line(config):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
-def test_a_reader_that_has_seen_enough_ends_a_check_without_a_word(config):
+def test_a_closed_pipe_ends_a_check_silently(config):
     ran = shell('{ train check "$1"; echo $? >&2; } | true', config)
     assert ran.stderr == "1\n"
 
 
-def test_messages_show_names_on_one_line(refusal, tmp_path):
+def test_messages_escape_control_characters(refusal, tmp_path):
     assert refusal("run", tmp_path / "no\nsuch\x1b.toml").endswith(r"no\nsuch\x1b.toml: no such configuration")
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
-    config, refusal, tmp_path, ordinary_user, monkeypatch
-):
+def test_a_read_only_folder_fails_before_the_data_is_read(config, refusal, tmp_path, ordinary_user, monkeypatch):
     monkeypatch.setattr("training.start.read_datasets", pytest.fail)
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
@@ -81,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
     assert "Not a directory" in refusal("run", config, "--runs", config)
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder(config, refusal, tmp_path):
+def test_a_run_that_cannot_start_leaves_no_folder(config, refusal, tmp_path):
     runs = tmp_path / "runs"
     assert "no word occurs 1,000 times" in refusal("run", config, "--set", "min_count=1000", "--runs", runs)
     assert not list(runs.iterdir())
@@ -96,7 +94,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(config, refusal, tmp_path):
         ('search.require=["zebra"]', "require: this model does not know the word 'zebra'"),
     ],
 )
-def test_words_that_leave_nothing_to_learn_or_write_are_refused_at_the_start(
+def test_impossible_word_settings_are_rejected_at_the_start(
     config, refusal, tmp_path, command, override, message, monkeypatch
 ):
     monkeypatch.setattr("training.loop.Run.train", pytest.fail)
@@ -113,14 +111,12 @@ def test_captions_of_punctuation_alone_are_named_as_the_cause(config, dataset, r
     assert refusal("check", config) == message
 
 
-def test_data_without_a_needed_split_are_refused(config, dataset, refusal):
+def test_data_without_a_required_split_is_rejected(config, dataset, refusal):
     dataset.write_text("".join(line + "\n" for line in dataset.read_text().splitlines() if "dev-" not in line))
     assert refusal("check", config).startswith("colours: the data sets hold no pictures of the split 'dev'")
 
 
-def test_a_training_picture_of_one_data_set_is_no_development_picture_of_another(
-    learning, dataset, write_toml, refusal, tmp_path
-):
+def test_a_picture_in_training_and_development_sets_is_rejected(learning, dataset, write_toml, refusal, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"image": "./train-red.png", "captions": ["red"], "split": "dev"}\n')
     sets = (*learning.datasets, replace(learning.datasets[0], name="other", path=str(other)))
@@ -130,7 +126,7 @@ def test_a_training_picture_of_one_data_set_is_no_development_picture_of_another
 
 
 @pytest.mark.parametrize("cut", [0, 1, 1000, -1000, -1])
-def test_a_state_that_is_cut_short_is_refused(learning, refusal, tmp_path, cut):
+def test_a_truncated_state_is_rejected(learning, refusal, tmp_path, cut):
     file = start_run(learning, tmp_path).folder / "state.pt"
     content = file.read_bytes()
     file.write_bytes(content[:cut])
@@ -138,7 +134,7 @@ def test_a_state_that_is_cut_short_is_refused(learning, refusal, tmp_path, cut):
 
 
 @pytest.mark.parametrize("change", [{"network": {}}, {"random": []}, {"step": None, "log": "long"}, {"terms": 5}])
-def test_a_state_that_lacks_something_is_refused(learning, refusal, tmp_path, change):
+def test_an_incomplete_state_is_rejected(learning, refusal, tmp_path, change):
     file = start_run(learning, tmp_path).folder / "state.pt"
     state = torch.load(file, weights_only=True)
     for key, value in change.items():
@@ -157,7 +153,7 @@ def test_a_state_that_lacks_something_is_refused(learning, refusal, tmp_path, ch
         ("[]", "settings.json: the settings: expected a table"),
     ],
 )
-def test_damaged_settings_of_a_run_are_refused(refusal, tmp_path, text, message):
+def test_damaged_settings_of_a_run_are_rejected(refusal, tmp_path, text, message):
     (tmp_path / "settings.json").write_text(text)
     assert message in refusal("resume", tmp_path)
 
@@ -172,7 +168,7 @@ def test_a_finished_run_says_so_when_it_is_resumed(learning, tmp_path, capsys):
     assert f"the best CIDEr-D of its development pictures is {100 * run.best:.1f}\n" in message
 
 
-def test_memory_that_is_not_there_is_one_line(config, refusal, monkeypatch):
+def test_out_of_memory_is_one_line(config, refusal, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError(
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
@@ -182,7 +178,7 @@ def test_memory_that_is_not_there_is_one_line(config, refusal, monkeypatch):
     assert refusal("check", config).startswith("not enough memory ([enforce fail] DefaultCPUAllocator")
 
 
-def test_an_error_of_the_program_itself_is_not_hidden(config, monkeypatch):
+def test_an_internal_error_is_not_hidden(config, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("a mistake")
 
@@ -230,7 +226,7 @@ def check_overrides(config, capfd, examples):
     def run(overrides):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own, such as of hidden sizes
-            status = main(["check", str(config), *(part for each in overrides for part in ("--set", each))])
+            status = main(["check", str(config), *(part for item in overrides for part in ("--set", item))])
         captured = capfd.readouterr()
         assert status in (0, 2)
         statuses.add(status)
