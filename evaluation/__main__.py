@@ -220,7 +220,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model, the pictures to caption, and what is known of them."""
+    """A model, the pictures to caption, and their known objects."""
 
     model: Captioner
     records: list[Record]

@@ -134,7 +134,7 @@ def _score_table(findings: Findings) -> str:
 
 
 def _object_table(findings: Findings) -> str:
-    """Return the table of what is known of objects, empty if nothing is."""
+    """Return the table of objects, empty if none are known."""
     rows = [
         (
             name,

@@ -1,9 +1,9 @@
-"""Measure what attention costs as pictures and captions grow together, and draw docs/attention-cost.png.
+"""Measure the cost of attention for growing pictures and captions, and draw docs/attention-cost.png.
 
     python scripts/attention_cost.py [FILE]
 
-A decoder writes T words for a picture of L = T locations and goes back over them, with and without attention: the
-seconds of the quickest of five rounds, and the bytes that autograd keeps for the way back. Prints what it draws.
+A decoder reads T words for a picture of L = T locations, forward and backward, with and without attention: the fastest of
+five rounds, and the bytes that autograd stores for the backward pass. Prints the drawn numbers.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Draw where several runs on `shapes` looked while they wrote the nouns of one picture: docs/attention-maps.png.
+"""Draw the attention of several runs on `shapes` for the nouns of one picture: docs/attention-maps.png.
 
     python scripts/attention_maps.py PICTURE FILE RUN...
 
-A row a run; its caption beside the maps.
+One row per run, with its caption beside the maps.
 """
 
 import json
@@ -27,7 +27,7 @@ SIDE = 192  # pixels of a map
 
 
 def main() -> None:
-    """Caption, and draw."""
+    """Caption the picture, and draw the attention."""
     picture, file, *runs = sys.argv[1:]
     photograph = Image.open(picture).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
     figure, rows = plt.subplots(len(runs), 4, figsize=(10, 1.9 * len(runs)), layout="constrained", squeeze=False)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".toml"}
 
 NOT_COVERED = (
+    "CONTRIBUTING.md",  # quotes the phrases
     "captioner/",
     "tests/captioner/",
     "tests/conftest.py",
@@ -28,7 +29,7 @@ NOT_COVERED = (
     "docs/web.md",
     "docs/browser.md",
 )
-"""Beginnings of paths that are not rewritten yet."""
+"""Beginnings of paths that are not covered, mostly because they are not rewritten yet."""
 
 PHRASES = {
     r"go(es)? on with|gone on from|go on from|goes on after|go on as if": "resume, continue",
@@ -41,7 +42,7 @@ PHRASES = {
     r"what training makes small|to be made small": "loss",
     r"\bat most so (many|much)|so many of": "at most N, maximum number of",
     r"by a hair|hair's breadth": "exactly",
-    r"\b(a|an|each) (caption|object|line|row|vector|one) an? (image|picture|caption|line|row|run)\b": "one per image",
+    r"\b(a|an|each|one) (caption|object|line|row|vector) an? (image|picture|caption|line|row|run)\b": "per image",
     r"\bin vain\b|\bat hand\b": "without effect, available",
     r"\bnobody\b(?!-)|\bwhoever\b|\bwherever\b": "no one; name the caller or the condition",
     r"what (is|was) (wrong|kept|there|left|known of)\b": "problems, stored, existing, remaining",

@@ -36,7 +36,7 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
     """Return the number of words of the longest common subsequence.
 
     Hyyro 2004, "Bit-parallel LCS-length computation revisited": one integer holds a whole row of the usual table,
-    with a 0 bit wherever the length grows by one.
+    with a 0 bit where the length grows by one.
     """
     positions: dict[str, int] = {}
     for index, word in enumerate(first):

@@ -103,7 +103,7 @@ def test_run_measures_attention_with_boxes(tiny_checkpoint, tmp_path, capsys):
     command = ["run", str(tiny_checkpoint), "--data", f"jsonl:{tmp_path / 'captions.jsonl'}", "--device", "cpu"]
     assert main([*command, "--boxes", str(boxes), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["objects"]
-    assert "CHAIR-i" not in found  # boxes tell of people alone
+    assert "CHAIR-i" not in found  # boxes contain only people
     assert found["attention mass"]["per_image"].keys() == {line["image"] for line in lines}
     assert main([*command, "--boxes", str(tmp_path / "captions.jsonl")]) == 2
     assert "captions.jsonl, line 2: not JSON" in capsys.readouterr().err

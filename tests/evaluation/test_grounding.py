@@ -246,7 +246,7 @@ def test_run_reports_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, ca
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Objects</h2>" in page
     assert '<th scope="row">True of three</th>' in page or found["true of three"]["value"] is None
-    assert "Attention mass" not in page  # there is nothing to tell
+    assert "Attention mass" not in page  # no value
 
 
 def test_score_counts_hallucinations(coco, capsys):

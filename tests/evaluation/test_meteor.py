@@ -24,7 +24,7 @@ CANDIDATES = {
     "4.jpg": "a ||| tree",
 }
 
-COUNTED = (  # what the program counts, noted once, and below what it makes of that: they hold without Java, too
+COUNTED = (  # recorded counts of the program; its scores are in the test below
     [6, 7, 3, 3, 2, 2, 2, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 5, 5],
     [3, 3, 1, 1, 2, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3],
     [0, 3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],

@@ -26,7 +26,7 @@ def without_java(monkeypatch):
 
 @pytest.fixture
 def references(pictures):
-    """What people wrote of nine pictures, by image id, all of it different."""
+    """Distinct references of nine pictures, by image id."""
     words = [
         "the dog runs",
         "a red ball",
@@ -133,7 +133,7 @@ def test_an_existing_report_is_replaced_only_with_overwrite(write, tiny_checkpoi
     page = write("--pictures", "1")
     (tmp_path / "report.html").write_text("mine")
     command = ["report", "no-such-model", "--data", "jsonl:no-such-data", "-o", str(tmp_path / "report.html")]
-    assert main(command) == 2  # and not for what is missing: it is refused before the work
+    assert main(command) == 2  # fails before the missing files are read
     assert "report.html: exists already" in capsys.readouterr().err
     assert (tmp_path / "report.html").read_text() == "mine"
     assert write("--pictures", "1", "--overwrite") == page

@@ -147,7 +147,7 @@ def test_the_command_calibrates_a_model_file_in_place_and_again(model, dataset, 
     card = read_header(model).card["calibration"]
     assert card["data"] == {dataset.parent.name: 40}
     assert card["training pictures"] == 40
-    assert str(dataset.parent) not in json.dumps(card)  # the paths of this machine are nobody's business
+    assert str(dataset.parent) not in json.dumps(card)  # no paths of this machine
     written = model.read_bytes()
     assert main(command) == 0
     assert model.read_bytes() == written  # what it does to a calibrated model is what it does to any

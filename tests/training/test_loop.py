@@ -83,7 +83,7 @@ def test_four_images_are_overfitted_from_random_weights(learning, dataset, tmp_p
     run.train()
     model = load(run.folder / "best.safetensors", device="cpu")
     for number, colour in enumerate(colours):
-        # The best checkpoint is the first with all captions right, where the end may still hang by a hair.
+        # The best checkpoint is the first with all captions right, whose last word may still vary.
         assert model.caption(tmp_path / f"dev-{number}.png").words[:2] == ("a", colour)
 
 

@@ -228,7 +228,7 @@ def test_contradicting_settings_are_rejected(values, message):
 
 @pytest.fixture
 def first(settings, tmp_path):
-    """A run that has been trained on people's captions, and the settings of one that goes on from it."""
+    """A trained run, and the settings of a self-critical run that starts from it."""
     run = start_run(replace(settings, name="first"), tmp_path / "runs")
     run.train()
     start = str(run.folder / "best.safetensors")
