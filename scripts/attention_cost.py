@@ -2,8 +2,8 @@
 
     python scripts/attention_cost.py [FILE]
 
-A decoder reads T words for a picture of L = T locations, forward and backward, with and without attention: the fastest of
-five rounds, and the bytes that autograd stores for the backward pass. Prints the drawn numbers.
+A decoder reads T words for a picture of L = T locations, forward and backward, with and without attention: the
+fastest of five rounds, and the bytes that autograd stores for the backward pass. Prints the drawn numbers.
 """
 
 import sys

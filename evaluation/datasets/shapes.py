@@ -1,6 +1,6 @@
 """Coloured shapes: a data set that is drawn from a seed, with the objects of each picture.
 
-On disk a set is `train/000000.png`..., `dev/000000.png`... and `scenes.jsonl`, one line a picture:
+On disk a set is `train/000000.png`..., `dev/000000.png`... and `scenes.jsonl`, one line per picture:
 {"image": PATH, "split": "train" | "dev", "captions": [TEXT, ...], "objects": [SHAPE, ...]}.
 """
 

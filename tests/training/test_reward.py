@@ -41,7 +41,7 @@ def spell(caption):
 
 
 def by_metrics(references, shown, candidates, bleu=0.0):
-    """The same by `evaluation.metrics`, which takes one caption a picture at a time."""
+    """The same by `evaluation.metrics`, which takes one caption per picture at a time."""
     scorer = Scorer({image: [spell(caption) for caption in several] for image, several in enumerate(references)})
     rewards = {}
     waiting = list(enumerate(zip(shown, candidates, strict=True)))
