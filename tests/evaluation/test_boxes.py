@@ -67,7 +67,7 @@ def test_malformed_files_are_rejected(records, tmp_path, content):
 
 def test_a_file_of_other_pictures_is_rejected(records, tmp_path):
     file = write(tmp_path / "boxes.json", {"images/a.jpg": [[0, 0, 1, 1]]})
-    with pytest.raises(DataError, match="names none of these pictures"):
+    with pytest.raises(DataError, match="contains none of these pictures"):
         read_boxes(file, records)
 
 

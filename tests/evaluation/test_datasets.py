@@ -343,7 +343,7 @@ def test_all_problems_of_a_table_are_reported_together(tmp_path):
         f"{file}: lines that are not UTF-8: 1 ({file}, line 4)",
         f"splits that are not train, dev or test: 1 ({file}, line 6: 'val')",
         f"rows without an image: 1 ({file}, line 7)",
-        f"rows that have not 3 fields as the first row has: 1 ({file}, line 8)",
+        f"rows without the 3 fields of the first row: 1 ({file}, line 8)",
         "pictures in two splits: 1 (a.jpg in train and dev)",
         "pictures with an empty caption: 1 (b.jpg)",
         f"pictures missing on disk: 5 ({tmp_path / '0.jpg'}, {tmp_path / '1.jpg'}, {tmp_path / '2.jpg'}, ...)",
@@ -356,8 +356,8 @@ def test_all_problems_of_a_table_are_reported_together(tmp_path):
     [
         ("", "expected a first row with the columns image and caption, got []"),
         ("picture;caption\n", "expected a first row with the columns image and caption, got ['picture;caption']"),
-        ('image,caption\na.jpg,"a dog\n', "line 2: not a table"),
-        ("image,caption,Caption\na.jpg,a dog,a cat\n", "two columns are named 'caption'. Rename or remove one"),
+        ('image,caption\na.jpg,"a dog\n', "line 2: malformed table"),
+        ("image,caption,Caption\na.jpg,a dog,a cat\n", "duplicate column 'caption'. Rename or remove one"),
     ],
 )
 def test_a_malformed_table_is_rejected(tmp_path, text, message):

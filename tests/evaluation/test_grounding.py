@@ -272,4 +272,4 @@ def test_instances_of_other_pictures_fail_before_captioning(tiny_checkpoint, coc
     monkeypatch.setattr(Captioner, "caption_batches", pytest.fail)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{coco / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--instances", str(coco / "annotations" / "instances_val2017.json")]) == 2
-    assert "instances_val2017.json: nothing of image dev/000000.png" in capsys.readouterr().err
+    assert "instances_val2017.json: no image dev/000000.png" in capsys.readouterr().err

@@ -93,16 +93,16 @@ def test_images_may_be_in_several_files(file, tmp_path):
 
 
 def test_missing_images_are_named(file):
-    with pytest.raises(DataError, match=r"instances_val2017.json: nothing of image 7, dog.jpg\. Are these"):
+    with pytest.raises(DataError, match=r"instances_val2017.json: no image 7, dog.jpg\. Use the instances"):
         read_instances([file], ["1", "7", "dog.jpg"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"categories": [{"id": DOG, "name": "wolf"}]}, "expected COCO's 80 categories, got also wolf"),
+        ({"categories": [{"id": DOG, "name": "wolf"}]}, "expected COCO's 80 categories, got wolf"),
         ({"categories": None}, "expected COCO's instances"),
-        ({"annotations": [{"id": 5, "image_id": 1, "caption": "A dog."}]}, "Is the file that of the instances"),
+        ({"annotations": [{"id": 5, "image_id": 1, "caption": "A dog."}]}, "`categories` with id and name"),
         ({"images": [{"id": 1, "file_name": "1.jpg"}]}, "expected COCO's instances"),
     ],
 )
@@ -132,7 +132,7 @@ def test_malformed_files_are_rejected(file, change, message):
 def test_a_malformed_mask_is_rejected_with_its_annotation(file, segmentation):
     row = {"id": 77, "image_id": 1, "category_id": DOG, "segmentation": segmentation}
     file.write_text(json.dumps({**CONTENT, "annotations": [row]}))
-    with pytest.raises(DataError, match="annotation 77: expected `segmentation` with polygons"):
+    with pytest.raises(DataError, match="annotation 77: expected polygons"):
         read_instances([file], ["1"])
 
 

@@ -45,7 +45,7 @@ def test_an_unreadable_picture_ends_the_scoring_and_is_named(tiny_checkpoint, da
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "coco2099:x"], "unknown layout"),
+        (["--data", "coco2099:x"], "unknown data set layout"),
         (["--data", "jsonl:DATA", "--split", "test"], "no pictures in the split 'test'"),
         (["--data", "jsonl:DATA", "--beam-size", "0"], "beam_size: must be at least 1"),
     ],

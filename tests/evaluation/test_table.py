@@ -203,7 +203,9 @@ def test_unusable_runs_fail_before_any_is_measured(run, copied, capsys, monkeypa
 
     monkeypatch.setattr("evaluation.table.load", pytest.fail)
     change_settings(copied, datasets=[{"name": "moved", "layout": "shapes", "path": "$NO_SUCH_VARIABLE/shapes"}])
-    assert f"{copied}: its data set 'moved' is missing; there is no $NO_SUCH_VARIABLE/shapes" in refusal(copied)
+    assert f"{copied}: the data set 'moved' is missing: no such file or folder $NO_SUCH_VARIABLE/shapes" in refusal(
+        copied
+    )
     change_settings(copied, optimizer={})
     assert f"{copied}: not the folder of a training run (KeyError('epochs'))" in refusal(copied)
     (copied / "settings.json").write_bytes((run / "settings.json").read_bytes())

@@ -147,5 +147,5 @@ def test_a_module_that_cannot_be_imported_is_named(forget, module, tmp_path, cap
     assert main(["check", str(tmp_path / "none.toml"), "--import", "my_attention"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"python -m training: error: --import my_attention: {message}")
-    assert error.endswith('To see where: python -c "import my_attention"\n')
+    assert error.endswith('For the traceback: python -c "import my_attention"\n')
     assert error.count("\n") == 1

@@ -173,5 +173,5 @@ def test_too_few_pictures_are_rejected_in_one_line(model, dataset, capsys, kept,
 
 def test_captions_of_another_language_are_rejected(knowledge):
     records = [Record(None, str(number), ("ein hund", "eine katze"), "train") for number in range(40)]
-    with pytest.raises(calibration.DataError, match="no word that names a thing"):
+    with pytest.raises(calibration.DataError, match="no word for a thing"):
         learn(np.zeros((40, 3), np.float32), records, records, Vocabulary([*SPECIAL, "hund", "katze"]))

@@ -152,7 +152,7 @@ def test_two_killed_processes_resume_to_the_same_weights(config, start, tmp_path
     alone = start(1, "resume", folder)
     _, errors = alone.communicate()
     assert alone.returncode == 2
-    assert "run by 2 processes, and goes on only with as many, not 1" in errors
+    assert "this run has 2 processes and cannot resume with 1" in errors
 
 
 @pytest.mark.slow

@@ -86,7 +86,9 @@ CONTENT = os.urandom(300_000)
 def interrupt(server: Server, file: Path, after: int = 100_000) -> None:
     """Fetch the beginning of a file."""
     server.stop = after
-    with pytest.raises(DataError, match=r"broke off after 100,000 of 300,000 bytes\. Run this again"):
+    with pytest.raises(
+        DataError, match=r"closed the connection after 100,000 of 300,000 bytes\. Run the command again"
+    ):
         fetch_archive(Archive(f"{server.url}/{file.name}", ""), file)
     server.stop = None
     assert not file.exists()
@@ -135,7 +137,7 @@ def test_the_rest_of_another_file_is_never_appended(server, tmp_path):
     server.if_range = False
     interrupt(server, tmp_path / "a.zip")
     server.tag, server.files["a.zip"] = '"2"', CONTENT[::-1]
-    with pytest.raises(DataError, match="has changed since its beginning was fetched"):
+    with pytest.raises(DataError, match="has changed since the download started"):
         fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == CONTENT[::-1]
@@ -143,7 +145,7 @@ def test_the_rest_of_another_file_is_never_appended(server, tmp_path):
 
 def test_a_checksum_mismatch_removes_the_file(server, tmp_path):
     server.files["a.zip"] = CONTENT
-    with pytest.raises(DataError, match=f"its MD5 is {hashlib.md5(CONTENT).hexdigest()}, expected 0123"):
+    with pytest.raises(DataError, match=f"MD5 {hashlib.md5(CONTENT).hexdigest()}, expected 0123"):
         fetch_archive(Archive(f"{server.url}/a.zip", "", md5="0123"), tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()
     assert not (tmp_path / "a.zip.part").exists()
@@ -151,24 +153,24 @@ def test_a_checksum_mismatch_removes_the_file(server, tmp_path):
 
 def test_a_size_mismatch_fails_before_the_download(server, tmp_path):
     server.files["a.zip"] = CONTENT
-    with pytest.raises(DataError, match="has 300,000 bytes, expected 300,001"):
+    with pytest.raises(DataError, match="size mismatch: 300,000 bytes, expected 300,001"):
         fetch_archive(Archive(f"{server.url}/a.zip", "", size=300_001), tmp_path / "a.zip")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_unknown_size_is_rejected(server, tmp_path):
     server.files["a.zip"], server.length = CONTENT, False
-    with pytest.raises(DataError, match="does not say how long"):
+    with pytest.raises(DataError, match="does not send the size"):
         fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
 
 
 def test_servers_that_do_not_answer_are_named(server, tmp_path):
-    with pytest.raises(DataError, match=r"/b\.zip: the server says 404 Not Found"):
+    with pytest.raises(DataError, match=r"/b\.zip: the server answered 404 Not Found"):
         fetch_archive(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip")
-    with pytest.raises(DataError, match=r"cannot be fetched .*refused"):
+    with pytest.raises(DataError, match=r"cannot be downloaded .*refused"):
         fetch_archive(Archive("http://127.0.0.1:9/b.zip", ""), tmp_path / "b.zip")
     server.hang = threading.Event()
-    with pytest.raises(DataError, match=r"cannot be fetched .*timed out"):
+    with pytest.raises(DataError, match=r"cannot be downloaded .*timed out"):
         fetch_archive(Archive(f"{server.url}/b.zip", ""), tmp_path / "b.zip", timeout=0.1)
 
 
@@ -176,7 +178,7 @@ def test_a_full_disk_is_reported_before_writing(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     server.files["a.zip"] = CONTENT
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 0, 599_999))
-    with pytest.raises(OutputError, match=r"the disk has 0\.0 GB free, but the archive and what is in it need"):
+    with pytest.raises(OutputError, match=r"0\.0 GB are free, but the archive and its contents need"):
         fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "a.zip")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "b.zip").write_bytes(zipped({"x/a": CONTENT, "x/b": CONTENT}))
@@ -188,7 +190,7 @@ def test_a_full_disk_is_reported_before_writing(server, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_created_is_an_error(server, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write here"):
+    with pytest.raises(OutputError, match="cannot write this file or folder"):
         fetch_archive(Archive(f"{server.url}/a.zip", ""), tmp_path / "file" / "a.zip")
 
 
@@ -217,7 +219,7 @@ def test_unpacking_resumes(tmp_path):
 @pytest.mark.parametrize("name", ["x/../../evil", "x/..\\..\\evil", "/x/evil", "\\x\\evil", "C:/x/evil", "../x"])
 def test_path_traversal_is_rejected(tmp_path, name):
     (tmp_path / "a.zip").write_bytes(zipped({"x/good": b"1", name: b"2"}))
-    with pytest.raises(DataError, match="would lead outside of the folder; nothing is unpacked"):
+    with pytest.raises(DataError, match="is outside of the folder; nothing is unpacked"):
         unpack(tmp_path / "a.zip", tmp_path / "in" / "to", "")
     assert [path.name for path in tmp_path.rglob("*")] == ["a.zip"]
 
@@ -227,14 +229,14 @@ def test_symbolic_links_are_rejected(tmp_path):
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(link, "/etc")
-    with pytest.raises(DataError, match="would lead outside"):
+    with pytest.raises(DataError, match="is outside of the folder"):
         unpack(tmp_path / "a.zip", tmp_path, "x/")
 
 
 def test_a_zip_bomb_is_rejected(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped({"x/bomb": bytes(1_000_000)}))
     assert (tmp_path / "a.zip").stat().st_size < 1_000_000 / MAX_RATIO
-    with pytest.raises(DataError, match="claims to unpack to over 100 times its size"):
+    with pytest.raises(DataError, match="exceed 100 times its size"):
         unpack(tmp_path / "a.zip", tmp_path, "x/")
 
 
@@ -251,7 +253,7 @@ def test_a_damaged_archive_is_removed(tmp_path):
 
 def test_an_unrelated_archive_is_reported(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped({"x/a": b"1"}))
-    with pytest.raises(DataError, match=r"holds nothing named train2017/\.\.\."):
+    with pytest.raises(DataError, match=r"contains no member train2017/"):
         unpack(tmp_path / "a.zip", tmp_path, "train2017/")
 
 
@@ -338,7 +340,7 @@ def test_a_downloaded_set_is_readable_with_the_printed_settings(server, tmp_path
 def test_a_download_resumes_after_any_archive(server, tmp_path):
     server.files = {file: zipped(members) for file, members in SETS["coco2017"].items()}
     train = server.files.pop("train2017.zip")
-    with pytest.raises(DataError, match=r"train2017\.zip: the server says 404"):
+    with pytest.raises(DataError, match=r"train2017\.zip: the server answered 404"):
         download("coco2017", tmp_path, server.url)
     server.files = {"train2017.zip": train}
     download("coco2017", tmp_path, server.url)
@@ -347,7 +349,7 @@ def test_a_download_resumes_after_any_archive(server, tmp_path):
 
 def test_a_download_that_fails_is_a_message_and_exit_code_2(tmp_path, capsys):
     assert main(["download", "flickr8k", str(tmp_path), "--from", "file:///etc"]) == 2
-    assert "expected an address that begins with http" in capsys.readouterr().err
+    assert "expected a URL that starts with http" in capsys.readouterr().err
 
 
 def test_every_source_has_a_reader_and_archives_that_can_be_checked():

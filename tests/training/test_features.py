@@ -83,7 +83,7 @@ def test_two_runs_compute_shared_grids_once(encoder, dataset, tmp_path):
 
 def test_a_full_disk_is_reported_before_the_work(encoder, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OutputError, match=r"0\.0 GB more.*0\.0 GB left.*encoder\.cache"):
+    with pytest.raises(OutputError, match=r"0\.0 GB more.*0\.0 GB are free.*encoder\.cache"):
         cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
     assert not list(tmp_path.glob("*/grids-*.bin"))
 
@@ -93,7 +93,7 @@ def test_annotations_beyond_float16_are_rejected(dataset, tmp_path):
     encoder = Encoder(EncoderSettings("small_cnn", stride=8))
     with torch.no_grad():
         encoder.features[-1][1].weight.fill_(1e6)
-    with pytest.raises(ConfigError, match=r"beyond float16.*encoder\.weights"):
+    with pytest.raises(ConfigError, match=r"exceed the range of float16.*encoder\.weights"):
         cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
 
 

@@ -132,7 +132,7 @@ def test_development_pictures_are_seen_by_the_averaged_encoder(learning, tmp_pat
 
 
 def test_prepare_rejects_an_encoder_that_learns(learning, tmp_path):
-    with pytest.raises(ConfigError, match=r"encoder\.train_from is 'all': an encoder that learns has no grids"):
+    with pytest.raises(ConfigError, match=r"encoder\.train_from is 'all': an encoder that learns has no grid"):
         prepare(learning)
     start_run(learning, tmp_path)
     assert not (tmp_path / "cache").exists()
@@ -180,7 +180,7 @@ def test_messages_that_cannot_be_printed_do_not_end_a_run(learning, tmp_path, mo
 
 
 def test_few_development_pictures_print_a_warning(learning, tmp_path, monkeypatch, capsys):
-    warning = "colours: warning: only 4 development pictures choose the best checkpoint"
+    warning = "colours: warning: only 4 development pictures select the best checkpoint"
     trained(learning, tmp_path / "few")
     assert warning in capsys.readouterr().err
     assert any(line.startswith(warning) for line in check(learning))

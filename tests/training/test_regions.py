@@ -74,5 +74,5 @@ def test_an_interrupted_run_with_detectors_resumes_to_the_same_weights(taught, t
 
 
 def test_detectors_without_frequent_words_are_rejected(settings, tmp_path):
-    with pytest.raises(ConfigError, match="no word is in the captions of 100 training pictures"):
+    with pytest.raises(ConfigError, match="no word occurs in at least 100 training pictures"):
         start_run(replace(settings, loss=LossSettings(detectors=0.1)), tmp_path / "runs")

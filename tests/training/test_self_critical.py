@@ -274,7 +274,7 @@ def test_start_from_loads_the_encoder_too(learning, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("decoder", r"has model\.decoder\.hidden_size = 48, and this run 32: set it as there"),
+        ("decoder", r"has model\.decoder\.hidden_size = 48, and this run has 32. Set it to 48"),
         ("attention", r"has model\.attention\.kind = 'additive', and this run 'concat'"),
         ("images", r"has images\.size = 64, and this run 96"),
     ],
