@@ -34,7 +34,7 @@ def test_the_vocabulary_counts_distinct_words():
 def test_training_captions_are_optional():
     found = describe(CAPTIONS)
     assert found.copied is None
-    assert "copied from training     not known" in to_text(found)
+    assert "copied from training     unknown" in to_text(found)
 
 
 def test_empty_captions_are_counted():
