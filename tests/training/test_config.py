@@ -189,7 +189,7 @@ def test_toml_beyond_the_limits_of_python_is_rejected(tmp_path, text, message):
         (["precision=half"], "precision: expected one of 'float32', 'bfloat16', 'float16'"),
         (["selection.metric=CIDER-D"], "selection.metric: unknown 'CIDER-D'; did you mean 'CIDEr-D'"),
         (["selection.patience=-1"], "selection.patience: must be at least 0"),
-        (["encoder.augment=true"], "encoder.augment: the grids of a frozen encoder"),
+        (["encoder.augment=true"], "encoder.augment: not available for a frozen encoder"),
         (["scheduled_sampling=2"], "scheduled_sampling: must be at least 0 and at most 1"),
         (
             ["scheduled_sampling=0.2", "model.decoder.kind=transformer", "model.attention.kind=multi_head"],
