@@ -1,1 +1,1 @@
-"""Evaluation: how good captions are, by the measures of the field. Run as `python -m evaluation`."""
+"""Evaluate captions: metrics, data sets, attention, confidence. Run as `python -m evaluation`."""

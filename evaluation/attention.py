@@ -1,6 +1,6 @@
-"""Where attention lies while a caption names an object whose place is known, and what blind maps would get.
+"""Measure attention on known objects while a caption names them, against maps that ignore the picture.
 
-All is counted image by image, in tallies, which `evaluation.bootstrap.ratios` turns into shares with intervals.
+Counts are per image, as tallies; `evaluation.bootstrap.ratios` returns their ratios with intervals.
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,14 +15,14 @@ from evaluation.pointing import attention_mass, points_at
 
 
 class Noun(NamedTuple):
-    """A name of an object in a caption."""
+    """A noun of a caption that names an object."""
 
     words: slice
-    """Of the caption."""
+    """Its words in the caption."""
     name: Hashable
-    """What is named. Nouns of the same name, such as "man" and "people", name the same objects."""
+    """The category or object. Nouns with the same name, such as "man" and "people", name the same objects."""
     shares: np.ndarray | None
-    """(rows, columns), the share of each cell that the objects cover; None: nobody has marked them."""
+    """Share of each cell that the objects cover (rows, columns); None: not annotated."""
 
 
 class GroundedCaption(NamedTuple):
@@ -34,34 +34,34 @@ class GroundedCaption(NamedTuple):
 
     @property
     def marked(self) -> list[tuple[Noun, np.ndarray]]:
-        """The nouns whose objects are marked, the only ones that can be measured, with the shares of these."""
+        """The nouns with annotated objects, which can be measured, and the shares of these objects."""
         return [(noun, noun.shares) for noun in self.nouns if noun.shares is not None]
 
 
 def map_of(noun: Noun, caption: Caption) -> np.ndarray:
-    """Return the map (rows, columns) of a noun: the mean over its words."""
+    """Return the attention map (rows, columns) of a noun, averaged over its words."""
     return caption.attention[noun.words].mean(axis=0)
 
 
 def has_peak(attention: np.ndarray) -> bool:
-    """Tell whether a map prefers any cell: even attention does not."""
+    """Return whether a map has a largest weight; even attention has none."""
     return bool(attention.min() < attention.max())
 
 
 def tally_attention(captions: Sequence[GroundedCaption]) -> dict[str, Tally[str]]:
-    """Return the tallies of the maps of all nouns whose objects are marked.
+    """Return the tallies of the attention maps of all nouns with annotated objects.
 
-    Even attention and the centre cell are what a mechanism gets that sees nothing of the picture. In a grid with an
-    even number of rows or columns, the centre cell is the lower or right one of the middle.
+    Even attention and the centre cell are baselines that ignore the picture. In a grid with an even number of rows
+    or columns, the centre cell is the lower or right one of the middle.
 
     Returns:
-        "attention mass": attention on the object, "mass, even attention" and "mass, centre cell": what these maps
-        have there; of nouns.
-        "pointing": nouns at which attention points at the object, among those whose map has a peak;
-        "pointing, any cell": cells that hold a part of the object, and "pointing, centre cell"; of nouns.
-        "own map above other": noun pairs in which the map of the first has more mass on its object than the map of
-        the second, which names something else; if both have as much, half a pair.
-        "entropy": of the maps, over that of even attention; "largest weight"; of nouns.
+        "attention mass": attention on the object; "mass, even attention" and "mass, centre cell": the same for
+        these maps; per noun.
+        "pointing": nouns whose attention peak is on the object, among those whose map has a peak;
+        "pointing, any cell": share of cells that contain a part of the object; "pointing, centre cell"; per noun.
+        "own map above other": pairs of nouns that name different things, in which the map of the first has more
+        mass on its object than the map of the second; ties count half.
+        "entropy": of the maps, relative to even attention; "largest weight"; per noun.
     """
     tallies: dict[str, Tally[str]] = {}
     for grounded in captions:
@@ -71,7 +71,7 @@ def tally_attention(captions: Sequence[GroundedCaption]) -> dict[str, Tally[str]
 
 
 def _count(grounded: GroundedCaption) -> dict[str, tuple[float, float]]:
-    """Return the part and the whole of each tally, of one picture."""
+    """Return the part and the whole of each tally for one picture."""
     marked = grounded.marked
     mass = even = centre = hits = peaks = any_cell = centre_hits = above = pairs = entropy = largest = 0.0
     for noun, shares in marked:
@@ -106,6 +106,6 @@ def _count(grounded: GroundedCaption) -> dict[str, tuple[float, float]]:
 
 
 def _relative_entropy(attention: np.ndarray) -> float:
-    """Return the entropy of a map over that of even attention, 0 to 1; 1 for the only map of a grid of one cell."""
+    """Return the entropy of a map relative to even attention, 0..1; 1 for a grid of one cell."""
     weights = attention[attention > 0].astype(float)
     return float(-(weights * np.log(weights)).sum() / np.log(attention.size)) if attention.size > 1 else 1.0

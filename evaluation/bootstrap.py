@@ -1,56 +1,52 @@
-"""How far scores would move with other pictures: bootstrap intervals, and the paired test of two sets of captions.
+"""Bootstrap confidence intervals of scores, and the paired bootstrap test of two sets of captions.
 
-Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13; for scores of translations, Koehn 2004,
-"Statistical significance tests for machine translation evaluation". Pictures are drawn with replacement, as many as
-there are, a thousand times over, and each draw is scored as a corpus of its own. BLEU is of the summed counts of
-a draw, and so is METEOR; ROUGE-L, CIDEr-D and SPICE are its means, with the document frequencies of all pictures.
+Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13; for corpus scores, Koehn 2004,
+"Statistical significance tests for machine translation evaluation". Images are sampled with replacement, as many as
+there are, and each sample is scored as a corpus from the sum of its counts. CIDEr-D keeps the document frequencies
+of all images.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from captioner.errors import DataError
-from evaluation.meteor import meteor
-from evaluation.metrics import METRICS, BleuCounts, Scores, bleu
-from evaluation.ngrams import LONGEST_NGRAM
+from evaluation.metrics import METRICS, Scores
 
 Key = TypeVar("Key", bound=Hashable)
 Tally: TypeAlias = dict[Key, tuple[float, float]]
 """Of each image a part and the whole that it is of, such as the mistakes among the words of its caption."""
 
 ROUNDS = 1000
-"""How many draws."""
+"""Number of bootstrap samples."""
 
 LEVEL = 0.95
-"""The share of draws that an interval holds."""
+"""Confidence level of intervals."""
 
-_MEANS = (*METRICS[LONGEST_NGRAM:], "SPICE")  # the metrics that are means of images
-_CHUNK = 1 << 22  # how many weights are drawn at a time
+_CHUNK = 1 << 22  # weights in memory at a time
 
 
 class Interval(NamedTuple):
-    """Where a score lies, but for the choice of the pictures."""
+    """A confidence interval."""
 
     low: float
     high: float
 
 
 class Difference(NamedTuple):
-    """By how much one set of captions scores higher than another on the same pictures."""
+    """The score of one set of captions minus that of another on the same images."""
 
     value: float
     low: float
     high: float
     p: float
-    """How often draws would differ from the difference by as much as it does from 0, if there were none: the
-    two-sided level of the paired bootstrap (Efron and Tibshirani, section 16.4), not below 1 / (draws + 1)."""
+    """The two-sided p-value of the paired bootstrap (Efron and Tibshirani, section 16.4), at least
+    1 / (samples + 1)."""
 
 
 class Ratio(NamedTuple):
-    """The sum of all parts of a tally over the sum of its wholes, and its interval; none: the wholes sum to 0."""
+    """The sum of all parts of a tally over the sum of its wholes, and its interval; None if the wholes sum to 0."""
 
     value: float | None
     low: float | None
@@ -60,103 +56,83 @@ class Ratio(NamedTuple):
 
 
 def intervals(scores: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
-    """Return the interval of each metric: the middle `LEVEL` of the draws' scores."""
-    (draws,) = _draw([scores], list(scores.bleu_counts), rounds, seed)
-    return {metric: Interval(*middle(values)) for metric, values in draws.items()}
+    """Return the confidence interval of each score."""
+    (samples,) = _resample([scores], list(scores.counts), rounds, seed)
+    return {name: Interval(*middle(values)) for name, values in samples.items()}
 
 
 def ratios(tallies: Mapping[str, Tally[Key]], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Ratio]:
-    """Return the ratio of each tally, all of the same images; the draws are those of `intervals` and `compare`.
+    """Return the ratio of each tally, all of the same images, with the samples of `intervals` and `compare`.
 
-    A draw without any whole, as a few images may yield, has no ratio and is left out.
+    A sample whose wholes sum to 0, as few images may yield, is left out.
     """
     if not tallies:
         return {}
     images = list(next(iter(tallies.values())))
     counts = np.array([[tally[image] for tally in tallies.values()] for image in images], float)
-    additive = counts.reshape(len(images), -1)  # from (images, tallies, 2)
-    draws = np.concatenate([weights @ additive for weights in draw_weights(len(images), rounds, seed)])
+    sums = _sum_samples(counts.reshape(len(images), -1), rounds, seed)  # from (images, tallies, 2)
     found = {}
-    for number, name in enumerate(tallies):
-        part, whole = counts[:, number].sum(axis=0).tolist()
-        parts, wholes = draws[:, 2 * number : 2 * number + 2].T
-        drawn = parts[wholes > 0] / wholes[wholes > 0]
-        found[name] = Ratio(part / whole, *middle(drawn), whole) if whole else Ratio(None, None, None, 0)
+    for index, name in enumerate(tallies):
+        part, whole = counts[:, index].sum(axis=0).tolist()
+        parts, wholes = sums[:, 2 * index : 2 * index + 2].T
+        values = parts[wholes > 0] / wholes[wholes > 0]
+        found[name] = Ratio(part / whole, *middle(values), whole) if whole else Ratio(None, None, None, 0)
     return found
 
 
 def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Difference]:
-    """Return for each metric what `first` scores above `second`, both drawn together.
+    """Return the difference of each score that both have, `first` minus `second`, with paired samples.
 
     Raises:
-        DataError: when they are not of the same pictures.
+        DataError: if they are of different images.
     """
-    images = list(first.bleu_counts)
-    if others := first.bleu_counts.keys() ^ second.bleu_counts.keys():
-        raise DataError(f"these scores are not of the same pictures: {len(others):,} are in only one of them")
-    common = first.corpus.keys() & second.corpus.keys()
-    first, second = (_leave(scores, common) for scores in (first, second))
-    draws, others_draws = _draw([first, second], images, rounds, seed)
+    if unpaired := set(first.images) ^ set(second.images):
+        raise DataError(f"these scores are of different pictures: {len(unpaired):,} are in only one of them")
+    metrics = [name for name in first.counts if name in second.counts]
+    samples, other_samples = _resample([first, second], metrics, rounds, seed)
     found = {}
-    for metric, values in draws.items():
-        value = first.corpus[metric] - second.corpus[metric]
-        differences = values - others_draws[metric]
+    for name, values in samples.items():
+        value = first.corpus[name] - second.corpus[name]
+        differences = values - other_samples[name]
         extreme = np.abs(differences - value) >= abs(value)
-        found[metric] = Difference(value, *middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
+        found[name] = Difference(value, *middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
     return found
 
 
-def _leave(scores: Scores[Key], metrics: Collection[str]) -> Scores[Key]:
-    """Return the scores without what other metrics than these are drawn from."""
-    return replace(
-        scores,
-        per_image={metric: values for metric, values in scores.per_image.items() if metric in metrics},
-        meteor_counts=scores.meteor_counts if "METEOR" in metrics else {},
-    )
-
-
 def middle(values: np.ndarray) -> tuple[float, float]:
-    """Return between which two values the middle `LEVEL` of draws (rounds,) lie."""
+    """Return the bounds of the middle `LEVEL` of the values of samples (rounds,)."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _draw(
-    several: Sequence[Scores[Key]], images: Sequence[Key], rounds: int, seed: int
+def _resample(
+    several: Sequence[Scores[Key]], metrics: Sequence[str], rounds: int, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Score `rounds` draws (rounds,) of these images by each of `several`, the same draws for all."""
-    additive = np.concatenate([_additive(scores, images) for scores in several], axis=1)  # (images, each's sums)
-    sums = np.concatenate([weights @ additive for weights in draw_weights(len(images), rounds, seed)])
-    means = [metric for metric in _MEANS if metric in several[0].per_image]
-    return [_score(part, means, len(images)) for part in np.split(sums, len(several), axis=1)]
+    """Return the scores (rounds,) of the same bootstrap samples by each of `several`, by name."""
+    images = several[0].images
+    tables = [
+        np.array([scores.counts[metric][image] for image in images]) for scores in several for metric in metrics
+    ]
+    splits = np.cumsum([table.shape[1] for table in tables])[:-1]
+    sums = iter(np.split(_sum_samples(np.concatenate(tables, axis=1), rounds, seed), splits, axis=1))
+    return [
+        {
+            name: values
+            for metric in metrics
+            for name, values in zip(METRICS[metric].names, METRICS[metric].score(next(sums)).T, strict=True)
+        }
+        for _ in several
+    ]
+
+
+def _sum_samples(counts: np.ndarray, rounds: int, seed: int) -> np.ndarray:
+    """Return the sums (rounds, n) of the counts (images, n) over bootstrap samples."""
+    return np.concatenate([weights @ counts for weights in draw_weights(len(counts), rounds, seed)])
 
 
 def draw_weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each draw holds each image, some draws (draws, images) at a time."""
+    """Yield how often each bootstrap sample contains each image, in chunks (samples, images)."""
     random = np.random.default_rng(seed)
     at_once = max(1, _CHUNK // images)
     for done in range(0, rounds, at_once):
         yield random.multinomial(images, np.full(images, 1 / images), min(at_once, rounds - done)).astype(float)
-
-
-def _additive(scores: Scores[Key], images: Sequence[Key]) -> np.ndarray:
-    """Return all that a corpus's scores are made of, for each image (images, 10 + the means + METEOR's)."""
-    rows = []
-    for image in images:
-        counts = scores.bleu_counts[image]
-        means = (scores.per_image[metric][image] for metric in _MEANS if metric in scores.per_image)
-        of_meteor = scores.meteor_counts.get(image, [])
-        rows.append([*counts.matches, *counts.possible, counts.length, counts.reference_length, *means, *of_meteor])
-    return np.array(rows, dtype=float)
-
-
-def _score(sums: np.ndarray, metrics: Sequence[str], images: int) -> dict[str, np.ndarray]:
-    """Return the scores (draws,) of draws from their sums (draws, ...); `metrics` are the means among them."""
-    matches, possible, lengths, means, of_meteor = np.split(sums, [4, 8, 10, 10 + len(metrics)], axis=1)
-    bleus = [
-        bleu(BleuCounts(tuple(matches[draw]), tuple(possible[draw]), *lengths[draw])) for draw in range(len(sums))
-    ]
-    scores = dict(zip([*METRICS[:LONGEST_NGRAM], *metrics], [*np.array(bleus).T, *(means / images).T], strict=True))
-    if of_meteor.size:
-        scores["METEOR"] = meteor(of_meteor)
-    return scores

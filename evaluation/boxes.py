@@ -1,7 +1,7 @@
-"""Boxes around the people of pictures, from a file of their own: to measure attention where no masks are.
+"""Bounding boxes of people, to measure attention on pictures without masks.
 
-The file is JSON, `{"images/dog.jpg": [[left, top, right, bottom], ...]}`: boxes in fractions of the picture's width
-and height, and paths of pictures from the file's folder.
+The file is JSON, `{"images/dog.jpg": [[left, top, right, bottom], ...]}`: paths relative to the folder of the file,
+and boxes in fractions of the width and height of the picture.
 """
 
 import os
@@ -16,21 +16,21 @@ from evaluation.datasets import Record, resolve_paths
 from evaluation.datasets.files import read_json
 
 CATEGORY = "person"
-"""What the boxes hold: the category of COCO whose names (man, girl, people) are measured against them."""
+"""The category of COCO of the boxes, whose names (man, girl, people) are evaluated on them."""
 
 SIDE = 1000
-"""Width and height of a mask, in pixels: the sides of boxes are rounded to thousandths of the picture."""
+"""Width and height of a mask, in pixels: boxes are rounded to thousandths of the picture."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """The boxes around the people of a picture."""
+    """The boxes of a picture."""
 
     outlines: dict[str, Sequence[Sequence[float]]]
-    """Left, top, right and bottom in fractions of the picture, by category, as `Instances` has polygons."""
+    """Left, top, right and bottom in fractions of the picture, by category, as the polygons of `Instances`."""
 
     def mask(self, category: str) -> np.ndarray:
-        """Return bool (SIDE, SIDE): the pixels of all boxes of a category of `outlines`, at least one of each."""
+        """Return the pixels of all boxes of a category, bool (SIDE, SIDE); at least one pixel per box."""
         mask = np.zeros((SIDE, SIDE), bool)
         for box in self.outlines[category]:
             left, top, right, bottom = (round(SIDE * side) for side in box)
@@ -40,16 +40,16 @@ class Boxes:
 
 
 def read_boxes(file: Path, records: Sequence[Record]) -> dict[str, Boxes]:
-    """Return the boxes of these pictures, by image id; pictures that the file does not name are left out.
+    """Return the boxes of these pictures, by image id; pictures that are not in the file are omitted.
 
     Raises:
-        DataError: when the file cannot be read, holds something else, or names none of the pictures.
+        DataError: if the file cannot be read, is not of this format, or contains none of the pictures.
     """
     content = read_json(file)
     if not isinstance(content, dict) or not all(map(_is_list_of_boxes, content.values())):
         raise DataError(
             f'{file}: expected boxes of people, {{"IMAGE": [[left, top, right, bottom], ...]}} in fractions of the '
-            "picture, 0 <= left <= right <= 1 and 0 <= top <= bottom <= 1, got something else"
+            "picture, with 0 <= left <= right <= 1 and 0 <= top <= bottom <= 1"
         )
     by_path = {os.path.realpath(file.parent / name): boxes for name, boxes in content.items()}
     found = {
@@ -59,7 +59,7 @@ def read_boxes(file: Path, records: Sequence[Record]) -> dict[str, Boxes]:
     }
     if not found:
         raise DataError(
-            f"{file}: names none of these pictures. Its paths must start in the folder of the file itself"
+            f"{file}: contains none of these pictures. Its paths must be relative to the folder of the file"
         )
     return found
 

@@ -1,21 +1,21 @@
-"""Read the captions to score, those that people wrote to score them against, and scores that were kept; write
-COCO's results.
+"""Read candidates, references and scores; write COCO's results.
 
 References, by image:
-    * COCO's annotations: an object with `annotations` (of `image_id` and `caption`) and perhaps `images` (of
+    * COCO's annotations: an object with `annotations` (of `image_id` and `caption`) and optionally `images` (of
       `id` and `file_name`);
-    * JSON Lines, an object an image: `{"image": "dog.jpg", "captions": ["A dog.", "A brown dog."]}`;
+    * JSON Lines, one object per image: `{"image": "dog.jpg", "captions": ["A dog.", "A brown dog."]}`;
     * one object of lists: `{"dog.jpg": ["A dog.", "A brown dog."]}`.
 
-Candidates, one an image:
+Candidates, one per image:
     * COCO's results: a list of `{"image_id": 42, "caption": "a dog"}`;
     * JSON Lines, as `caption --format jsonl` writes: `{"image": "photos/dog.jpg", "caption": "a dog"}`;
     * one object: `{"dog.jpg": "a dog"}`.
 
-Ids are text throughout: 42, 42.0 and "42" are the same image.
+Image ids are strings: 42, 42.0 and "42" are the same image.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,23 +24,23 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from evaluation.datasets.files import parse_json
-from evaluation.metrics import METRICS, BleuCounts, Scores, name_images
+from evaluation.datasets.files import parse_json, shorten_names
+from evaluation.metrics import METRICS, Scores
 
 
 @dataclass(frozen=True)
 class References:
-    """What people wrote: `captions` by image id, and `ids` by file name, without folders, where it is unique."""
+    """References: `captions` by image id, and `ids` by file name without folders, where it is unique."""
 
     captions: dict[str, list[str]]
     ids: dict[str, str]
 
 
 def read_references(path: str | Path) -> References:
-    """Read the captions that people wrote.
+    """Read references.
 
     Raises:
-        DataError: if the file cannot be read, is not JSON, or holds something else.
+        DataError: if the file cannot be read, is not JSON, or has the wrong format.
     """
     content = _read(path)
     captions: dict[str, list[str]] = {}
@@ -60,31 +60,31 @@ def read_references(path: str | Path) -> References:
 
 
 def read_candidates(path: str | Path, references: References) -> dict[str, str]:
-    """Read one caption for each image, by the ids of the references.
+    """Read one caption for each image, by the image ids of the references.
 
-    An image that the references do not know by what it is called here is looked up by its file name, so that
-    captions of `photos/000000000042.jpg` meet COCO's annotations of image 42.
+    An unknown id is looked up by its file name, so that captions of `photos/000000000042.jpg` match COCO's
+    annotations of image 42.
 
     Raises:
-        DataError: if the file cannot be read, is not JSON, or holds something else, such as two captions for
-            one image.
+        DataError: if the file cannot be read, is not JSON, or has the wrong format, such as two captions for an
+            image.
     """
     content = _read(path)
     captions: dict[str, str] = {}
-    twice = []
+    duplicates = []
     is_results = isinstance(content, list) and isinstance(content[0], dict) and "image_id" in content[0]
     for name, caption in _pairs(content, "image_id" if is_results else "image", "caption", path):
         image = name if name in references.captions else references.ids.get(Path(name).name, name)
         if image in captions:
-            twice.append(image)
+            duplicates.append(image)
         captions[image] = _text(caption, image, path)
-    if twice:
-        raise DataError(f"{path}: more than one caption for {name_images(twice)}; leave one an image")
+    if duplicates:
+        raise DataError(f"{path}: duplicate captions for {shorten_names(duplicates)}; expected one per image")
     return captions
 
 
 def to_results(captions: Mapping[str, str]) -> list[dict[str, int | str]]:
-    """Return COCO's results of captions by image id; ids are numbers if all of them can be, as COCO's are."""
+    """Return captions by image id as COCO's results; ids are numbers if all of them are numeric."""
     numbers = all(re.fullmatch(r"0|[1-9]\d*", image) for image in captions)
     return [
         {"image_id": int(image) if numbers else image, "caption": caption} for image, caption in captions.items()
@@ -92,88 +92,86 @@ def to_results(captions: Mapping[str, str]) -> list[dict[str, int | str]]:
 
 
 def number_images(captions: Mapping[str, str], expected: str | Path | None = None) -> dict[str, str]:
-    """Return captions of COCO's pictures by the numbers that COCO gives them, from the names of their files.
+    """Return captions of COCO's pictures by COCO's image ids, from the names of their files.
 
     Args:
         captions: by `COCO_test2014_000000000042.jpg` or `000000000042.jpg`, with or without folders, or by `42`.
-        expected: COCO's list of pictures (`image_info_test2014.json`), or its annotations, to be complete by.
+        expected: COCO's list of images (`image_info_test2014.json`) or annotations, whose images are required.
 
     Raises:
-        DataError: naming the pictures that are none of COCO's, stand there twice, are missing or not expected.
+        DataError: if names are not those of COCO, or images are duplicate, missing or not expected.
     """
     found: dict[str, str] = {}
-    strangers, twice = [], []
+    invalid, duplicates = [], []
     for name, caption in captions.items():
         number = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?0*(\d+)", Path(name).stem)
         if number is None:
-            strangers.append(name)
+            invalid.append(name)
         elif number[1] in found:
-            twice.append(number[1])
+            duplicates.append(number[1])
         else:
             found[number[1]] = caption
-    if strangers:
+    if invalid:
         raise DataError(
-            f"{name_images(strangers)}: not the name of a picture of COCO, such as COCO_test2014_000000000042.jpg"
+            f"{shorten_names(invalid)}: not a file name of COCO, expected such as COCO_test2014_000000000042.jpg"
         )
-    if twice:
-        raise DataError(f"more than one caption for {name_images(twice)}; leave one an image")
+    if duplicates:
+        raise DataError(f"duplicate captions for {shorten_names(duplicates)}; expected one per image")
     if expected is not None:
         content = _read(expected)
         if not isinstance(content, dict) or "images" not in content:
             raise DataError(f"{expected}: expected an object with 'images', as COCO's image_info_test2014.json")
         wanted = {image for image, _ in _pairs(content["images"], "id", "file_name", expected)}
         if missing := wanted - found.keys():
-            raise DataError(f"no caption for {name_images(missing)}, which {expected} names")
+            raise DataError(f"no caption for {shorten_names(missing)} of {expected}")
         if unknown := found.keys() - wanted:
-            raise DataError(f"{name_images(unknown)}: not among the pictures that {expected} names")
+            raise DataError(f"{shorten_names(unknown)}: not in {expected}")
     return found
 
 
 def to_json(scores: Scores[str]) -> dict[str, Any]:
-    """Return all of the scores, so that `read_scores` can give them back."""
+    """Return all scores as JSON types; `read_scores` reads them."""
     return {
         "corpus": scores.corpus,
-        "without_brevity_penalty": scores.precisions,
+        "without_brevity_penalty": scores.without_brevity_penalty,
         "per_image": scores.per_image,
-        "bleu_counts": {image: counts._asdict() for image, counts in scores.bleu_counts.items()},
-        "meteor_counts": scores.meteor_counts,
+        "counts": scores.counts,
     }
 
 
 def read_scores(path: str | Path) -> Scores[str]:
-    """Read scores that `python -m evaluation` kept with `--json`.
+    """Read scores that `python -m evaluation` wrote with `--json`.
 
     Raises:
-        DataError: if the file cannot be read, or holds something else.
+        DataError: if the file cannot be read, or contains something else.
     """
     if Path(path).is_dir():
         raise DataError(
-            f"{path}: a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN. "
+            f"{path}: is a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN. "
             f"Or score their checkpoints first: python -m evaluation run {path} --data LAYOUT:PATH --json FILE"
         )
     content = _read(path)
     try:
         counts = {
-            image: BleuCounts(
-                tuple(each["matches"]), tuple(each["possible"]), each["length"], each["reference_length"]
-            )
-            for image, each in content["bleu_counts"].items()
+            name: {image: tuple(map(float, row)) for image, row in content["counts"][name].items()}
+            for name in METRICS
+            if name in content["counts"]
         }
-        of_meteor = {image: list(map(float, content["meteor_counts"][image])) for image in content["meteor_counts"]}
-        metrics = [
-            metric for metric in (*METRICS, "METEOR", "SPICE") if metric in METRICS or metric in content["corpus"]
-        ]
-        corpus = {metric: float(content["corpus"][metric]) for metric in metrics}
-        per_image = {
-            metric: {image: float(content["per_image"][metric][image]) for image in counts} for metric in metrics
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not the scores that `run` or `score` keep with --json ({error!r})") from error
-    return Scores(corpus, per_image, counts, of_meteor)
+        images = counts["BLEU"].keys()
+        if not images or any(rows.keys() != images for rows in counts.values()):
+            raise ValueError("counts of different images")
+        scores = Scores(counts)
+        if not all(map(math.isfinite, scores.corpus.values())):
+            raise ValueError("a score is not finite")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise DataError(
+            f"{path}: not a file that `run` or `score` of this version wrote with --json ({error!r:.100})"
+        ) from error
+    return scores
 
 
 def _read(path: str | Path) -> Any:
-    """Return what a file of JSON holds, or the list of what the lines of a file of JSON Lines hold."""
+    """Return the content of a JSON file, or the list of the objects of a JSON Lines file."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL character in the path
@@ -197,12 +195,12 @@ def _read(path: str | Path) -> Any:
     if isinstance(content, dict) and isinstance(content.get("image"), str):
         content = [content]  # JSON Lines of one line
     if not content or not isinstance(content, (dict, list)):
-        raise DataError(f"{path}: no captions here; expected an object or a list of them, got {_show(content)}")
+        raise DataError(f"{path}: no captions; expected an object or a list of objects, got {_show(content)}")
     return content
 
 
 def _pairs(content: Any, key: str, value: str, path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield image id and value of each record of a list, or of each entry of an object."""
+    """Yield the image id and the value of each record of a list, or of each item of an object."""
     if isinstance(content, dict):
         yield from content.items()
         return
@@ -215,7 +213,7 @@ def _pairs(content: Any, key: str, value: str, path: str | Path) -> Iterator[tup
 
 
 def _to_id(value: Any) -> str:
-    """Return an image id as text; 42.0, as pandas writes a column of numbers with gaps, is 42."""
+    """Return an image id as a string; 42.0, as in pandas columns with missing values, is 42."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -229,5 +227,5 @@ def _show(value: Any) -> str:
     try:
         text = repr(value)
     except RecursionError:
-        text = "lists or objects, nested deep"
+        text = "deeply nested lists or objects"
     return text if len(text) <= 60 else text[:57] + "..."

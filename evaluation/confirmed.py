@@ -1,9 +1,8 @@
-"""Which words of a caption name something, and which of them other people's captions of the picture confirm.
+"""Content words of a caption, and which of them the references of the picture confirm.
 
-A word is confirmed if one of these captions has it, its plural or another form of it, or a word that people use for
-the same thing: by COCO's names of objects (`coco_names.txt`) and the table `synonyms.txt`. `words.txt` says which
-words name something; both files state their sources. They are of English. Words are taken one by one: "hot dog"
-confirms "dog".
+A word is confirmed if a reference contains the word, an inflected form or a synonym of it, by COCO's object names
+(`coco_names.txt`) and `synonyms.txt`. `words.txt` lists the content words. Both files are English and state their
+sources. Words are compared one by one: "hot dog" confirms "dog".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,11 +29,11 @@ _IRREGULAR = {
     **{"ate": "eat", "eaten": "eat", "wore": "wear", "worn": "wear", "lying": "lie", "lay": "lie", "laying": "lie"},
     **{"threw": "throw", "thrown": "throw", "caught": "catch", "swam": "swim", "drove": "drive", "flew": "fly"},
 }
-_SHORTEST = 3  # letters of a form that an ending is taken from
+_SHORTEST = 3  # letters of a form without its ending
 
 
 def _read_words() -> Mapping[str, Kind]:
-    """Return of each word that names something whether it is a thing."""
+    """Return the kind of each content word."""
     kinds: dict[str, Kind] = {}
     kind: Kind = "thing"
     for line in (Path(__file__).parent / "words.txt").read_text(encoding="utf-8").splitlines():
@@ -46,12 +45,12 @@ def _read_words() -> Mapping[str, Kind]:
 
 
 def _read_synonyms() -> Mapping[str, frozenset[str]]:
-    """Return of each word the words that confirm it."""
+    """Return the synonyms of each word."""
     found: dict[str, set[str]] = {}
     for line in (Path(__file__).parent / "synonyms.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
-            word, colon, others = line.partition(": ")
-            group = (others if colon else line).split(", ")
+            word, colon, synonyms = line.partition(": ")
+            group = (synonyms if colon else line).split(", ")
             for named in [word] if colon else group:
                 found.setdefault(named, set()).update(group)
     categories: dict[str, set[str]] = {}
@@ -61,7 +60,7 @@ def _read_synonyms() -> Mapping[str, frozenset[str]]:
     for group_of_names in categories.values():
         for name in group_of_names:
             found.setdefault(name, set()).update(group_of_names)
-    return {word: frozenset(others) for word, others in found.items()}
+    return {word: frozenset(synonyms) for word, synonyms in found.items()}
 
 
 _KINDS = _read_words()
@@ -69,13 +68,13 @@ _SYNONYMS = _read_synonyms()
 
 
 def kind_of(word: str) -> Kind | None:
-    """Return whether a word names a thing, or something else that can be seen; None if neither, or not known."""
+    """Return whether a word names a thing or something else that is visible; None if neither or unknown."""
     return _KINDS.get(word)
 
 
 @lru_cache(maxsize=1 << 16)
 def forms(word: str) -> frozenset[str]:
-    """Return a word, and what it may be a plural or another form of; a wrong one among them does no harm.
+    """Return a word and its possible base forms; additional wrong forms do no harm.
 
     "knives" -> "knives", "knive", "kniv", "knif", "knife".
     """
@@ -98,7 +97,7 @@ def forms(word: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1 << 16)
 def confirming(word: str) -> frozenset[str]:
-    """Return the forms any of which confirms a word."""
+    """Return the forms that confirm a word."""
     own = forms(word)
     return own.union(*(_SYNONYMS.get(form, ()) for form in own))
 
@@ -109,12 +108,11 @@ def forms_of(captions: Iterable[str]) -> frozenset[str]:
 
 
 def is_confirmed(word: str, seen: frozenset[str]) -> bool:
-    """Return whether captions confirm a word; `seen` are their words, as of `forms_of`."""
+    """Return whether references confirm a word; `seen` is `forms_of` the references."""
     return not confirming(word).isdisjoint(seen)
 
 
 def confirms_all(words: Sequence[str], seen: frozenset[str]) -> bool:
-    """Return whether captions confirm every thing that a caption of these words names. One that names none is not
-    confirmed."""
+    """Return whether references confirm every thing in the words of a caption; False if it names none."""
     things = [word for word in words if kind_of(word) == "thing"]
     return bool(things) and all(is_confirmed(word, seen) for word in things)

@@ -1,10 +1,10 @@
-"""Does a word need what its map shows? Cells are taken from the network's view, and its word becomes less likely.
+"""Faithfulness of attention: does the probability of a word depend on the cells with the largest weights?
 
-A map that looks right need not be why a word was written (Jain and Wallace 2019, arXiv 1902.10186). So the cells
-that a noun's map weighs most are replaced by the mean annotation while the network predicts that noun, after the
-same words as before; Petsiuk et al. 2018 (arXiv 1806.07421, "deletion") do so with pixels. Attention is computed
-anew: a replaced cell has the key of the mean, too. What the network remembers of the words before, and of its first
-look at the whole picture, stays. As many random cells tell what the loss of any cells costs.
+A plausible map need not explain the word (Jain and Wallace 2019, arXiv 1902.10186). At the step that predicts a
+noun, the cells with the largest weights in its map are replaced by the mean annotation, after the same previous
+words; Petsiuk et al. 2018 (arXiv 1806.07421, "deletion") replace pixels. Attention is computed again, with the mean
+as the key of replaced cells. The state from previous words and from the initialization is unchanged. The baseline
+replaces as many random cells.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,30 @@ from evaluation.attention import GroundedCaption, Noun, has_peak, map_of
 from evaluation.bootstrap import Tally
 
 SHARE = 0.2
-"""Of the cells, how many are replaced."""
+"""Share of cells that are replaced."""
 
 DRAWS = 10
-"""How many times random cells are drawn for each noun."""
+"""Number of samples of random cells per noun."""
 
 
 def tally_faithfulness(
     model: Captioner, captions: Sequence[GroundedCaption], batch_size: int = 64
 ) -> dict[str, Tally[str]]:
-    """Return the tallies of what the log-probabilities of nouns lose, in nats, of nouns.
+    """Return the tallies of the decrease of the log-probabilities of nouns, in nats.
 
-    A noun is measured if its object is marked and its map has a peak. That of several tokens loses the sum.
+    Nouns count if their object is annotated and their map has a peak. Decreases of several tokens are summed.
 
     Args:
-        model: which wrote the captions.
+        model: the model that wrote the captions.
         captions: its captions.
-        batch_size: pictures that go through the network together.
+        batch_size: number of pictures in a batch.
 
     Returns:
-        "fall without its cells, nats"; "fall without random cells, nats", the mean of `DRAWS` draws; and
-        "faithfulness, nats", the former minus the latter.
+        "fall without its cells, nats"; "fall without random cells, nats", the mean of `DRAWS` samples; and
+        "faithfulness, nats", the first minus the second.
 
     Raises:
-        ImageError: when a picture cannot be read.
+        ImageError: if a picture cannot be read.
     """
     random = np.random.default_rng(0)
     measured = {grounded.record.image_id: _find_measured(grounded) for grounded in captions}
@@ -54,11 +54,11 @@ def tally_faithfulness(
         falls |= zip(images, _measure(model, batch, [measured[image] for image in images], random), strict=True)
     counts = {image: float(len(nouns)) for image, nouns in measured.items()}
     own = {image: (float(fall[0]), counts[image]) for image, fall in falls.items()}
-    others = {image: (float(fall[1:].mean()), counts[image]) for image, fall in falls.items()}
+    random_falls = {image: (float(fall[1:].mean()), counts[image]) for image, fall in falls.items()}
     return {
         "fall without its cells, nats": own,
-        "fall without random cells, nats": others,
-        "faithfulness, nats": {image: (own[image][0] - others[image][0], counts[image]) for image in own},
+        "fall without random cells, nats": random_falls,
+        "faithfulness, nats": {image: (own[image][0] - random_falls[image][0], counts[image]) for image in own},
     }
 
 
@@ -72,42 +72,43 @@ def _measure(
     nouns: Sequence[Sequence[Noun]],
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Return what the nouns of each caption lose, float64 (captions, 1 + DRAWS): first without their own cells."""
+    """Return the decrease for the nouns of each caption, float64 (captions, 1 + DRAWS); first for their own
+    cells."""
     with ThreadPoolExecutor(count_cores()) as readers:
         pixels = [
             read.pixels for read in readers.map(model.prepare, [grounded.record.image for grounded in captions])
         ]
     tokens = [model.vocabulary.encode(grounded.caption.text) for grounded in captions]
-    replaced: dict[tuple[int, int], np.ndarray] = {}  # bool (1 + DRAWS, L), by caption and place among its tokens
+    replaced: dict[tuple[int, int], np.ndarray] = {}  # bool (1 + DRAWS, L), by caption and token index
     for number, grounded in enumerate(captions):
         spans = model.vocabulary.spans(tokens[number])
         for noun in nouns[number]:
             cells = choose_cells(map_of(noun, grounded.caption), random)
             for span in spans[noun.words]:
-                replaced |= {(number, place): cells for place in range(span.start, span.stop)}
+                replaced |= {(number, index): cells for index in range(span.start, span.stop)}
 
     falls = np.zeros((len(captions), 1 + DRAWS))
     state, previous = model.engine.start(np.stack(pixels)), np.full((len(captions), 1), START, dtype=np.int64)
-    for place in range(1 + max(place for _, place in replaced)):
+    for index in range(1 + max(index for _, index in replaced)):
         step = model.engine.step(previous, state)
         images = np.array(
-            [number for number in range(len(captions)) if (number, place) in replaced], dtype=np.int64
+            [number for number in range(len(captions)) if (number, index) in replaced], dtype=np.int64
         )
         if len(images):
             before = state.select(images, np.zeros((len(images), 1), dtype=np.int64))
-            cells = np.stack([replaced[number, place] for number in images])
-            written = np.array([tokens[number][place] for number in images])
+            cells = np.stack([replaced[number, index] for number in images])
+            written = np.array([tokens[number][index] for number in images])
             for draw in range(1 + DRAWS):
                 without = model.engine.step(previous[images], before.replace_cells(cells[:, draw]))
                 fall = step.log_probs[images, 0, written] - without.log_probs[np.arange(len(images)), 0, written]
                 falls[images, draw] += fall
         state = step.state
-        previous = np.array([[ids[place] if place < len(ids) else END] for ids in tokens], dtype=np.int64)
+        previous = np.array([[ids[index] if index < len(ids) else END] for ids in tokens], dtype=np.int64)
     return falls
 
 
 def choose_cells(attention: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the cells to replace, bool (1 + DRAWS, L): those that a map weighs most, and then random ones."""
+    """Return the cells to replace, bool (1 + DRAWS, L): those with the largest weights, then random ones."""
     size = attention.size
     count = max(1, round(SHARE * size))
     chosen = [np.argsort(-attention, axis=None, kind="stable")[:count]]

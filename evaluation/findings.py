@@ -1,4 +1,4 @@
-"""What is found out about the captions of a set of pictures: scores, intervals, and what is known of objects."""
+"""Evaluate the captions of a set of pictures: scores with intervals, objects, attention, confidence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,6 @@ from evaluation.captions import to_json
 from evaluation.datasets import Record
 from evaluation.grounding import NOTHING, Truth, objects_to_text, tally
 from evaluation.metrics import Scorer, Scores
-from evaluation.scoring import score
 from evaluation.tables import scores_to_text
 from evaluation.trust import Rated, Trust, measure, rate_captions
 from evaluation.trust import to_json as trust_to_json
@@ -26,36 +25,34 @@ from evaluation.trust import to_text as trust_to_text
 
 @dataclass(frozen=True)
 class Findings:
-    """What is found out about captions."""
+    """The evaluation of a set of captions."""
 
     captions: Mapping[str, str]
     """By image id."""
     scores: Scores[str]
-    unavailable: Mapping[str, str]
-    """Why there is no score, by metric."""
     tallies: Mapping[str, Tally[str]]
-    """Of objects, as far as they are known; see `evaluation.grounding`."""
+    """Counts of known objects; see `evaluation.grounding`."""
     rated: Mapping[str, Rated] = field(default_factory=dict)
-    """Confidences, if the model has a calibration; see `evaluation.trust`."""
+    """Confidences of a calibrated model; see `evaluation.trust`."""
 
     @cached_property
     def trust(self) -> dict[str, Trust]:
-        """How well confidence tells right captions and words from wrong ones."""
+        """The quality of the confidences."""
         return measure(self.rated)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """Where the scores lie, but for the choice of the pictures."""
+        """The confidence intervals of the scores."""
         return bootstrap.intervals(self.scores)
 
     @cached_property
     def objects(self) -> dict[str, Ratio]:
-        """The share that each of the tallies comes to."""
+        """The ratios of the tallies, with intervals."""
         return bootstrap.ratios(self.tallies)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers; `evaluation.captions.read_scores` reads the scores among them."""
-        numbers = {**to_json(self.scores), "intervals": self.intervals, "unavailable": dict(self.unavailable)}
+        """Return all numbers as JSON types; `evaluation.captions.read_scores` reads the scores."""
+        numbers = {**to_json(self.scores), "intervals": self.intervals, "unavailable": self.scores.unavailable}
         if self.tallies:
             numbers["objects"] = {
                 name: {**ratio._asdict(), "per_image": self.tallies[name]} for name, ratio in self.objects.items()
@@ -67,7 +64,7 @@ class Findings:
     def to_text(self) -> str:
         """Return the tables for a terminal."""
         lines = [scores_to_text(self.scores, self.intervals)]
-        lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.unavailable.items()]
+        lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.scores.unavailable.items()]
         if self.tallies:
             lines.append(objects_to_text(self.objects))
         if self.rated:
@@ -82,21 +79,21 @@ def evaluate(
     truth: Truth = NOTHING,
     batch_size: int = 64,
 ) -> Findings:
-    """Caption pictures, and find out about the captions all that can be.
+    """Caption pictures and evaluate the captions.
 
     Raises:
-        ImageError: when a picture cannot be read.
+        ImageError: if a picture cannot be read.
     """
     results = []
     for record, caption in caption_pictures(model, records, settings, batch_size):
-        if truth == NOTHING:  # where the network looked is kept only if it can be told what is there
+        if truth == NOTHING:  # keep attention only if it can be evaluated
             caption = replace(caption, attention=caption.attention[:0].copy(), heads=None)
         results.append((record, caption))
     captions = {record.image_id: caption.text for record, caption in results}
-    scores, unavailable = score(Scorer({record.image_id: record.captions for record in records}), captions)
-    looks = results if truth != NOTHING else []
+    scores = Scorer({record.image_id: record.captions for record in records}).score(captions, java=True)
+    grounded = results if truth != NOTHING else []
     rated = rate_captions([caption for _, caption in results], [record.captions for record, _ in results])
-    return Findings(captions, scores, unavailable, tally(looks, truth, model, batch_size), rated)
+    return Findings(captions, scores, tally(grounded, truth, model, batch_size), rated)
 
 
 def caption_pictures(
@@ -106,10 +103,10 @@ def caption_pictures(
     batch_size: int = 64,
     title: str | None = None,
 ) -> Iterator[tuple[Record, Caption]]:
-    """Yield each record with the caption of its picture; on a terminal a progress bar shows, named `title`.
+    """Yield each record with the caption of its picture, with a progress bar named `title` on a terminal.
 
     Raises:
-        ImageError: when a picture cannot be read: scores without it would be of another set.
+        ImageError: if a picture cannot be read; without it, scores could not be compared.
     """
     results = model.caption_batches([record.image for record in records], settings, batch_size)
     bar = tqdm(records, desc=title, unit="picture", disable=None)

@@ -1,6 +1,6 @@
-"""Captions held against what is in their pictures: is it there, and did attention lie on it?
+"""Compare captions with the objects of their pictures: hallucinated objects, true sentences, attention.
 
-All is counted image by image, in tallies, which `evaluation.bootstrap.ratios` turns into shares with intervals.
+Counts are per image, as tallies; `evaluation.bootstrap.ratios` returns their ratios with intervals.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,11 +15,13 @@ from evaluation.attention import GroundedCaption, Noun, tally_attention
 from evaluation.bootstrap import Ratio, Tally
 from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record
+from evaluation.datasets.scenes import Scene
+from evaluation.datasets.shapes import read_scenes
 from evaluation.faithfulness import tally_faithfulness
 from evaluation.instances import Instances, read_instances
 from evaluation.objects import find_mentions
 from evaluation.pointing import object_shares
-from evaluation.shapes import Scene, is_true, mentions, read_scenes
+from evaluation.shapes import is_true, mentions
 from evaluation.tokenize import tokenize
 
 Key = TypeVar("Key", bound=Hashable)
@@ -31,11 +33,11 @@ _COUNTED = {
     "true of three": "captions",
     "own map above other": "pairs",
 }
-"""What the wholes of tallies count; all others count nouns."""
+"""Units of the wholes of tallies; those of all others are nouns."""
 
 
 class Truth(NamedTuple):
-    """What is known of the objects in a set of pictures, by image id; empty: nothing."""
+    """The known objects of a set of pictures, by image id; empty if unknown."""
 
     scenes: dict[str, Scene]
     instances: dict[str, Instances]
@@ -48,18 +50,18 @@ NOTHING = Truth({}, {}, {})
 def read_truth(
     layout: str, path: Path, records: Sequence[Record], files: Sequence[Path] = (), boxes: Path | None = None
 ) -> Truth:
-    """Return what is known of pictures of a data set: the scenes of `shapes`, COCO's instances, people's boxes.
+    """Return the known objects of a data set: scenes of `shapes`, COCO's instances, boxes of people.
 
     Args:
-        layout: of the data set.
-        path: where it is.
-        records: the pictures.
-        files: of instances. If none are given, those that lie beside the captions of `coco` are read.
-        boxes: the file of boxes; None: there is none.
+        layout: layout of the data set.
+        path: its path.
+        records: its pictures.
+        files: files of instances; default: those beside the captions of `coco`.
+        boxes: file of boxes, if any.
 
     Raises:
-        DataError: when a file cannot be read, instances know nothing of a picture, or boxes of all pictures.
-        MissingExtraError: when instances need a library that is not installed.
+        DataError: if a file cannot be read, instances lack a picture, or boxes contain none of the pictures.
+        MissingExtraError: if instances need a library that is not installed.
     """
     if layout == "coco" and not files:
         folders = sorted({record.image.parent.name for record in records})
@@ -75,13 +77,13 @@ def read_truth(
 def tally(
     results: Sequence[tuple[Record, Caption]], truth: Truth, model: Captioner | None = None, batch_size: int = 64
 ) -> dict[str, Tally[str]]:
-    """Return the tallies of captions that the truth about their pictures allows.
+    """Return all tallies of captions that can be computed from the known objects.
 
     Args:
         results: pictures and their captions.
-        truth: what is known of the pictures.
-        model: which wrote the captions, to measure faithfulness; None: it is not measured.
-        batch_size: pictures that go through the model together.
+        truth: known objects of the pictures.
+        model: the model that wrote the captions, to measure faithfulness; None: skip it.
+        batch_size: number of pictures in a batch.
 
     Returns:
         Those of `tally_scenes`, `tally_hallucinations`, `tally_attention` and `tally_faithfulness`.
@@ -102,10 +104,10 @@ def tally(
 
 
 def find_nouns(record: Record, caption: Caption, truth: Truth) -> list[Noun]:
-    """Return the nouns of a caption that name what can be told from other things.
+    """Return the nouns of a caption that name known objects.
 
-    In scenes, each noun of a true caption names one object. Elsewhere, a noun names all objects of its category
-    together; there are none if nothing is known of the picture. Boxes go before instances.
+    In scenes, each noun of a true caption names one object. Otherwise, a noun names all objects of its category
+    together. Boxes take precedence over instances.
     """
     _, rows, columns = caption.attention.shape
 
@@ -115,8 +117,8 @@ def find_nouns(record: Record, caption: Caption, truth: Truth) -> list[Noun]:
     if truth.scenes:
         scene = truth.scenes[record.image_id]
         return [
-            Noun(slice(place, place + 1), shape, covered_by(scene.mask(shape)))
-            for place, shape in mentions(caption.words, scene)
+            Noun(slice(index, index + 1), shape, covered_by(scene.mask(shape)))
+            for index, shape in mentions(caption.words, scene)
         ]
     known: Mapping[str, Boxes | Instances] = truth.boxes or truth.instances
     if (objects := known.get(record.image_id)) is None:
@@ -135,41 +137,41 @@ def tally_scenes(results: Sequence[tuple[Record, Caption]], scenes: Mapping[str,
     """Return the tallies of captions of coloured shapes.
 
     Returns:
-        "true": captions that are true, among all; "true of three": the same, of scenes of three objects.
+        "true": true captions, among all; "true of three": the same for scenes of three objects.
     """
     true: Tally[str] = {}
     true_of_three: Tally[str] = {}
     for record, caption in results:
         scene = scenes[record.image_id]
         is_of_three = len(scene.objects) == 3
-        is_said_truly = is_true(caption.text, scene)
-        true[record.image_id] = (int(is_said_truly), 1)
-        true_of_three[record.image_id] = (int(is_said_truly and is_of_three), int(is_of_three))
+        is_true_caption = is_true(caption.text, scene)
+        true[record.image_id] = (int(is_true_caption), 1)
+        true_of_three[record.image_id] = (int(is_true_caption and is_of_three), int(is_of_three))
     return {"true": true, "true of three": true_of_three}
 
 
 def tally_hallucinations(
     captions: Mapping[Key, str], references: Mapping[Key, Sequence[str]], instances: Mapping[Key, Instances]
 ) -> dict[str, Tally[Key]]:
-    """Return the tallies of CHAIR: objects that captions name and that are not there.
+    """Return the tallies of CHAIR: hallucinated objects.
 
-    Rohrbach et al. 2018 (arXiv 1809.02156), section 2.2. An object is there if it is marked in the picture, or if
+    Rohrbach et al. 2018 (arXiv 1809.02156), section 2.2. An object is present if it is annotated in the picture or
     a reference names it.
 
     Args:
-        captions: a raw caption an image.
-        references: what people wrote of each.
-        instances: what people marked in each.
+        captions: one raw caption per image.
+        references: raw references of each image.
+        instances: annotated objects of each image.
 
     Returns:
-        "CHAIR-i": mentions of what is not there, among all; "CHAIR-s": captions with such a mention, among all.
+        "CHAIR-i": hallucinated mentions, among all; "CHAIR-s": captions with such a mention, among all.
     """
     of_mentions: Tally[Key] = {}
     of_captions: Tally[Key] = {}
-    for image, others in references.items():
-        there = {*instances[image].outlines, *_list_categories(others)}
+    for image, texts in references.items():
+        present = {*instances[image].outlines, *_list_categories(texts)}
         named = _list_categories([captions[image]])
-        hallucinated = sum(category not in there for category in named)
+        hallucinated = sum(category not in present for category in named)
         of_mentions[image] = (hallucinated, len(named))
         of_captions[image] = (min(hallucinated, 1), 1)
     return {"CHAIR-i": of_mentions, "CHAIR-s": of_captions}
@@ -180,17 +182,17 @@ def _list_categories(captions: Iterable[str]) -> list[str]:
 
 
 def count_of(name: str) -> str:
-    """Return what the whole of a tally counts."""
+    """Return the unit of the whole of a tally."""
     return _COUNTED.get(name, "nouns")
 
 
 def format_value(name: str, value: float) -> str:
-    """Return a ratio as tables show it: in percent, or in nats where its name says so."""
+    """Return a ratio as text: in percent, or in nats if its name says so."""
     return f"{value:.2f}" if name.endswith("nats") else f"{100 * value:.1f}"
 
 
 def objects_to_text(ratios: Mapping[str, Ratio]) -> str:
-    """Return a line for the ratio of each tally: its value, its interval, and of how many."""
+    """Return one line per ratio: its value, its interval and its count."""
     width = max(14, *(2 + len(name) for name in ratios))
     lines = [f"{'%':>{width + 6}}{'95 % interval':>17}"]
     for name, (value, low, high, whole) in ratios.items():

@@ -1,6 +1,6 @@
-"""COCO's objects: which categories people marked in a picture, and where.
+"""COCO's instance annotations: categories and masks of the objects of a picture.
 
-Lin et al. 2014 (arXiv 1405.0312). The files are `instances_val2017.json` and the like, of COCO's archives.
+Lin et al. 2014 (arXiv 1405.0312). The files are `instances_val2017.json` and the like, from COCO's archives.
 """
 
 import warnings
@@ -13,22 +13,21 @@ import numpy as np
 
 from captioner.errors import DataError, MissingExtraError
 from captioner.installation import install_hint
-from evaluation.datasets.files import read_json
-from evaluation.metrics import name_images
+from evaluation.datasets.files import read_json, shorten_names
 from evaluation.objects import CATEGORIES
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The objects that people marked in a picture."""
+    """The annotated objects of a picture."""
 
     size: tuple[int, int]
     """Height and width of the picture, in pixels."""
     outlines: dict[str, list[Any]]
-    """Polygons and run-length codes by category; those of a category together cover all its objects."""
+    """Polygons and run-length encodings of all objects, by category."""
 
     def mask(self, category: str) -> np.ndarray:
-        """Return bool (H, W): the pixels of all objects of one category of `outlines`, crowds included."""
+        """Return the pixels of all objects of a category, crowds included: bool (H, W)."""
         from pycocotools import mask
 
         codes = [outline for outline in self.outlines[category] if isinstance(outline, dict)]
@@ -38,16 +37,16 @@ class Instances:
 
 
 def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, Instances]:
-    """Return the objects of these images, by id, from one or more of COCO's files of instances.
+    """Return the objects of these images, by id, from one or more files of instances.
 
-    Masks are drawn when they are asked for. COCO's ids are numbers; here they are text.
+    Masks are decoded on demand. Image ids are strings.
 
     Raises:
-        DataError: when a file cannot be read or holds something else, or no file knows an image.
-        MissingExtraError: when pycocotools is not installed.
+        DataError: if a file cannot be read or is not of this format, or an image is missing.
+        MissingExtraError: if pycocotools is not installed.
     """
     try:
-        import pycocotools.mask  # noqa: F401 (told before hours of work)
+        import pycocotools.mask  # noqa: F401 (fail before hours of work)
     except ImportError as error:
         raise MissingExtraError(
             "COCO's instances need the pycocotools library, part of the extra `train`. "
@@ -59,8 +58,8 @@ def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, In
         found.update(_read_file(file, wanted))
     if missing := wanted - found.keys():
         raise DataError(
-            f"{', '.join(map(str, files))}: nothing of image {name_images(missing)}. "
-            "Are these the instances of the same pictures, under COCO's ids?"
+            f"{', '.join(map(str, files))}: no image {shorten_names(missing)}. "
+            "Use the instances of the same pictures, with COCO's image ids"
         )
     return found
 
@@ -70,7 +69,7 @@ def _read_file(file: Path, images: Set[str]) -> dict[str, Instances]:
     try:
         categories = {category["id"]: category["name"] for category in content["categories"]}
         if unknown := set(categories.values()) - CATEGORIES:
-            raise DataError(f"{file}: expected COCO's 80 categories, got also {name_images(unknown)}")
+            raise DataError(f"{file}: expected COCO's 80 categories, got {shorten_names(unknown)}")
         found = {
             image: Instances((int(row["height"]), int(row["width"])), {})
             for row in content["images"]
@@ -83,32 +82,31 @@ def _read_file(file: Path, images: Set[str]) -> dict[str, Instances]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file}: expected COCO's instances, `images` with id, height and width, `categories` with id and name "
-            "and `annotations` with id, image_id, category_id and segmentation, got something else "
-            f"({error!r:.60}). Is the file that of the instances?"
+            f"and `annotations` with id, image_id, category_id and segmentation ({error!r:.60})"
         ) from error
     return found
 
 
 def _check(segmentation: Any, size: tuple[int, int], where: str) -> list[Any]:
-    """Return the polygons of an annotation, or its compressed run-length code, which `Instances.mask` can draw."""
+    """Return the polygons of an annotation, or its compressed run-length encoding, for `Instances.mask`."""
     from pycocotools import mask
 
     try:
         if isinstance(segmentation, list):
             if not all(isinstance(number, int | float) for polygon in segmentation for number in polygon):
-                raise ValueError("a coordinate is no number")
-            return [polygon for polygon in segmentation if len(polygon) >= 6]  # a line has no area
+                raise ValueError("a coordinate is not a number")
+            return [polygon for polygon in segmentation if len(polygon) >= 6]  # fewer than 3 points have no area
         code = segmentation
         if isinstance(code["counts"], list):
             if min(code["counts"]) < 0 or sum(code["counts"]) != size[0] * size[1]:
                 raise ValueError("the runs do not fill the picture")
             code = mask.frPyObjects(code, *size)
         if _decode(code).shape != size:
-            raise ValueError("the picture has another size")
+            raise ValueError("the size is not that of the picture")
         return [code]
-    except Exception as error:  # pycocotools raises that very class, among others
+    except Exception as error:  # pycocotools raises plain Exception, among others
         raise DataError(
-            f"{where}: expected `segmentation` with polygons or a run-length code of {size[0]} x {size[1]} pixels, "
+            f"{where}: expected polygons or a run-length encoding of {size[0]} x {size[1]} pixels, "
             f"got {str(segmentation)[:60]} ({error})"
         ) from error
 

@@ -1,12 +1,12 @@
-"""Objects that captions name, by COCO's 80 categories.
+"""Find the objects that captions name, by COCO's 80 categories.
 
-The names and the rules for pairs of words are those of Rohrbach et al. 2018, "Object Hallucination in Image
-Captioning" (arXiv 1809.02156), as in the authors' program; `coco_names.txt` tells their source and licence.
+Names and rules for pairs of words are those of Rohrbach et al. 2018, "Object Hallucination in Image Captioning"
+(arXiv 1809.02156), as in the authors' program; `coco_names.txt` contains their source and licence.
 
-Known to differ: that program overlooks some of its own names, "bus", "ties", "collies" and "canoes" for the
-singular that it makes of them, "motor bike", "cheesecake" and "iphone" for how its list is written. Here they
-count. Its rules, followed to the letter, find the same in 24,354 of the 25,014 captions of COCO val2017 and, for
-lack of these names, less in 658; in the other two, punctuation makes the difference.
+Known differences: that program misses some of its own names, "bus", "ties", "collies" and "canoes" because of its
+singular forms, "motor bike", "cheesecake" and "iphone" because of the format of its list. They count here. Its
+exact rules find the same in 24,354 of the 25,014 captions of COCO val2017 and, without these names, less in 658; in
+the other two, punctuation makes the difference.
 """
 
 import re
@@ -25,11 +25,11 @@ _PLURALS = (
     (r"mouse$", "mice"),
     (r"^ox$", "oxen"),
 )
-"""Endings and what they become. A wrong plural among the right ones, "mans", does no harm."""
+"""Endings and their plurals. Additional wrong plurals, such as "mans", do no harm."""
 
 _ANIMALS = (
     *("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
-    *("animal", "cub"),  # of no category
+    *("animal", "cub"),  # in no category
 )
 
 _READ_AS = {
@@ -40,17 +40,17 @@ _READ_AS = {
     "home plate": "",
     "train track": "",
 }
-"""Pairs of words that name what their second word names, or nothing, and never what their first word names."""
+"""Pairs of words that name the object of their second word, or nothing, but not that of their first word."""
 
 
 def read_names() -> dict[str, str]:
-    """Return the category of every name; names have one or two words."""
+    """Return the category of each name of one or two words."""
     lines = (Path(__file__).parent / "coco_names.txt").read_text(encoding="utf-8").splitlines()
     names = {}
     for line in lines:
         if line and not line.startswith("#"):
-            category, _, others = line.partition(": ")
-            names.update(dict.fromkeys([category, *filter(None, others.split(", "))], category))
+            category, _, synonyms = line.partition(": ")
+            names.update(dict.fromkeys([category, *filter(None, synonyms.split(", "))], category))
     return names
 
 
@@ -62,18 +62,18 @@ def _inflect(name: str) -> set[str]:
 _NAMES = read_names()
 
 CATEGORIES = frozenset(_NAMES.values())
-"""The 80 names that COCO's files give its categories."""
+"""The names of the 80 categories."""
 
 _CATEGORY_OF: dict[str, str | None] = {
     form: category
     for name, category in {**_NAMES, **{pair: _NAMES.get(word) for pair, word in _READ_AS.items()}}.items()
     for form in _inflect(name)
 }
-"""Of each form of each name, and of each pair; none: the pair names nothing."""
+"""The category of each form of each name or pair; None: the pair names nothing."""
 
 
 class Mention(NamedTuple):
-    """A name in a caption: the category, and the places of the first word and of the one after the last."""
+    """A name in a caption: its category, the index of its first word, and that after its last word."""
 
     category: str
     start: int
@@ -81,13 +81,13 @@ class Mention(NamedTuple):
 
 
 def find_mentions(words: Sequence[str]) -> list[Mention]:
-    """Return what a caption names, in its order.
+    """Return the objects that a caption names, in its order.
 
-    A pair of words goes before its words: a hot dog is no dog, and a baby elephant no person. Where a toilet is
-    named, seats are its seat, not chairs.
+    Pairs of words take precedence: a hot dog is not a dog, and a baby elephant not a person. In captions with a
+    toilet, a seat is not a chair.
 
     Args:
-        words: of the caption, in lower case.
+        words: the lower-case words of the caption.
     """
     has_toilet = not {"toilet", "toilets"}.isdisjoint(words)
     found = []

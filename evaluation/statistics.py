@@ -1,4 +1,4 @@
-"""What captions are like, whatever the pictures show: how many differ, how long they are, what goes wrong."""
+"""Statistics of captions that need no references: distinct captions, lengths, repetition, unfinished sentences."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -20,40 +20,40 @@ UNFINISHED = frozenset(
     )
     for word in words.split()
 )
-"""Words that no finished caption ends with: articles, conjunctions, prepositions, auxiliaries."""
+"""Words that cannot end a caption: articles, conjunctions, prepositions, auxiliaries."""
 
 
 @dataclass(frozen=True)
 class CaptionStatistics:
-    """Of a set of captions; shares lie in 0..1."""
+    """Statistics of a set of captions; shares are 0..1."""
 
     captions: int
     distinct: int
-    """Different captions, by their tokens."""
+    """Number of distinct captions, by their tokens."""
     vocabulary: int
-    """Different words."""
+    """Number of distinct words."""
     mean_words: float
     copied: float | None
-    """Share of captions that a training picture has word for word; none: training captions are not at hand."""
+    """Share of captions that are training captions, word for word; None: unknown."""
     repeats_at_once: float
-    """Share with a word twice in a row, "a a dog"."""
+    """Share with a word twice in a row, as "a a dog"."""
     repeats_two_words: float
-    """Share with the same two words in two places, "a cat on top of a cat"."""
+    """Share with a repeated bigram, as "a cat on top of a cat"."""
     unfinished: float
-    """Share that ends in one of `UNFINISHED`, "a man on a"."""
+    """Share that ends in a word of `UNFINISHED`, as "a man on a"."""
     unknown: float
-    """Share that holds `<unk>`."""
+    """Share that contains `<unk>`."""
 
 
 def describe(captions: Iterable[str], training: Iterable[str] | None = None) -> CaptionStatistics:
-    """Return the statistics of raw captions, tokenized as for scores.
+    """Return the statistics of raw captions, tokenized as for scoring.
 
     Args:
-        captions: one or more.
-        training: the captions that the writer learned from, if they are known.
+        captions: at least one.
+        training: captions of the training pictures, if known.
 
     Raises:
-        DataError: without any caption.
+        DataError: if there is no caption.
     """
     raw = list(captions)
     if not raw:
@@ -66,7 +66,9 @@ def describe(captions: Iterable[str], training: Iterable[str] | None = None) -> 
         vocabulary=len({word for caption in words for word in caption}),
         mean_words=fmean(map(len, words)),
         copied=None if known is None else fmean(caption in known for caption in words),
-        repeats_at_once=fmean(any(one == two for one, two in itertools.pairwise(caption)) for caption in words),
+        repeats_at_once=fmean(
+            any(word == following for word, following in itertools.pairwise(caption)) for caption in words
+        ),
         repeats_two_words=fmean(map(_repeats_two_words, words)),
         unfinished=fmean(bool(caption) and caption[-1] in UNFINISHED for caption in words),
         unknown=fmean(UNKNOWN in caption.lower() for caption in raw),
@@ -79,8 +81,8 @@ def _repeats_two_words(caption: Sequence[str]) -> bool:
 
 
 def to_rows(statistics: CaptionStatistics) -> list[tuple[str, str]]:
-    """Return what each figure is called, and the figure."""
-    copied = "not known" if statistics.copied is None else f"{statistics.copied:.1%}"
+    """Return the name and the value of each figure."""
+    copied = "unknown" if statistics.copied is None else f"{statistics.copied:.1%}"
     return [
         ("captions", f"{statistics.captions:,}, {statistics.distinct:,} of them distinct"),
         ("words", f"{statistics.mean_words:.1f} a caption, {statistics.vocabulary:,} different ones"),
@@ -93,5 +95,5 @@ def to_rows(statistics: CaptionStatistics) -> list[tuple[str, str]]:
 
 
 def to_text(statistics: CaptionStatistics) -> str:
-    """Return a line for each figure."""
+    """Return one line per figure."""
     return "\n".join(f"{name:<25}{figure}" for name, figure in to_rows(statistics))

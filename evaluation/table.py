@@ -1,4 +1,4 @@
-"""Finished training runs side by side: how good their captions are, where they looked, and what that cost."""
+"""Compare finished training runs: scores, truth and attention of their captions, size and speed."""
 
 import functools
 import json
@@ -19,65 +19,66 @@ from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record, read_dataset
+from evaluation.datasets.scenes import Scene
+from evaluation.datasets.shapes import read_scenes
 from evaluation.findings import caption_pictures
 from evaluation.grounding import Truth, tally
 from evaluation.metrics import Scorer
-from evaluation.shapes import Scene, read_scenes
 
 
 class UnfinishedError(DataError):
-    """A training run that has epochs left."""
+    """A training run is not finished."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A training run that came to its end, and the development pictures of one of its data sets."""
+    """A finished training run, and the development pictures of one of its data sets."""
 
     folder: Path
-    data: str  # the data set's name
+    data: str  # name of the data set
     records: list[Record]
-    scenes: dict[str, Scene]  # by image id, where they are known
+    scenes: dict[str, Scene]  # by image id; empty if unknown
     search: SearchSettings
-    step_ms: float | None  # median time of a training step; none: the log was too short to tell
+    step_ms: float | None  # median time of a training step; None: not in the log
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a run on one data set; none: it cannot be known there. Shares lie in 0..1."""
+    """Measurements of a run on one data set; None where unknown. Shares are 0..1."""
 
     run: str
     data: str
     decoder: str
     attention: str
     true: float | None
-    """Share of captions that are true of their scene."""
+    """Share of true captions of known scenes."""
     true_of_three: float | None
-    """The same, of pictures of three objects."""
+    """The same for pictures of three objects."""
     cider_d: float
     bleu_4: float
     mass: float | None
-    """Attention on the named object while its noun is written: the mean over all nouns of true captions."""
+    """Mean attention mass on the named object, over all nouns of true captions."""
     pointing: float | None
-    """Share of those nouns at which the peak of the attention lies on the object; even attention has no peak."""
+    """Share of these nouns whose attention peak is on the object; even attention has no peak."""
     decoder_parameters: int
     step_ms: float | None
-    """Of a training step, as the run logged it."""
+    """Time of a training step, from the log."""
     caption_ms: float
-    """Of a caption, reading and encoding the picture included, on the machine that measures."""
+    """Time of a caption on this machine, including reading and encoding the picture."""
 
 
 def read_run(folder: Path) -> list[FinishedRun]:
-    """Return what `measure` needs of a run's folder, for each of its data sets that has development pictures.
+    """Return the run in a folder, once for each of its data sets with development pictures.
 
     Raises:
-        UnfinishedError: when the run is not finished.
-        CaptionerError: when this is not the folder of a run, or its checkpoint or a data set is missing.
+        UnfinishedError: if the run is not finished.
+        CaptionerError: if the folder is not that of a run, or its checkpoint or a data set is missing.
     """
     try:
         settings = json.loads((folder / "settings.json").read_text())
         epochs, datasets = settings["optimizer"]["epochs"], settings["datasets"]
         search = from_dict(SearchSettings, settings["search"], f"{folder / 'settings.json'}: search")
-        file = folder / "log.jsonl"  # missing until a run has logged its first step
+        file = folder / "log.jsonl"  # missing before the first logged step
         log = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         done = max((line["epoch"] for line in log if "scores" in line), default=0)
         stopped_early = any(line.get("stopped_early") for line in log)
@@ -89,12 +90,12 @@ def read_run(folder: Path) -> list[FinishedRun]:
         raise UnfinishedError(
             f"{folder}: {done} of {epochs} epochs are done. Finish them with: python -m training resume {folder}"
         )
-    read_header(folder / "best.safetensors")  # what cannot be loaded is refused before anything is measured
+    read_header(folder / "best.safetensors")  # fails here, before the work starts
     runs = []
     for data in datasets:
         path = Path(os.path.expandvars(data["path"])).expanduser()
         if not path.exists():
-            raise DataError(f"{folder}: its data set {data['name']!r} is missing; there is no {path}")
+            raise DataError(f"{folder}: the data set {data['name']!r} is missing: no such file or folder {path}")
         records, scenes = _read_development(data["layout"], path)
         if records:
             step_ms = 1000 * median(seconds) if seconds else None
@@ -102,13 +103,13 @@ def read_run(folder: Path) -> list[FinishedRun]:
     return runs
 
 
-@functools.cache  # runs worth comparing have their data in common
+@functools.cache  # several runs use the same data
 def _read_development(layout: str, path: Path) -> tuple[list[Record], dict[str, Scene]]:
     return read_dataset(layout, path, ("dev",)), read_scenes(path) if layout == "shapes" else {}
 
 
 def measure(run: FinishedRun, device: str = "auto") -> Row:
-    """Caption the development pictures as the run's own settings say, and measure all that a row holds."""
+    """Caption the development pictures with the search settings of the run, and return its measurements."""
     checkpoint = run.folder / "best.safetensors"
     model = load(checkpoint, device)
     started = time.perf_counter()
@@ -139,12 +140,12 @@ def measure(run: FinishedRun, device: str = "auto") -> Row:
 
 
 def name_decoder(settings: DecoderSettings) -> str:
-    """Return the decoder's kind, and that it looks after it moves if it does."""
+    """Return the kind of the decoder, with ", after" if it attends after its update."""
     return f"{settings.kind}, after" if settings.attend == "after" else settings.kind
 
 
 def name_attention(settings: AttentionSettings) -> str:
-    """Return the mechanism's kind, with its score if that was chosen, and coverage if it is on."""
+    """Return the kind of attention, with its score if it is not the default, and coverage if it is on."""
     score = [settings.score] if settings.score != AttentionSettings.score else []
     return ", ".join([settings.kind, *score, *["coverage"] * settings.coverage])
 
@@ -154,7 +155,7 @@ class Column(NamedTuple):
 
     title: str
     field: str  # of `Row`
-    form: str | None = None  # a format specification of numbers; none: text
+    form: str | None = None  # format specification of numbers; None: text
     times: float = 1
 
 
@@ -165,7 +166,7 @@ COLUMNS = (
     Column("attention", "attention"),
     Column("true", "true", ".1%"),
     Column("true of three", "true_of_three", ".1%"),
-    Column("CIDEr-D", "cider_d", ".1f", 100),  # as papers print them
+    Column("CIDEr-D", "cider_d", ".1f", 100),  # as in papers
     Column("BLEU-4", "bleu_4", ".1f", 100),
     Column("on the object", "mass", ".1%"),
     Column("peak on it", "pointing", ".1%"),
@@ -176,7 +177,7 @@ COLUMNS = (
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Return a Markdown table, scores times 100, without the columns that tell nothing of any row."""
+    """Return a Markdown table, scores times 100, without empty columns."""
     columns = [column for column in COLUMNS if any(getattr(row, column.field) is not None for row in rows)]
     if len({row.data for row in rows}) == 1:
         columns = [column for column in columns if column.field != "data"]

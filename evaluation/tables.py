@@ -1,4 +1,4 @@
-"""Scores as tables, times 100 as papers print them: for a terminal, and in Markdown for a paper or a README."""
+"""Tables of scores, times 100 as in papers: plain text for a terminal, and Markdown."""
 
 from collections.abc import Mapping
 
@@ -8,20 +8,24 @@ from evaluation.metrics import Scores
 
 
 def scores_to_text(scores: Scores[str], intervals: Mapping[str, Interval]) -> str:
-    """Return the corpus scores a line each, with their intervals."""
+    """Return one line per corpus score, with its confidence interval."""
     lines = [f"{'x 100':>16}{'95 % interval':>17}{'without penalty':>18}"]
     for metric, value in scores.corpus.items():
         interval = f"{100 * intervals[metric].low:.1f} to {100 * intervals[metric].high:.1f}"
-        without = f"{100 * scores.precisions[metric]:18.1f}" if metric in scores.precisions else ""
+        without = (
+            f"{100 * scores.without_brevity_penalty[metric]:18.1f}"
+            if metric in scores.without_brevity_penalty
+            else ""
+        )
         lines.append(f"{metric:<10}{100 * value:6.1f}{interval:>17}{without}")
     lines.append(count_images(scores))
-    if len(scores.bleu_counts) == 1:
-        lines.append("CIDEr-D is 0 for a single image: it weighs words by the number of images that have them")
+    if len(scores.images) == 1:
+        lines.append("CIDEr-D is 0 for a single image: it weights words by document frequency")
     return "\n".join(lines)
 
 
 def differences_to_text(first: Scores[str], second: Scores[str], differences: Mapping[str, Difference]) -> str:
-    """Return the corpus scores of both a line each, with what the first has above the second."""
+    """Return one line per corpus score: first, second and their difference."""
     lines = [f"{'x 100':>16}{'second':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"]
     for metric, found in differences.items():
         interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
@@ -31,11 +35,11 @@ def differences_to_text(first: Scores[str], second: Scores[str], differences: Ma
 
 
 def scores_to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = False) -> str:
-    """Return a Markdown table of corpus scores, a row for each name.
+    """Return a Markdown table of corpus scores, one row per name.
 
     Args:
-        several: scores by what to call them; a metric that only some of them have is a dash in the others.
-        plain: leave out the 95 % intervals.
+        several: scores by name; missing scores are shown as a dash.
+        plain: omit the 95 % intervals.
     """
     metrics = list(dict.fromkeys(metric for scores in several.values() for metric in scores.corpus))
     lines = [["", *metrics], ["---", *["---:"] * len(metrics)]]
@@ -52,6 +56,6 @@ def scores_to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = Fals
 
 
 def count_images(scores: Scores[str]) -> str:
-    """Return how many images were scored, in words."""
-    images = len(scores.bleu_counts)
+    """Return the number of scored images with its unit."""
+    images = len(scores.images)
     return f"{images} images" if images != 1 else "1 image"

@@ -1,15 +1,15 @@
-"""The words of a caption as coco-caption counts them, without its Java.
+"""Tokenize captions as coco-caption does, without Java.
 
 coco-caption runs the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1 (`-preserveLines -lowerCase`) and then
-drops a list of punctuation. The rules below are our own and describe what that program is seen to do; they
-agree with it on every one of 198,569 captions of Flickr8k, COCO and Pascal, and on all but a few in ten
-thousand captions with random punctuation, markup, capitals and Unicode thrown in. Known to differ:
+removes punctuation. The rules below reproduce the behaviour of that program; they agree with it on all 198,569
+captions of Flickr8k, COCO and Pascal, and on all but a few in ten thousand captions with random punctuation,
+markup, capitals and Unicode. Known differences:
 
-* A caption that ends in a lone initial ("plan B."): coco-caption keeps the full stop or not according to the
-  first word of whatever caption comes next. Here it goes, as it does before "A", "The" and the like.
-* Scripts and signs that Unicode gained after 2010, and rare marks of Indic scripts.
-* Smileys other than the common ones, addresses with odd punctuation, names of files that begin with a number,
-  and an abbreviation with a lone letter stuck to it ("Mo.b").
+* A caption that ends in a single initial ("plan B."): coco-caption keeps or drops the full stop depending on the
+  first word of the next caption. Here it is dropped, as before "A", "The" and the like.
+* Scripts and symbols added to Unicode after 2010, and rare marks of Indic scripts.
+* Uncommon smileys, addresses with unusual punctuation, file names that start with a number, and an abbreviation
+  followed by a letter ("Mo.b").
 """
 
 import re
@@ -30,7 +30,7 @@ _QUOTES = str.maketrans({
     "\x91": "`", "\x92": "'", "\x93": "``", "\x94": "''",
 })  # fmt: skip
 
-# These keep their full stop: the first always, the second in capitals, the third before a number.
+# Abbreviations that keep their full stop: always, in capitals, before a number.
 _ABBREVIATIONS = (
     "adj|adm|adv|al|ala|alex|apr|ariz|assn|asst|atty|aug|ave|bhd|bldg|blvd|brig|bros|capt|cf|cie|cmdr|co|col|colo"
     "|conn|corp|cos|cpl|ct|dak|dec|dept|det|dr|drs|elec|ens|esq|est|etc|ext|feb|fla|fri|ft|ga|gen|gov|govs|hon"
@@ -42,14 +42,14 @@ _ABBREVIATIONS = (
 _CAPITAL_ABBREVIATIONS = "Ark|Az|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"
 _NUMBER_ABBREVIATIONS = "art|ca|fig|figs|no|nos|op|pp|prop"
 
-# A lone initial before one of these ends its sentence and loses its full stop.
+# A single initial before one of these words ends a sentence and loses its full stop.
 _STARTERS = (
     "A|About|According|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Now|Once|One|Other"
     "|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|You"
 )
 
-# Letters are Java's of CoreNLP's day: with combining marks, without numerals and without what lies beyond the
-# basic multilingual plane.
+# Letters as in the Java of CoreNLP 3.4.1: with combining marks, without numerals, and in the basic multilingual
+# plane only.
 _BARE_LETTER = (
     r"(?:[^\W\d_²³¹¼-¾\u2070\u2074-\u2089\u2150-\u2189\u2460-\u24ff\u2776-\u2793\U00010000-\U0010ffff]"
     r"|&[aeiouAEIOU](?:acute|grave|uml);)"
@@ -67,14 +67,14 @@ _SYMBOL = (
 )
 _CURLY = r"(?:[’\x92]|(?i:&apos;))"
 _APOSTROPHE = rf"(?:'|{_CURLY})"
-_QUOTE = rf"(?:[`‘\x91]|{_APOSTROPHE})"  # whatever people type for an apostrophe
+_QUOTE = rf"(?:[`‘\x91]|{_APOSTROPHE})"  # characters used as an apostrophe
 _SUFFIX = r"(?i:[msd]|re|ve|ll)"
 _WORD = rf"(?:[dDoOlL]{_QUOTE}(?={_CHARACTER}{{2}}))?{_CHARACTER}+"  # o'clock
 _COMPOUND = rf"{_WORD}(?:[-_\u2010\u2011]{_WORD})*"
 _PART = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 
-# The rule that matches most wins, and the first of them on a tie. A rule with a group yields the group alone
-# but competes with all that it matched: what follows a token may decide.
+# The longest match wins, the first rule on a tie. A rule with a group yields only the group, but competes with its
+# whole match, which may include the following characters.
 _RULES = [
     re.compile(pattern)
     for pattern in (
@@ -133,7 +133,7 @@ _RULES = [
 _ONLY_QUOTES = re.compile("[‘’‛“-‟«»‹›\x91-\x94]+")
 _CONTRACTION = re.compile(rf"{_CURLY}{_SUFFIX}|[nN]{_QUOTE}[tT]")
 
-# Most words need none of this: letters alone, up to a space, or to a comma or full stop that goes.
+# Fast path for most words: letters only, followed by a space, or by a comma or full stop that is dropped.
 _PLAIN = re.compile(r"([A-Za-z]+(?=\s)|[A-Za-z]{2,}(?=[.,]\s))(?: ?[.,](?=\s))?\s*")
 _NOT_PLAIN = frozenset(
     f"cannot|gonna|gotta|lemme|gimme|wanna|{_ABBREVIATIONS}|{_CAPITAL_ABBREVIATIONS.lower()}"
@@ -145,8 +145,7 @@ _LINE_ENDS = re.compile("[\n\r\x0b\x0c\u2028\u2029]")
 def tokenize(caption: str) -> list[str]:
     """Return the lower-case words of a caption, without punctuation.
 
-    What Java takes for the end of a line becomes a space; in coco-caption it shifts every later caption to
-    the wrong image.
+    Line ends become spaces; in coco-caption they assign all later captions to wrong images.
     """
     text = _LINE_ENDS.sub(" ", caption) + "\n"
     tokens = []
@@ -170,7 +169,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def _write(token: str) -> str:
-    """Spell a token as the original does."""
+    """Normalize a token as the original does."""
     if token in _SYMBOLS:
         return _SYMBOLS[token]
     if _CONTRACTION.fullmatch(token):

@@ -1,4 +1,4 @@
-"""How well confidence tells right captions from wrong ones: calibration, ranking, and risk against coverage.
+"""The quality of confidences: calibration, ranking, and risk at coverage.
 
 Reliability diagrams and the expected calibration error: Guo et al. 2017 (arXiv 1706.04599), section 2. The number
 of their bins: Roelofs et al. 2022 (arXiv 2012.08668). Risk and coverage: Geifman and El-Yaniv 2017 (arXiv
@@ -17,10 +17,10 @@ from evaluation.bootstrap import draw_weights, middle
 from evaluation.confirmed import confirms_all, forms_of, is_confirmed, kind_of
 
 ROUNDS = 1000
-"""Number of draws of an interval."""
+"""Number of bootstrap samples."""
 
 COVERAGES = (1.0, 0.5, 0.1)
-"""Shares of the most confident captions whose risk is printed."""
+"""Coverages at which the risk is reported: shares of the most confident captions."""
 
 FEWEST = 10
 """Minimum number of confidences in a bin."""
@@ -28,33 +28,33 @@ FEWEST = 10
 
 @dataclass(frozen=True)
 class Rated:
-    """Confidences, and whether what they are of was confirmed."""
+    """Confidences, and whether the captions or words were confirmed."""
 
     confidences: np.ndarray
     """float64 (n,)."""
     confirmed: np.ndarray
     """bool (n,)."""
     images: np.ndarray
-    """int64 (n,), the image of each, from 0."""
+    """int64 (n,), image index of each."""
 
     def take(self, chosen: np.ndarray) -> "Rated":
-        """Return those that an index or a mask chooses."""
+        """Return the rows of an index or a mask."""
         return Rated(self.confidences[chosen], self.confirmed[chosen], self.images[chosen])
 
 
 class Bin(NamedTuple):
-    """Confidences that are next to each other."""
+    """A bin of the reliability diagram."""
 
     confidence: float
-    """Their mean."""
+    """Mean confidence."""
     confirmed: float
-    """The share of them that was confirmed."""
+    """Share that was confirmed."""
     size: int
-    """How many they are."""
+    """Number of confidences."""
 
 
 class Figure(NamedTuple):
-    """A number, and its interval."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
@@ -63,34 +63,34 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Trust:
-    """How well confidences of one kind tell right from wrong."""
+    """The quality of the confidences of captions, things or words."""
 
     count: int
     confirmed: float
-    """The share of all that was confirmed."""
+    """Share that was confirmed."""
     figures: dict[str, Figure]
-    """By name: "AUC", "ECE" and, of captions, "risk at 50 %" and the like."""
+    """By name: "AUC", "ECE" and, for captions, "risk at 50 %" and the like."""
     bins: list[Bin]
     """The reliability diagram."""
     curve: list[tuple[float, float]]
-    """Coverage and risk, ascending coverage; at most 100 points."""
+    """Coverage and risk, by ascending coverage; at most 100 points."""
 
 
 def rate_captions(captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> dict[str, Rated]:
-    """Hold captions against what other people wrote of the pictures.
+    """Compare captions with the references of their pictures.
 
     Args:
-        captions: with confidences, one of each picture.
-        references: of each picture.
+        captions: one of each picture, with confidences.
+        references: references of each picture.
 
     Returns:
-        Of "captions", "things" and "words" (things and all other words that name something); none that is empty.
+        Confidences of "captions", "things" and "words" (things and other content words), without empty ones.
     """
     rows: dict[str, list[tuple[float, bool, int]]] = {"captions": [], "things": [], "words": []}
-    for image, (caption, others) in enumerate(zip(captions, references, strict=True)):
+    for image, (caption, texts) in enumerate(zip(captions, references, strict=True)):
         if caption.confidence is None or caption.word_confidences is None:
             continue
-        seen = forms_of(others)
+        seen = forms_of(texts)
         rows["captions"].append((caption.confidence, confirms_all(caption.words, seen), image))
         for word, confidence in zip(caption.words, caption.word_confidences, strict=True):
             if confidence is not None:
@@ -102,14 +102,14 @@ def rate_captions(captions: Sequence[Caption], references: Sequence[Sequence[str
 
 
 def to_rated(rows: Sequence[tuple[float, bool, int]]) -> Rated:
-    """Return rows of a confidence, whether it was confirmed, and its image."""
+    """Convert rows of confidence, confirmation and image index."""
     confidences, confirmed, images = zip(*rows, strict=True)
     return Rated(np.array(confidences, float), np.array(confirmed, bool), np.array(images, np.int64))
 
 
 def measure(rated: Mapping[str, Rated], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Trust]:
-    """Return how good the confidences of each kind are."""
-    return {name: _measure(each, name == "captions", rounds, seed) for name, each in rated.items()}
+    """Return the quality of the confidences of each kind."""
+    return {name: _measure(rows, name == "captions", rounds, seed) for name, rows in rated.items()}
 
 
 def _measure(rated: Rated, of_captions: bool, rounds: int, seed: int) -> Trust:
@@ -135,7 +135,7 @@ def _measure(rated: Rated, of_captions: bool, rounds: int, seed: int) -> Trust:
 
 
 def _draws(rated: Rated, rounds: int, seed: int) -> Iterator[Rated]:
-    """Yield draws of images with replacement, as of `evaluation.bootstrap`."""
+    """Yield bootstrap samples of images, as in `evaluation.bootstrap`."""
     images, where = np.unique(rated.images, return_inverse=True)
     for several in draw_weights(len(images), rounds, seed):
         for times in several.astype(int):
@@ -143,19 +143,19 @@ def _draws(rated: Rated, rounds: int, seed: int) -> Iterator[Rated]:
 
 
 def difference(metric: Callable[[Rated], float], first: Rated, second: Rated, rounds: int = ROUNDS) -> Figure:
-    """Return by how much a metric of the first is above that of the second, of the same things drawn together."""
+    """Return the difference of a metric, first minus second, with paired samples."""
     pairs = zip(_draws(first, rounds, 0), _draws(second, rounds, 0), strict=True)
-    drawn = np.array([metric(one) - metric(other) for one, other in pairs])
+    drawn = np.array([metric(sample) - metric(other) for sample, other in pairs])
     return Figure(metric(first) - metric(second), *middle(drawn[~np.isnan(drawn)]))
 
 
 def area_under_curve(rated: Rated) -> float:
-    """Return the area under the ROC curve: how often what is confirmed has more confidence than what is not.
+    """Return the area under the ROC curve: how often a confirmed row has more confidence than an unconfirmed one.
 
-    Half a point where both have the same; NaN if all or none is confirmed.
+    Ties count half; NaN if all or none is confirmed.
     """
-    values, places, counts = np.unique(rated.confidences, return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum() - (counts - 1) / 2)[places] if len(values) else np.zeros(0)
+    values, ranks_of, counts = np.unique(rated.confidences, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[ranks_of] if len(values) else np.zeros(0)
     right = int(rated.confirmed.sum())
     wrong = len(ranks) - right
     if not right or not wrong:
@@ -164,44 +164,44 @@ def area_under_curve(rated: Rated) -> float:
 
 
 def bins_of(rated: Rated) -> list[Bin]:
-    """Return bins of equally many confidences: as many as keep the shares that are confirmed in ascending order.
+    """Return bins of equal size: the largest number for which the confirmed shares ascend.
 
-    Roelofs et al., section 4, "monotonic sweep": with more bins chance alone would show as an error of calibration.
+    Roelofs et al., section 4, "monotonic sweep": more bins would show noise as calibration error.
     """
     order = np.argsort(rated.confidences, kind="stable")
     best = [order]
     for count in range(2, len(order) // FEWEST + 1):
         bins = np.array_split(order, count)
-        shares = [rated.confirmed[each].mean() for each in bins]
+        shares = [rated.confirmed[rows].mean() for rows in bins]
         if any(low > high for low, high in itertools.pairwise(shares)):
             break
         best = bins
     return [
-        Bin(float(rated.confidences[each].mean()), float(rated.confirmed[each].mean()), len(each)) for each in best
+        Bin(float(rated.confidences[rows].mean()), float(rated.confirmed[rows].mean()), len(rows)) for rows in best
     ]
 
 
 def calibration_error(rated: Rated) -> float:
-    """Return the expected calibration error: the mean distance of the bins from what they promise."""
+    """Return the expected calibration error: the mean difference of confidence and confirmed share over bins."""
     bins = bins_of(rated)
-    return sum(abs(each.confidence - each.confirmed) * each.size for each in bins) / len(rated.confidences)
+    return sum(abs(part.confidence - part.confirmed) * part.size for part in bins) / len(rated.confidences)
 
 
 def risk(rated: Rated, coverage: float) -> float:
-    """Return the share that is not confirmed of the most confident ones, a share `coverage` of all."""
+    """Return the unconfirmed share of the most confident rows, a share `coverage` of all."""
     count = max(1, round(coverage * len(rated.confidences)))
     chosen = np.argsort(-rated.confidences, kind="stable")[:count]
     return float(1 - rated.confirmed[chosen].mean())
 
 
 def to_json(trust: Mapping[str, Trust]) -> dict[str, Any]:
-    """Return all numbers."""
+    """Return all numbers as JSON types."""
     return {
         name: {
             "count": found.count,
             "confirmed": found.confirmed,
             "figures": {metric: figure._asdict() for metric, figure in found.figures.items()},
-            "bins": [each._asdict() for each in found.bins],
+            "bins": [part._asdict() for part in found.bins],
             "curve": found.curve,
         }
         for name, found in trust.items()
@@ -209,7 +209,7 @@ def to_json(trust: Mapping[str, Trust]) -> dict[str, Any]:
 
 
 def to_text(trust: Mapping[str, Trust]) -> str:
-    """Return a line for each figure, times 100."""
+    """Return one line per figure, times 100."""
     lines = [f"{'confidence':<24}{'x 100':>8}{'95 % interval':>17}"]
     for name, found in trust.items():
         for metric, (value, low, high) in found.figures.items():

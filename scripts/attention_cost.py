@@ -1,9 +1,9 @@
-"""Measure what attention costs as pictures and captions grow together, and draw docs/attention-cost.png.
+"""Measure the cost of attention for growing pictures and captions, and draw docs/attention-cost.png.
 
     python scripts/attention_cost.py [FILE]
 
-A decoder writes T words for a picture of L = T locations and goes back over them, with and without attention: the
-seconds of the quickest of five rounds, and the bytes that autograd keeps for the way back. Prints what it draws.
+A decoder reads T words for a picture of L = T locations, forward and backward, with and without attention: the
+fastest of five rounds, and the bytes that autograd stores for the backward pass. Prints the drawn numbers.
 """
 
 import sys
@@ -49,7 +49,7 @@ def measure(kind: str, length: int) -> tuple[float, int]:
         total.backward()
         best = min(best, time.perf_counter() - started)
     weights = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
-    return best, sum(size for place, size in kept.items() if place not in weights)
+    return best, sum(size for index, size in kept.items() if index not in weights)
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         which = 0 if unit == 1e3 else 1
         for kind, colour in zip(KINDS, ("#767676", "#c2410c"), strict=True):
             label = "attention, O(L T)" if kind == "additive" else "bottleneck, O(L + T)"
-            panel.plot(LENGTHS, [unit * each[which] for each in measured[kind]], "o-", color=colour, label=label)
+            panel.plot(LENGTHS, [unit * item[which] for item in measured[kind]], "o-", color=colour, label=label)
         panel.set(title=title, xlabel="locations L = words T")
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylim(bottom=0)

@@ -1,8 +1,8 @@
-"""Draw where several runs on `shapes` looked while they wrote the nouns of one picture: docs/attention-maps.png.
+"""Draw the attention of several runs on `shapes` for the nouns of one picture: docs/attention-maps.png.
 
     python scripts/attention_maps.py PICTURE FILE RUN...
 
-A row a run; its caption beside the maps.
+One row per run, with its caption beside the maps.
 """
 
 import json
@@ -27,7 +27,7 @@ SIDE = 192  # pixels of a map
 
 
 def main() -> None:
-    """Caption, and draw."""
+    """Caption the picture, and draw the attention."""
     picture, file, *runs = sys.argv[1:]
     photograph = Image.open(picture).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
     figure, rows = plt.subplots(len(runs), 4, figsize=(10, 1.9 * len(runs)), layout="constrained", squeeze=False)
@@ -36,7 +36,7 @@ def main() -> None:
         model = captioner.load(Path(run, "best.safetensors"))
         caption = model.caption(picture, from_dict(SearchSettings, settings["search"]))
         sentence = parse(caption.text)
-        places = [mention.place for mention in sentence.mentions] if sentence else []
+        indices = [mention.index for mention in sentence.mentions] if sentence else []
         kinds = dict.fromkeys(
             [name_decoder(model.header.model.decoder), name_attention(model.header.model.attention)]
         )
@@ -45,9 +45,9 @@ def main() -> None:
         text = "\n".join(textwrap.wrap(caption.text, 26))
         row[0].text(0, 0.85, ", ".join(kinds), weight="bold", va="top", transform=row[0].transAxes)
         row[0].text(0, 0.65, text, va="top", fontsize=9, transform=row[0].transAxes)
-        for axis, place in zip(row[1:], places, strict=False):
-            axis.imshow(light_up(photograph, caption.attention[place], caption.rectangle))
-            axis.set_title(f"{caption.words[place]}  {caption.attention[place].max():.0%}", fontsize=9, loc="left")
+        for axis, index in zip(row[1:], indices, strict=False):
+            axis.imshow(light_up(photograph, caption.attention[index], caption.rectangle))
+            axis.set_title(f"{caption.words[index]}  {caption.attention[index].max():.0%}", fontsize=9, loc="left")
     figure.savefig(file, dpi=80)
 
 

@@ -38,7 +38,7 @@ def draw_gallery(model: Captioner, photographs: Sequence[Image.Image]) -> Image.
         small = photograph.resize((WIDTH, round(WIDTH * photograph.height / photograph.width)), reducing_gap=3.0)
         panels = [("", "", small)]
         for group in group_words(caption.words):
-            *before, word = (caption.words[place] for place in group)
+            *before, word = (caption.words[index] for index in group)
             lit = light_up(small, caption.attention[group[-1]], caption.rectangle)
             panels.append((" ".join([*before, ""]), word, lit))
         rows.append(panels)

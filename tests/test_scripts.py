@@ -15,7 +15,7 @@ from scripts.make_general import main, read_ids
 
 def test_the_known_part_of_general_is_made_from_coco(tmp_path):
     ids = read_ids()
-    assert {name: len(each) for name, each in ids.items()} == {
+    assert {name: len(numbers) for name, numbers in ids.items()} == {
         "train2017": 1318,
         "val2017": 245,
         "VOC2008-2012": 329,

@@ -1,3 +1,3 @@
-"""Training: from captioned pictures to a checkpoint. Run as `python -m training` from the checkout."""
+"""Train a captioner. Run as `python -m training` from the root of the checkout."""
 
-import captioner.network  # noqa: F401 (sets how the threads of PyTorch wait, which must come before its import)
+import captioner.network  # noqa: F401 (sets how the threads of PyTorch wait, before torch is imported)

@@ -1,6 +1,6 @@
-"""`python -m training`: download a data set, check a configuration, prepare its grids, run it, or resume a run.
+"""Download data sets, check configurations, train, resume and calibrate models.
 
-It is a program of the checkout, not of the installed package: run it from the checkout's root.
+Run it from the root of the checkout; it is not part of the installed package.
 """
 
 import argparse
@@ -33,45 +33,49 @@ def _main(arguments: list[str] | None) -> int:
         default=[],
         metavar="MODULE",
         dest="modules",
-        help="import a Python module first, such as one that registers an attention mechanism of your own "
+        help="import a Python module first, such as one that registers your own attention mechanism "
         "(docs/attention.md); may be repeated",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in {
-        "check": "try one batch, and report what the run will read and need",
-        "prepare": "compute and keep the grids of all pictures",
-        "run": "train from the start",
+        "check": "read the data, try one batch, and report disk, memory and time",
+        "prepare": "compute the grid cache of all pictures",
+        "run": "start a new run",
     }.items():
         sub = commands.add_parser(command, help=text, parents=[network])
         sub.add_argument("config", type=console.path, help="a TOML file, such as those in configs/")
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a setting"
+        )
         sub.add_argument("--runs", type=console.path, default=Path("runs"), help="folder of all runs (%(default)s)")
     resume = commands.add_parser("resume", help="resume an interrupted run", parents=[network])
-    resume.add_argument("folder", type=console.path, help="the run's folder, such as runs/default")
-    fetch = commands.add_parser("download", help="download a published data set, or resume its download")
-    fetch.add_argument("name", choices=SOURCES)
-    fetch.add_argument("directory", type=console.path, help="the data set's folder, such as data/coco2017")
-    fetch.add_argument("--from", dest="base", metavar="URL", help="take the archives from here, and unverified")
-    export = commands.add_parser("export", help="add ONNX graphs to a model file that has none", parents=[network])
-    export.add_argument("model", type=console.path, help="the model file, such as runs/default/best.safetensors")
-    calibrate = commands.add_parser(
-        "calibrate", help="fit how sure a model is of its captions, into its file", parents=[network]
+    resume.add_argument("folder", type=console.path, help="folder of the run, such as runs/default")
+    downloads = commands.add_parser("download", help="download a published data set, or resume its download")
+    downloads.add_argument("name", choices=SOURCES, help="name of the data set")
+    downloads.add_argument("directory", type=console.path, help="folder of the data set, such as data/coco2017")
+    downloads.add_argument(
+        "--from", dest="base", metavar="URL", help="download from this URL, without verification"
     )
-    calibrate.add_argument("model", type=console.path, help="the model file, such as runs/default/best.safetensors")
+    export = commands.add_parser("export", help="add ONNX graphs to a model file without them", parents=[network])
+    export.add_argument("model", type=console.path, help="model file, such as runs/default/best.safetensors")
+    calibrate = commands.add_parser(
+        "calibrate", help="fit the confidence of a model, and write it into its file", parents=[network]
+    )
+    calibrate.add_argument("model", type=console.path, help="model file, such as runs/default/best.safetensors")
     calibrate.add_argument(
         "--data",
         nargs="+",
         type=console.text,
         required=True,
         metavar="LAYOUT:PATH",
-        help="data sets with development and training pictures; layouts as of `python -m evaluation run`",
+        help="data sets with development and training pictures; layouts as in `python -m evaluation run`",
     )
     calibrate.add_argument(
         "--pictures",
         type=whole_number(1, 10**9),
         default=4000,
         metavar="N",
-        help="maximum number of training pictures to look at (%(default)s)",
+        help="maximum number of training pictures to encode (%(default)s)",
     )
     calibrate.add_argument("--device", type=console.text, default="auto", help="(%(default)s)")
     options = parser.parse_args(arguments)
@@ -106,23 +110,23 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _import(name: str) -> None:
-    """Import a module of the user's."""
+    """Import a module of the user."""
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever that module raises
+    except Exception as error:  # any exception of that module
         reason = f"{type(error).__name__}: {error}"
-        raise CaptionerError(f'--import {name}: {reason}. To see where: python -c "import {name}"') from error
+        raise CaptionerError(f'--import {name}: {reason}. For the traceback: python -c "import {name}"') from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether PyTorch could not allocate memory: on a CPU it says so with a plain RuntimeError."""
+    """Return whether PyTorch could not allocate memory, which is a plain RuntimeError on a CPU."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from training import distributed, loop, setup
+    from training import distributed, setup, start
     from training.config import read_settings
 
     settings = read_settings(options.config, options.overrides)
@@ -136,14 +140,14 @@ def _train(options: argparse.Namespace) -> None:
         setup.prepare(settings)
     else:
         with distributed.join(settings.device) as processes:
-            loop.start_run(settings, options.runs, processes).train()
+            start.start_run(settings, options.runs, processes).train()
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from training import distributed, loop
+    from training import distributed, start
 
-    with distributed.join(loop.read_run_settings(options.folder).device) as processes:
-        loop.resume_run(options.folder, processes).train()
+    with distributed.join(start.read_run_settings(options.folder).device) as processes:
+        start.resume_run(options.folder, processes).train()
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -169,18 +173,18 @@ def _calibrate(options: argparse.Namespace) -> None:
     development: dict[str, list[Record]] = {}
     training: list[Record] = []
     for data in options.data:
-        layout, _, place = data.partition(":")
-        # Its folder tells a data set from others; its whole path is nobody's business who gets the model.
-        folder = Path(place) if is_folder(place) else Path(place).absolute().parent
+        layout, _, path = data.partition(":")
+        # The name of the folder identifies the data set; the whole path does not belong in a model file.
+        folder = Path(path) if is_folder(path) else Path(path).absolute().parent
         name = folder.name if folder.name not in development else f"{folder.name} {len(development) + 1}"
-        records = read_dataset(layout, Path(place), ["train", "dev"])
+        records = read_dataset(layout, Path(path), ["train", "dev"])
         development[name] = [record for record in records if record.split == "dev"]
         training += [record for record in records if record.split == "train"]
-    path = find_checkpoint(options.model)
-    model = load(path, options.device)
+    file = find_checkpoint(options.model)
+    model = load(file, options.device)
     calibration, tables, measured = calibrate(model, development, training, options.pictures)
-    add_calibration(path, calibration, tables, measured)
-    write_stdout(f"{to_text(measured['halves'])}\n{path}: calibrated\n")
+    add_calibration(file, calibration, tables, measured)
+    write_stdout(f"{to_text(measured['halves'])}\n{file}: calibrated\n")
 
 
 if __name__ == "__main__":

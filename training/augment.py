@@ -1,4 +1,4 @@
-"""Pictures that an encoder sees anew at every epoch, so that it learns what they show instead of their pixels."""
+"""Data augmentation for an encoder that learns: random crops and colours."""
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -6,18 +6,18 @@ from PIL import Image, ImageEnhance
 from captioner.caption import Rectangle
 
 SMALLEST = 0.8
-"""The least share of a picture's width, and of its height, that is shown."""
+"""Minimum share of the width, and of the height, of a crop."""
 
 COLOUR = 0.2
-"""How far brightness, contrast and saturation may be from the picture's own: 0.2 is from 0.8 to 1.2 times. Hues
-stay as they are: captions name them."""
+"""Maximum change of brightness, contrast and saturation: 0.2 is 0.8 to 1.2 times. Hues do not change, as captions
+name them."""
 
 
 def augment(picture: Image.Image, generator: np.random.Generator) -> tuple[Image.Image, Rectangle]:
-    """Return a random part of an RGB picture, in slightly other colours, and which part it is.
+    """Return a random crop of an RGB picture with random colour changes, and its rectangle.
 
-    Captions speak of the whole picture, so most of it is always there. Threads that read pictures may call this:
-    neither Pillow nor numpy starts others.
+    Crops are large, because captions describe the whole picture. This starts no threads, so reader threads may
+    call it.
     """
     width, height = picture.size
     columns, rows = (max(1, round(side * generator.uniform(SMALLEST, 1))) for side in picture.size)

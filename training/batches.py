@@ -1,4 +1,4 @@
-"""Training examples: which pictures and captions make each step, decided by the seed alone."""
+"""Training examples: the batches of each step, which depend only on the seed."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ _POOL = 100  # batches sorted by length together
 
 
 class Share(NamedTuple):
-    """How much of a step's pictures are in one part of it, 0 to 1."""
+    """The share of a batch in its step, 0..1."""
 
     words: float = 1.0
     captions: float = 1.0
@@ -34,26 +34,26 @@ class Batch(NamedTuple):
     """Pictures that go through the network together."""
 
     pictures: Tensor  # grids (B, L, D), or pixels (B, 3, H, W) for an encoder that learns
-    captions: Tensor  # (B, K, T): START and the words, PAD after the last; an image's longest first
-    targets: Tensor  # (M,): the word after each word of `captions[captions != PAD]`
-    numbers: Tensor  # (B,): the place of each picture among `Examples.references`
+    captions: Tensor  # (B, K, T): START and the words, padded; longest first within an image
+    targets: Tensor  # (M,): the next word of each word of `captions[captions != PAD]`
+    indices: Tensor  # (B,): index of each picture in `Examples.references`
     share: Share  # of the step
-    persons: Tensor | None = None  # (B, L), the share of each cell inside of boxes of persons; zero: no boxes
+    persons: Tensor | None = None  # (B, L), share of each cell inside boxes of persons; zero without boxes
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the same on a device."""
+        """Return the batch on a device."""
         return Batch._make(part.to(device) if isinstance(part, Tensor) else part for part in self)
 
 
 class Step(NamedTuple):
-    """What one step of training sees, as far as this process is to compute it."""
+    """The batches of a training step in this process."""
 
-    parts: list[Batch]  # one after another
-    pictures: int  # of all parts of all processes
+    parts: list[Batch]  # computed in sequence
+    pictures: int  # number of pictures in all parts of all processes
 
 
 class Cut(NamedTuple):
-    """How the pictures of each step are shared out: every process takes as many parts, of like size."""
+    """How the pictures of a step are divided: the same number of parts, of similar size, in every process."""
 
     rank: int = 0  # of this process
     processes: int = 1
@@ -61,18 +61,18 @@ class Cut(NamedTuple):
 
 
 class _Example(NamedTuple):
-    number: int  # of the example
+    row: int  # index in `Examples.references`
     pictures: Pictures
-    place: int  # of the picture among them
+    picture: int  # index in `pictures`
     captions: list[list[int]]  # START, words, END; longest first
-    mirrors: bool  # may be shown mirrored
+    mirrors: bool  # may be mirrored
     boxes: np.ndarray  # (N, 4), of persons
 
 
 class Examples:
     """The training pictures of all data sets with their encoded captions.
 
-    All captions of a picture come in one step, so that what depends on the picture alone is computed once.
+    All captions of a picture are in the same step, so that its annotations are computed once.
     """
 
     def __init__(
@@ -87,35 +87,35 @@ class Examples:
 
         Args:
             parts: records of each data set, with their pictures.
-            vocabulary: of the captions.
-            max_words: longer captions are cut.
-            persons: boxes of persons of each data set, by image id; empty: of none.
-            grid: rows and columns of the encoder's grid.
+            vocabulary: vocabulary of the captions.
+            max_words: maximum length; longer captions are truncated.
+            persons: boxes of persons of each data set, by image id, if any.
+            grid: rows and columns of the grid of the encoder.
         """
         self._grid = grid if any(persons) else None
         self._examples: list[_Example] = []
-        for (records, pictures), marked in zip(parts, persons or [{}] * len(parts), strict=True):
-            for place, record in enumerate(records):
+        for (records, pictures), boxes_of in zip(parts, persons or [{}] * len(parts), strict=True):
+            for index, record in enumerate(records):
                 encoded = [[START, *vocabulary.encode(text), END] for text in record.captions]
                 captions = [caption[: max_words + 2] for caption in encoded if len(caption) > 2]
                 if record.split == "train" and captions:
                     captions.sort(key=len, reverse=True)
                     mirrors = pictures.mirrored and not any(map(_SIDES.search, record.captions))
-                    known = marked.get(record.image_id, Boxes({})).outlines
+                    known = boxes_of.get(record.image_id, Boxes({})).outlines
                     boxes = np.array(known.get(CATEGORY, ())).reshape(-1, 4)
-                    self._examples.append(_Example(len(self._examples), pictures, place, captions, mirrors, boxes))
+                    self._examples.append(_Example(len(self._examples), pictures, index, captions, mirrors, boxes))
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def references(self) -> list[list[list[int]]]:
-        """Return the words of each picture's captions, END included where they were not cut."""
+        """Return the token ids of the captions of each picture, with END unless they were truncated."""
         return [[caption[1:] for caption in example.captions] for example in self._examples]
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[tuple[int, bool]]]:
-        """Return the steps of an epoch, each picture once: its number, and whether it is mirrored if it may be.
+        """Return the steps of an epoch: the index of each picture, and whether to mirror it.
 
-        Pictures with as many captions of like length come together, so that little is spent on padding.
+        Pictures with captions of similar number and length are in the same step, to minimize padding.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self), generator=generator).tolist()
@@ -125,7 +125,7 @@ class Examples:
             pool = sorted(order[at : at + batch_size * _POOL], key=self._shape)
             steps += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
         shuffled = torch.randperm(len(steps), generator=generator).tolist()
-        return [[(one, mirrored[one]) for one in steps[number]] for number in shuffled]
+        return [[(index, mirrored[index]) for index in steps[step]] for step in shuffled]
 
     def epoch(
         self,
@@ -135,9 +135,9 @@ class Examples:
         skip: int = 0,
         cut: Cut = Cut(),  # noqa: B008 (frozen)
     ) -> Iterator[Step]:
-        """Yield the steps that are planned for an epoch, but for the first `skip`."""
+        """Yield the planned steps of an epoch, without the first `skip`."""
         plan = self.plan(epoch, batch_size, seed)[skip:]
-        shown = ([(self._examples[number], mirror) for number, mirror in step] for step in plan)
+        shown = ([(self._examples[index], mirror) for index, mirror in step] for step in plan)
         with ThreadPoolExecutor(count_cores()) as readers:
             read = partial(readers.map, partial(_read, variant=(seed, epoch), grid=self._grid))
             yield from one_ahead(partial(_make_step, cut=cut, read=read), shown)
@@ -147,8 +147,10 @@ class Examples:
         return [len(captions), *map(len, captions)]
 
 
-_Shown: TypeAlias = tuple[_Example, bool]  # mirrored, where it may be
-_Reader: TypeAlias = Callable[[list[_Shown]], Iterable[tuple[Tensor, Tensor | None]]]  # picture, cells of persons
+_Shown: TypeAlias = tuple[_Example, bool]  # example, mirrored
+_Reader: TypeAlias = Callable[
+    [list[_Shown]], Iterable[tuple[Tensor, Tensor | None]]
+]  # picture, share of each cell inside boxes
 
 
 def _make_step(shown: list[_Shown], cut: Cut, read: _Reader) -> Step:
@@ -157,15 +159,15 @@ def _make_step(shown: list[_Shown], cut: Cut, read: _Reader) -> Step:
     batches = []
     for first in range(cut.rank, min(stride, len(shown)), cut.processes):
         part = shown[first::stride]
-        share = Share(*(mine / every for mine, every in zip(_count(part), whole, strict=True)))
+        share = Share(*(count / total for count, total in zip(_count(part), whole, strict=True)))
         batches.append(_make_batch(part, read, share))
-    if not batches:  # all processes take part in every step: this one, with a picture that changes nothing
+    if not batches:  # every process takes part in every step, here with weight 0
         batches.append(_make_batch(shown[:1], read, Share(0.0, 0.0, 0.0)))
     return Step(batches, len(shown))
 
 
 def _count(shown: list[_Shown]) -> tuple[int, int, int]:
-    """Return how many words to predict there are, how many captions, and how many pictures."""
+    """Return the numbers of words to predict, captions and pictures."""
     captions = [caption for example, _ in shown for caption in example.captions]
     return sum(len(caption) - 1 for caption in captions), len(captions), len(shown)
 
@@ -177,17 +179,17 @@ def _make_batch(shown: list[_Shown], read: _Reader, share: Share) -> Batch:
     words = torch.tensor([[(caption + blank)[: len(blank)] for caption in row] for row in rows])
     after = words[:, :, 1:]
     captions = words[:, :, :-1].masked_fill(after == PAD, PAD)
-    numbers = torch.tensor([example.number for example, _ in shown])
+    indices = torch.tensor([example.row for example, _ in shown])
     pictures, persons = zip(*read(shown), strict=True)
     cells = None if persons[0] is None else torch.stack(persons)
-    return Batch(torch.stack(pictures), captions, after[after != PAD], numbers, share, cells)
+    return Batch(torch.stack(pictures), captions, after[after != PAD], indices, share, cells)
 
 
 def _read(shown: _Shown, variant: tuple[int, int], grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-    """Return a picture and, if there is a `grid`, the share of each of its cells inside of boxes of persons."""
+    """Return a picture and, if there is a `grid`, the share of each cell inside boxes of persons."""
     example, mirror = shown
     mirrored = example.mirrors and mirror
-    picture, part = example.pictures.show(example.place, mirrored, variant)
+    picture, part = example.pictures.show(example.picture, mirrored, variant)
     if grid is None:
         return picture, None
     return picture, cover(example.boxes, part, grid, mirrored=mirrored)

@@ -1,9 +1,8 @@
-"""Fit how sure a model is of its captions, and write it into the model file; see `captioner.confidence`.
+"""Fit the confidence of a model; see `captioner.confidence`.
 
-Development pictures are captioned as the model's search settings say, and people's captions of them tell which of
-the words are confirmed (`evaluation.confirmed`). From training pictures come the axes, the detectors, which are
-ridge regressions, and how common words are and how often people agree on them; these say what pictures show, and
-little of how sure the network is, which knows them too well.
+Development pictures are captioned with the search settings of the model, and their references confirm words
+(`evaluation.confirmed`). Training pictures give the axes, the detectors (ridge regressions), and the frequency and
+agreement of words. They say what pictures show, but not how sure the network is, which has learned from them.
 """
 
 from collections import Counter, defaultdict
@@ -34,23 +33,23 @@ from evaluation.datasets import Record
 from evaluation.trust import ROUNDS, area_under_curve, difference, measure, rate_captions
 
 AXES = 128
-"""Number of axes, of 1280 numbers of an annotation in the shipped models. There are at most half as many axes as
-numbers, and a quarter as many as pictures."""
+"""Maximum number of axes, of the 1280 dimensions of an annotation in the shipped models; at most half of the
+dimensions, and a quarter of the number of pictures."""
 
 RIDGE = 0.03
-"""Penalty of the detectors, of projections of variance 1 and a mean squared error."""
+"""Ridge penalty of the detectors, for projections of variance 1 and the mean squared error."""
 
 FEWEST_CAPTIONS = 5
-"""Minimum number of training captions that have a word, for it to have a confidence."""
+"""Minimum number of training captions of a word with a confidence."""
 
 DOUBT = 20.0
-"""Captions of the average agreement that are added to those of a word: of a rare word, little is known."""
+"""Number of pseudo-captions with the average agreement for each word, which smooth the agreement of rare words."""
 
 SHRINKAGE = 1.0
-"""Penalty of the weights of logistic regressions, of features of variance 1."""
+"""L2 penalty of logistic regressions, for features of variance 1."""
 
 FEWEST_PICTURES = 32
-"""Minimum number of development pictures, and of training pictures. Some hundreds are better."""
+"""Minimum number of development pictures, and of training pictures. Hundreds are better."""
 
 BATCH = 16
 """Pictures that go through the network together."""
@@ -58,19 +57,19 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Example:
-    """A development picture, captioned."""
+    """A captioned development picture."""
 
     dataset: str
     captions: tuple[str, ...]
-    """Those that people wrote."""
+    """Reference captions."""
     caption: Caption
     annotation: np.ndarray
-    """float32 (D,), the mean."""
+    """Mean annotation, float32 (D,)."""
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What training pictures and captions teach."""
+    """Statistics of training pictures and captions."""
 
     words: tuple[str, ...]
     things: int
@@ -80,17 +79,17 @@ class Knowledge:
 def calibrate(
     model: Captioner, development: Mapping[str, Sequence[Record]], training: Sequence[Record], pictures: int
 ) -> tuple[Calibration, Tables, dict[str, Any]]:
-    """Return the calibration of a model, its tables, and how good it is.
+    """Return the calibration of a model, its tables, and their quality.
 
     Args:
-        model: whose confidence, if it has one, is not used.
-        development: records of development pictures, by the name of the data set.
+        model: the model; an existing confidence is not used.
+        development: records of development pictures, by name of the data set.
         training: records of training pictures.
-        pictures: at most so many training pictures are looked at, chosen at random.
+        pictures: maximum number of training pictures to encode, chosen at random.
 
     Raises:
-        DataError: when there are too few pictures, or no caption has a word that names something.
-        ImageError: when a picture cannot be read.
+        DataError: if there are too few pictures, or no caption names a thing.
+        ImageError: if a picture cannot be read.
     """
     count = sum(map(len, development.values()))
     if min(count, len(training)) < FEWEST_PICTURES:
@@ -104,7 +103,7 @@ def calibrate(
         for record, caption, annotation in _caption(model, records, f"captioning {name}")
     ]
     chosen = np.random.default_rng(0).permutation(len(training))[:pictures]
-    seen = [training[place] for place in np.sort(chosen)]
+    seen = [training[index] for index in np.sort(chosen)]
     knowledge = learn(_annotate(model, seen), seen, training, model.vocabulary)
     everything = np.ones(len(examples), bool)
     measured = {
@@ -121,7 +120,7 @@ def _caption(
     """Yield each record with the caption of its picture and the mean annotation."""
     plain = Captioner(model.engine, model.header, model.path)
     for batch, prepared in _prepare(model, records, title):
-        annotations = model.engine.start(np.stack([each.pixels for each in prepared])).annotations()
+        annotations = model.engine.start(np.stack([image.pixels for image in prepared])).annotations()
         yield from zip(batch, plain.caption_prepared(prepared), annotations, strict=True)
 
 
@@ -129,7 +128,7 @@ def _annotate(model: Captioner, records: Sequence[Record]) -> np.ndarray:
     """Return the mean annotations (N, D) of pictures."""
     return np.concatenate(
         [
-            model.engine.start(np.stack([each.pixels for each in prepared])).annotations()
+            model.engine.start(np.stack([image.pixels for image in prepared])).annotations()
             for _, prepared in _prepare(model, records, "training pictures")
         ]
     )
@@ -151,13 +150,13 @@ def _prepare(model: Captioner, records: Sequence[Record], title: str) -> Iterato
 def learn(
     annotations: np.ndarray, seen: Sequence[Record], training: Sequence[Record], vocabulary: Vocabulary
 ) -> Knowledge:
-    """Return what training pictures teach.
+    """Return the statistics of training pictures.
 
     Args:
-        annotations: float32 (N, D), the mean annotations of the pictures that were looked at.
+        annotations: mean annotations of the encoded pictures, float32 (N, D).
         seen: their records.
         training: all records of training pictures.
-        vocabulary: of the model; words that it cannot write are left out.
+        vocabulary: vocabulary of the model; other words are omitted.
 
     Raises:
         DataError: if no thing is named often enough.
@@ -168,38 +167,38 @@ def learn(
     for record in training:
         several = [set(split(caption)) for caption in record.captions]
         by_caption = [frozenset().union(*map(forms, words)) for words in several]
-        for place, words in enumerate(several):
+        for index, words in enumerate(several):
             counts.update(words)
-            if len(several) > 2:  # with one other caption, disagreement would say little
-                others = frozenset().union(*by_caption[:place], *by_caption[place + 1 :])
+            if len(several) > 2:  # one other caption is not enough to disagree
+                rest = frozenset().union(*by_caption[:index], *by_caption[index + 1 :])
                 judged.update(words)
-                agreed.update(word for word in words if is_confirmed(word, others))
+                agreed.update(word for word in words if is_confirmed(word, rest))
     known = None if vocabulary.merges else set(vocabulary.words)
     common = [word for word, count in counts.most_common() if count >= FEWEST_CAPTIONS]
     written = [word for word in common if known is None or word in known]
     things = [word for word in written if kind_of(word) == "thing"]
     if not things:
         raise DataError(
-            f"no word that names a thing is in {FEWEST_CAPTIONS} captions of the training pictures; "
-            "evaluation/words.txt, which lists them, is of English"
+            f"no word for a thing occurs in {FEWEST_CAPTIONS} training captions; evaluation/words.txt lists only "
+            "English words"
         )
     rated = (*things, *(word for word in written if kind_of(word) == "other"))
 
-    places = defaultdict(list)
-    for place, word in enumerate(rated):
+    columns = defaultdict(list)
+    for column, word in enumerate(rated):
         for form in confirming(word):
-            places[form].append(place)
+            columns[form].append(column)
     targets = np.zeros((len(seen), len(rated)), np.float32)
     for row, record in zip(targets, seen, strict=True):
         for form in forms_of(record.captions):
-            row[places.get(form, [])] = 1
-    # Half a picture more that has the word, and half a one that has not: a rate is never 0 or 1.
+            row[columns.get(form, [])] = 1
+    # Add half a picture with and half a picture without the word: rates are never 0 or 1.
     rates = (targets.sum(axis=0) + 0.5) / (len(targets) + 1)
 
     mean = annotations.mean(axis=0)
     centred = (annotations - mean).astype(np.float64)
     variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    kept = min(AXES, len(centred) // 4, len(mean) // 2)  # what they leave tells the distance
+    kept = min(AXES, len(centred) // 4, len(mean) // 2)  # the remaining dimensions give the distance
     axes, deviations = vectors[:, ::-1][:, :kept], np.sqrt(variances[::-1][:kept].clip(1e-12))
     white = centred @ axes / deviations  # (N, A), of variance 1
     gram = white.T @ white / len(white) + RIDGE * np.eye(kept)
@@ -207,7 +206,7 @@ def learn(
 
     average = sum(agreed[word] for word in rated) / max(1, sum(judged[word] for word in rated))
     agreement = [(agreed[word] + DOUBT * average) / (judged[word] + DOUBT) for word in rated]
-    half = np.float16  # as they are stored, so that what is fitted is what is used
+    half = np.float16  # rounded as they are stored
     tables = Tables(
         mean=mean.astype(np.float32),
         axes=axes.astype(half).astype(np.float32),
@@ -218,12 +217,12 @@ def learn(
 
 
 def fit(knowledge: Knowledge, examples: Sequence[Example], chosen: np.ndarray) -> Calibration:
-    """Return the calibration that fits the captions of some development pictures.
+    """Fit a calibration to captions of development pictures.
 
     Args:
-        knowledge: from training pictures.
+        knowledge: statistics of training pictures.
         examples: captioned development pictures.
-        chosen: bool (n,), the examples to fit.
+        chosen: bool (n,), the examples to use.
     """
     picked = [example for example, is_chosen in zip(examples, chosen, strict=True) if is_chosen]
     blank = WordWeights(0, 0, 0, 0, 0)
@@ -236,9 +235,9 @@ def fit(knowledge: Knowledge, examples: Sequence[Example], chosen: np.ndarray) -
     of_captions: list[tuple[np.ndarray, bool]] = []
     for example, projection in zip(picked, seen.projections, strict=True):
         caption, confirmed = example.caption, forms_of(example.captions)
-        places, features = reader.features(caption.words, caption.log_probs, projection)
-        named = [word for word, place in zip(caption.words, places, strict=True) if place >= 0]
-        is_thing = places[places >= 0] < knowledge.things
+        columns, features = reader.features(caption.words, caption.log_probs, projection)
+        named = [word for word, column in zip(caption.words, columns, strict=True) if column >= 0]
+        is_thing = columns[columns >= 0] < knowledge.things
         for word, row, thing in zip(named, features, is_thing.tolist(), strict=True):
             of_words[thing].append((row, is_confirmed(word, confirmed)))
         if is_thing.any():
@@ -265,7 +264,7 @@ def _fit_words(rows: Sequence[tuple[np.ndarray, bool]]) -> WordWeights:
 
 
 def regress(features: np.ndarray, confirmed: np.ndarray) -> list[float]:
-    """Return the constant and the weights of a logistic regression, by Newton's method.
+    """Return the bias and the weights of a logistic regression, by Newton's method.
 
     Args:
         features: float64 (n, F).
@@ -288,27 +287,28 @@ def regress(features: np.ndarray, confirmed: np.ndarray) -> list[float]:
 
 
 def measure_halves(knowledge: Knowledge, examples: Sequence[Example], rounds: int = ROUNDS) -> dict[str, Any]:
-    """Return how good confidence is that was fitted to the other half of the development pictures, by data set.
+    """Return the quality of confidences that were fitted to the other half of the development pictures, by data
+    set.
 
-    "AUC above log-probability" is by how much the area under the ROC curve exceeds that of the log-probability of
-    the word or the caption.
+    "AUC above log-probability" is the difference to the area under the ROC curve of the log-probability of the word
+    or the caption.
     """
     half = np.random.default_rng(0).permutation(len(examples)) % 2
     rated: dict[int, Caption] = {}
     for fitted in (0, 1):
         confidence = Confidence(fit(knowledge, examples, half == fitted), knowledge.tables)
-        for place in np.flatnonzero(half != fitted).tolist():
-            seen = confidence.see(examples[place].annotation[None])
-            rated[place] = confidence.rate(examples[place].caption, seen, 0)
+        for index in np.flatnonzero(half != fitted).tolist():
+            seen = confidence.see(examples[index].annotation[None])
+            rated[index] = confidence.rate(examples[index].caption, seen, 0)
     found: dict[str, Any] = {}
     for name in dict.fromkeys(example.dataset for example in examples):
-        places = [place for place, example in enumerate(examples) if example.dataset == name]
-        references = [examples[place].captions for place in places]
-        ours = rate_captions([rated[place] for place in places], references)
-        plain = rate_captions([_by_log_prob(rated[place]) for place in places], references)
+        indices = [index for index, example in enumerate(examples) if example.dataset == name]
+        references = [examples[index].captions for index in indices]
+        fitted_rows = rate_captions([rated[index] for index in indices], references)
+        plain = rate_captions([_by_log_prob(rated[index]) for index in indices], references)
         found[name] = {}
-        for kind, measured in measure(ours, rounds).items():
-            above = difference(area_under_curve, ours[kind], plain[kind], rounds)
+        for kind, measured in measure(fitted_rows, rounds).items():
+            above = difference(area_under_curve, fitted_rows[kind], plain[kind], rounds)
             figures = {**measured.figures, "AUC above log-probability": above}
             found[name][kind] = {
                 "count": measured.count,
@@ -319,7 +319,7 @@ def measure_halves(knowledge: Knowledge, examples: Sequence[Example], rounds: in
 
 
 def _by_log_prob(caption: Caption) -> Caption:
-    """Return a caption whose confidences are log-probabilities, to rank by."""
+    """Return a caption with its log-probabilities as confidences."""
     words = zip(caption.log_probs, caption.word_confidences or (), strict=True)
     return replace(
         caption,
@@ -329,7 +329,7 @@ def _by_log_prob(caption: Caption) -> Caption:
 
 
 def to_text(measured: Mapping[str, Any]) -> str:
-    """Return the figures of `measure_halves`, times 100: a line each, with its 95 % interval."""
+    """Return one line per figure of `measure_halves`, times 100, with its 95 % interval."""
     lines = [f"{'fitted on the other half':<44}{'x 100':>7}{'95 % interval':>17}"]
     for dataset, kinds in measured.items():
         for kind, found in kinds.items():

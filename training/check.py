@@ -1,4 +1,4 @@
-"""What a run will need, found out in seconds: its data, its words, disk, memory and time."""
+"""Check a configuration before training: data, vocabulary, disk, memory and time."""
 
 import math
 import shutil
@@ -31,20 +31,19 @@ from training.setup import (
 )
 
 ROUNDS = 3
-"""How often something is measured, after once to warm up."""
+"""Number of measurements, after one to warm up."""
 
 LARGE = 50e9
-"""Bytes of disk from which on it is told how to do with less."""
+"""Size of grids, in bytes, from which on the output says how to reduce it."""
 
 
 def check(settings: TrainingSettings) -> Iterator[str]:
-    """Do once everything that a run does many times, and yield what it will need, a line at a time.
+    """Run one batch of the first epoch, and yield lines about the data and the resources of the run.
 
-    Nothing is written. The steps that are measured are of the weights to start from and the first batch of the
-    first epoch.
+    Nothing is written.
 
     Raises:
-        CaptionerError: where the run would fail, such as at data that is missing or malformed.
+        CaptionerError: if the run would fail, such as for missing or malformed data.
     """
     data = read_datasets(settings)
     for name, records in data.items():
@@ -55,7 +54,8 @@ def check(settings: TrainingSettings) -> Iterator[str]:
         pictures = sum(record.split == "dev" for record in records)
         if pictures and (warning := warn_of_few(pictures)):
             yield f"{name}: {warning}"
-    train, dev = ([one for each in data.values() for one in each if one.split == name] for name in ("train", "dev"))
+    everything = [record for records in data.values() for record in records]
+    train, dev = ([record for record in everything if record.split == name] for name in ("train", "dev"))
     vocabulary = build_vocabulary(settings, data)
     yield from _describe_words(settings, vocabulary, train, dev)
 
@@ -68,7 +68,7 @@ def check(settings: TrainingSettings) -> Iterator[str]:
     sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in network.named_children()}
     yield "network: " + ", ".join(f"{name} {size / 1e6:.1f} million weights" for name, size in sizes.items())
 
-    # The pictures themselves, also where a run has their grids, which may not be on disk yet.
+    # Pictures instead of cached grids, which may not be on disk yet.
     parts = [(records, PictureFiles(records, settings.images, mirrored=False)) for records in data.values()]
     examples = Examples(parts, vocabulary, settings.max_words, read_persons(settings, data), network.grid)
     options = settings.optimizer
@@ -95,18 +95,18 @@ def _describe_words(
 ) -> Iterator[str]:
     shares = []
     for records in (train, dev):
-        counts = Counter(word for one in records for text in one.captions for word in split(text))
+        counts = Counter(word for record in records for text in record.captions for word in split(text))
         known = sum(count for word, count in counts.items() if UNKNOWN not in vocabulary.encode(word))
         shares.append(f"{known / max(1, counts.total()):.2%}")
     yield (
-        f"vocabulary: {len(vocabulary):,} {'pieces' if settings.pieces else 'words'}; they write {shares[0]} of "
+        f"vocabulary: {len(vocabulary):,} {'subwords' if settings.pieces else 'words'}, which cover {shares[0]} of "
         f"the words of training captions, {shares[1]} of development captions"
     )
-    lengths = [len(vocabulary.encode(text)) for one in train for text in one.captions]
+    lengths = [len(vocabulary.encode(text)) for record in train for text in record.captions]
     longer = sum(length > settings.max_words for length in lengths)
     yield (
-        f"captions: {median(lengths):.0f} words in the middle, {max(lengths)} the longest; {longer:,} "
-        f"({longer / len(lengths):.2%}) are cut after max_words = {settings.max_words}"
+        f"captions: median {median(lengths):.0f} words, longest {max(lengths)}; {longer:,} "
+        f"({longer / len(lengths):.2%}) are truncated to max_words = {settings.max_words}"
     )
 
 
@@ -116,18 +116,18 @@ def _describe_grids(settings: TrainingSettings, network: CaptioningNetwork, batc
     with torch.inference_mode():
         seconds = _measure(lambda: network.encoder(batch.pictures), batch.pictures.device)
     folder = expand_path(settings.encoder.cache)
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    told = (
-        f"grids: {size * pictures / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.0f} MB are free, and "
-        f"{_duration(seconds / len(batch.pictures) * views * pictures)} to make them"
+    line = (
+        f"grids: {size * pictures / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.0f} MB are free, computed in "
+        f"{_duration(seconds / len(batch.pictures) * views * pictures)}"
     )
     if size * pictures > min(free, LARGE):
-        told += (
-            ". Less takes: encoder.mirrored = false (half), a coarser model.encoder.grid or stride, a smaller "
-            "images.size; none, but an encoder's work at every step: encoder.train_from"
+        line += (
+            ". To reduce them: encoder.mirrored = false (half), a coarser model.encoder.grid or stride, a smaller "
+            "images.size; encoder.train_from needs none, but runs the encoder at every step"
         )
-    return told
+    return line
 
 
 def _describe_steps(
@@ -143,7 +143,7 @@ def _describe_steps(
     objective = Objective(settings, examples, vocabulary, network.encoder.size, device)
     learning = [
         weight
-        for module in (network, objective.of_captions)
+        for module in (network, objective.caption_loss)
         for weight in module.parameters()
         if weight.requires_grad
     ]
@@ -166,15 +166,15 @@ def _describe_steps(
         captioning = _measure(caption, device) / pictures * dev
     steps, epochs = math.ceil(len(examples) / settings.optimizer.batch_size), settings.optimizer.epochs
     yield f"step: {pictures} pictures forward and backward take {step * 1e3:.0f} ms on {device}"
-    yield f"memory: {_peak_memory(device) / 1e9:.1f} GB were in use at most"
+    yield f"memory: peak {_peak_memory(device) / 1e9:.1f} GB"
     yield (
-        f"time: an epoch takes {_duration(steps * step)}, and {_duration(captioning)} to caption its development "
-        f"pictures; all {epochs} take {_duration(epochs * (steps * step + captioning))}"
+        f"time: an epoch takes {_duration(steps * step)}, captioning its development pictures "
+        f"{_duration(captioning)}, all {epochs} epochs {_duration(epochs * (steps * step + captioning))}"
     )
 
 
 def _measure(work: Callable[[], object], device: torch.device) -> float:
-    """Return the median seconds of some work, after once to warm up."""
+    """Return the median time of a function in seconds, after one call to warm up."""
     seconds = []
     for _ in range(1 + ROUNDS):
         started = time.perf_counter()
@@ -186,10 +186,10 @@ def _measure(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Return the most bytes that were in use so far: of the device, or of this process on a CPU."""
+    """Return the peak memory of the device, or of this process on a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # which Windows does not have
+    import resource  # not on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

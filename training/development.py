@@ -1,4 +1,4 @@
-"""How good the captions of the development pictures are."""
+"""Score the captions of the development pictures."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,30 +22,30 @@ from training.features import Pictures
 _BATCH = 32  # pictures
 
 FEW = 100
-"""Number of development pictures below which a warning is given: the fewer there are, the more the scores of two
-epochs differ by chance."""
+"""Number of development pictures below which a warning is printed, because differences of scores are noise."""
 
 
 def warn_of_few(pictures: int) -> str:
-    """Return a warning if so few development pictures choose the best checkpoint; empty if they are enough."""
+    """Return a warning if there are too few development pictures to select the best checkpoint, or an empty
+    text."""
     if pictures >= FEW:
         return ""
     return (
-        f"warning: only {pictures} development pictures choose the best checkpoint, and scores of so few differ by "
-        f"chance; use at least {FEW}"
+        f"warning: only {pictures} development pictures select the best checkpoint, and their scores are noisy; "
+        f"use at least {FEW}"
     )
 
 
 class DevelopmentSet:
-    """The development pictures of a data set, to be captioned."""
+    """The development pictures of a data set."""
 
     def __init__(self, records: Sequence[Record], pictures: Pictures):
-        self._places = [place for place, record in enumerate(records) if record.split == "dev"]
+        self._indices = [index for index, record in enumerate(records) if record.split == "dev"]
         self._pictures = pictures
-        self._scorer = Scorer({place: records[place].captions for place in self._places})
+        self._scorer = Scorer({index: records[index].captions for index in self._indices})
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def score(
         self,
@@ -54,32 +54,32 @@ class DevelopmentSet:
         settings: SearchSettings,
         processes: Processes | None = None,
     ) -> dict[str, float]:
-        """Return the corpus scores of the captions that `network` gives these pictures.
+        """Return the corpus scores of the captions of `network`.
 
-        Several processes share the pictures, and all get the scores of the first.
+        Several processes share the pictures, and all return the scores of the first.
         """
         device = next(network.parameters()).device
         processes = processes or Processes(device)
-        # Whole batches are shared out: the last digits of a picture's numbers depend on the others of its batch.
-        batches = [self._places[at : at + _BATCH] for at in range(0, len(self._places), _BATCH)]
+        # Whole batches are distributed, because the rounding of a picture depends on its batch.
+        batches = [self._indices[start : start + _BATCH] for start in range(0, len(self._indices), _BATCH)]
         batches = batches[processes.rank :: processes.count]
         captions = {}
         engine = TorchEngine(network)
         with ThreadPoolExecutor(count_cores()) as readers, torch.inference_mode():
 
-            def read(places: list[int]) -> Tensor:
-                return torch.stack(list(readers.map(self._pictures.read, places)))
+            def read(indices: list[int]) -> Tensor:
+                return torch.stack(list(readers.map(self._pictures.read, indices)))
 
-            for places, pictures in zip(batches, one_ahead(read, batches), strict=True):
+            for indices, pictures in zip(batches, one_ahead(read, batches), strict=True):
                 annotations = annotate(network.encoder, pictures.to(device))
                 state = engine.start_from(annotations)
-                sentences = find_sentences(engine, state, len(places), settings, words)
-                for place, found in zip(places, sentences, strict=True):
-                    captions[place] = join(words.decode(found[0].words))
-        everyones = {place: text for each in processes.gather(captions) for place, text in each.items()}
-        return processes.gather(self._scorer.score(everyones).corpus)[0]
+                sentences = find_sentences(engine, state, len(indices), settings, words)
+                for index, found in zip(indices, sentences, strict=True):
+                    captions[index] = join(words.decode(found[0].words))
+        gathered = {index: text for part in processes.gather(captions) for index, text in part.items()}
+        return processes.gather(self._scorer.score(gathered).corpus)[0]
 
 
 def annotate(encoder: Encoder, pictures: Tensor) -> Tensor:
-    """Return the annotations (B, L, D) of pixels (B, 3, H, W), or of cached grids, which are just that."""
+    """Return the annotations (B, L, D) of pixels (B, 3, H, W); cached grids are annotations already."""
     return encoder(pictures)[0] if pictures.ndim == 4 else pictures

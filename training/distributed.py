@@ -1,9 +1,10 @@
-"""A run of several processes, as torchrun starts them, on one machine or more.
+"""Data-parallel training with several processes of torchrun, on one or more machines.
 
-Every process holds the whole network and computes its share of each step's pictures. A loss is a mean over words,
-and shares differ in words: each process weighs its loss by its share (`training.batches.Share`), and gradients are
-summed. `DistributedDataParallel` would take the mean of their means, which is another loss, and would have to
-be held back while the parts of a step accumulate. Dropout and whatever else is drawn differ by process.
+Every process has the whole network and computes its share of the pictures of each step. The loss is a mean over
+words, of which shares have different numbers: each process weights its loss by its share
+(`training.batches.Share`), and gradients are summed. `DistributedDataParallel` would average the means, which is a
+different loss, and would have to be suspended for gradient accumulation. Dropout and sampling differ between
+processes.
 """
 
 import os
@@ -23,26 +24,26 @@ from captioner.network.engine import choose_device
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=10)
-"""How long processes wait for one that lives but does not come. That one died is noticed at once."""
+"""Timeout of waiting for a process that is alive. A process that died is detected immediately."""
 
 PREPARATION = timedelta(days=7)
-"""How long they wait for the first to prepare what all need, such as the grids of a large data set."""
+"""Timeout of waiting for the first process to prepare shared files, such as the grids of a large data set."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, seen from one of them. Of one alone, no method does anything."""
+    """The processes of a run, from the view of one of them. The methods do nothing for a single process."""
 
     device: torch.device
     rank: int = 0
-    """0 for the first, the only one that writes files."""
+    """0 for the first process, the only one that writes files."""
     count: int = 1
     preparation: Any = None
-    """The process group to wait in for long."""
+    """The process group with the long timeout."""
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let the first process go through the block, and then the others, which find its files."""
+        """Run the block in the first process, then in the others, which find its files."""
         if self.count > 1 and self.rank > 0:
             self._prepared()
         yield
@@ -54,7 +55,7 @@ class Processes:
             dist.barrier(self.preparation)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Make each tensor the sum of all processes' own, in place; all are float32."""
+        """Sum each float32 tensor over all processes, in place."""
         if self.count > 1:
             sums = torch.cat([tensor.flatten() for tensor in tensors])
             with _meeting():
@@ -63,7 +64,7 @@ class Processes:
                 tensor.copy_(total.view_as(tensor))
 
     def highest(self, *values: int) -> list[int]:
-        """Return the highest that any process has of each value."""
+        """Return the maximum of each value over all processes."""
         if self.count == 1:
             return list(values)
         found = torch.tensor(values)
@@ -72,7 +73,7 @@ class Processes:
         return found.tolist()
 
     def gather(self, value: Value) -> list[Value]:
-        """Return the values of all processes, in their order."""
+        """Return the values of all processes, by rank."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -81,7 +82,7 @@ class Processes:
         return values
 
     def copy(self, network: nn.Module) -> None:
-        """Give all processes the weights of the first: random ones may differ between machines."""
+        """Copy the weights of the first process to all; random weights may differ between machines."""
         if self.count > 1:
             with _meeting():
                 for tensor in network.state_dict().values():
@@ -90,13 +91,13 @@ class Processes:
 
 @contextmanager
 def join(device: str) -> Iterator[Processes]:
-    """Meet the other processes of this run, if torchrun started any, and part from them at the end of the block.
+    """Join the process group of torchrun, if there is one, and leave it at the end of the block.
 
     Args:
-        device: as in the settings; each process takes a GPU of its own.
+        device: as in the settings; each process uses its own GPU.
 
     Raises:
-        CaptionerError: when there is no such device, or another process cannot be reached.
+        CaptionerError: if there is no such device, or another process cannot be reached.
     """
     chosen = choose_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -109,17 +110,17 @@ def join(device: str) -> Iterator[Processes]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
         preparation = dist.new_group(backend="gloo", timeout=PREPARATION)
     yield Processes(chosen, dist.get_rank(), dist.get_world_size(), preparation)
-    dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
+    dist.destroy_process_group()  # not after an error: it would wait for processes that ended
 
 
 @contextmanager
 def _meeting() -> Iterator[None]:
-    """Say in plain words that another process is gone."""
+    """Raise a clear error if another process ended."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise CaptionerError(
             f"another process of this run ended or cannot be reached ({reason}). "
-            "Attended for its own message, and resume the run"
+            "See its own message, and resume the run"
         ) from error

@@ -1,7 +1,7 @@
-"""Fetch the data sets that their publishers let one fetch, to where the readers of `evaluation.datasets` look.
+"""Download published data sets, in the layouts of `evaluation.datasets`.
 
-Each archive is fetched to NAME.zip.part, checked, renamed to NAME.zip, unpacked beside it, noted in NAME.zip.done,
-and removed. Whatever was interrupted goes on from there when run again.
+Each archive is downloaded to NAME.zip.part, verified, renamed to NAME.zip, unpacked, recorded in NAME.zip.done, and
+removed. An interrupted download resumes when it is run again.
 """
 
 import hashlib
@@ -24,53 +24,53 @@ from tqdm import tqdm
 from captioner.errors import DataError, OutputError
 
 TIMEOUT = 60.0
-"""Seconds without a byte after which a server is given up."""
+"""Timeout of a read, in seconds."""
 
 MAX_RATIO = 100
-"""An archive that claims to unpack to more times its size is not one of ours."""
+"""Maximum compression ratio of an archive."""
 
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file on a server, and what of it belongs where."""
+    """A zip file on a server, and the members to unpack."""
 
     url: str
     members: str
-    """What the names of the wanted members begin with."""
+    """Prefix of the names of the members to unpack."""
     folder: str = "."
-    """Where they are unpacked, inside of the data set's folder."""
+    """Target folder, relative to that of the data set."""
     size: int | None = None
-    """Bytes; None: not known, so what the server says is taken."""
+    """Size in bytes; None: unknown."""
     md5: str | None = None
-    """No publisher gives one: it is what several other projects hold this file to. None: not known."""
+    """Checksum that several other projects use, as publishers give none; None: unknown."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the file."""
         return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set that can be fetched."""
+class PublishedDataset:
+    """A data set that can be downloaded."""
 
     archives: tuple[Archive, ...]
     layout: str
-    """Its reader."""
+    """Its layout, a key of `evaluation.datasets.READERS`."""
     path: str
-    """What the reader reads, inside of the data set's folder."""
+    """The path for the reader, relative to the folder of the data set."""
     terms: str
-    """On what terms it is given out."""
+    """Its licence terms."""
 
 
-_COCO = "http://images.cocodataset.org"  # it has no certificate of its own, so not https: the checksums protect
-_FLICKR8K = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"  # the authors' own place is gone
+_COCO = "http://images.cocodataset.org"  # no https, as it has no certificate; the checksums protect
+_FLICKR8K = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"  # the authors' server is offline
 _COCO_TERMS = "annotations: CC BY 4.0; the photographs belong to those who took them (cocodataset.org/#termsofuse)"
 
 SOURCES = {
-    "flickr8k": Source(
+    "flickr8k": PublishedDataset(
         (
             Archive(
                 f"{_FLICKR8K}/Flickr8k_text.zip", "Flickr", "Flickr8k_text", md5="bf6c1abcb8e4a833b7f922104de18627"
@@ -83,7 +83,7 @@ SOURCES = {
         path=".",
         terms="for research and teaching; the photographs belong to those who took them",
     ),
-    "coco2014": Source(
+    "coco2014": PublishedDataset(
         (
             Archive(
                 "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
@@ -113,7 +113,7 @@ SOURCES = {
         path="dataset_coco.json",
         terms=_COCO_TERMS,
     ),
-    "coco2017": Source(
+    "coco2017": PublishedDataset(
         (
             Archive(
                 f"{_COCO}/annotations/annotations_trainval2017.zip",
@@ -142,20 +142,19 @@ SOURCES = {
 
 
 def download(name: str, directory: Path, base: str | None = None) -> str:
-    """Fetch a data set and return what to write into a configuration to train on it.
+    """Download a data set, and return its lines for a configuration.
 
     Args:
-        name: one of `SOURCES`.
-        directory: the data set's folder; what is there already is not fetched again.
-        base: take the archives from this address, under their own names; as they may be others, they are not
-            compared with what the publisher says of his.
+        name: a key of `SOURCES`.
+        directory: folder of the data set; existing files are not downloaded again.
+        base: download the archives from this URL instead, without verification.
 
     Raises:
-        DataError: when a server does not answer, or sends something else than was announced.
-        OutputError: when the disk is too full, or cannot be written.
+        DataError: if a server does not answer, or sizes or checksums do not match.
+        OutputError: if the disk is full, or cannot be written.
     """
     if base is not None and not base.startswith(("http://", "https://")):
-        raise DataError(f"--from {base}: expected an address that begins with http:// or https://")
+        raise DataError(f"--from {base}: expected a URL that starts with http:// or https://")
     source = SOURCES[name]
     for archive in source.archives:
         if base is not None:
@@ -163,11 +162,11 @@ def download(name: str, directory: Path, base: str | None = None) -> str:
         file, done = directory / archive.name, directory / f"{archive.name}.done"
         if done.exists():
             continue
-        fetch(archive, file)
+        fetch_archive(archive, file)
         unpack(file, directory / archive.folder, archive.members)
         try:
             if hasattr(os, "sync"):
-                os.sync()  # the archive goes only when its contents are on the disk
+                os.sync()  # before the archive is removed
             done.write_text(f"{archive.url}\n")
             file.unlink()
         except OSError as error:
@@ -179,15 +178,15 @@ def download(name: str, directory: Path, base: str | None = None) -> str:
     )
 
 
-def fetch(archive: Archive, file: Path, timeout: float = TIMEOUT) -> None:
-    """Fetch the archive to `file`, with a progress bar on a terminal; do nothing if it is there.
+def fetch_archive(archive: Archive, file: Path, timeout: float = TIMEOUT) -> None:
+    """Download an archive, with a progress bar on a terminal; do nothing if the file exists.
 
-    A part from before is completed if the server can send the rest of that very file, and fetched anew otherwise.
+    A partial file is completed if the server supports it and the file has not changed, otherwise downloaded again.
 
     Raises:
-        DataError: when the server does not answer within `timeout` seconds or breaks off, and what came is kept; or
-            when size or checksum are not those that were announced.
-        OutputError: when the disk is too full, or cannot be written.
+        DataError: if the server does not answer within `timeout` seconds or closes the connection (the partial file
+            is kept), or if size or checksum do not match.
+        OutputError: if the disk is full, or cannot be written.
     """
     if file.exists():
         return
@@ -200,8 +199,8 @@ def fetch(archive: Archive, file: Path, timeout: float = TIMEOUT) -> None:
         if archive.md5 is not None and (md5 := _md5(part)) != archive.md5:
             part.unlink()
             raise DataError(
-                f"{archive.url}: damaged on its way, or another file than published: its MD5 is {md5}, expected "
-                f"{archive.md5}. What was fetched is removed; run this again."
+                f"{archive.url}: checksum mismatch: MD5 {md5}, expected {archive.md5}. The file is removed; run "
+                "the command again"
             )
         part.replace(file)
         state.unlink()
@@ -210,15 +209,15 @@ def fetch(archive: Archive, file: Path, timeout: float = TIMEOUT) -> None:
 
 
 class _Part(NamedTuple):
-    """What is there of a file."""
+    """A partial file."""
 
     had: int  # bytes
     size: int  # bytes of the whole file
-    validator: str  # what tells this version of the file from others: its strong ETag, or its date
+    validator: str  # strong ETag or date of this version of the file
 
 
 def _read_state(part: Path, state: Path) -> _Part | None:
-    """Return what an earlier transfer left; None: nothing that can be completed."""
+    """Return the partial file of an earlier transfer; None if it cannot be completed."""
     try:
         noted = json.loads(state.read_text())
         found = _Part(part.stat().st_size, int(noted["size"]), str(noted["validator"] or ""))
@@ -228,21 +227,21 @@ def _read_state(part: Path, state: Path) -> _Part | None:
 
 
 def _transfer(archive: Archive, part: Path, state: Path, before: _Part | None, timeout: float) -> None:
-    """Append what is missing to the part, or write it anew, until it is whole."""
-    # If-Range: the server sends all of the file if it is not the same as then.
+    """Download the rest of a partial file, or all of it."""
+    # If-Range: the server sends the whole file if it has changed.
     headers = {"Range": f"bytes={before.had}-", "If-Range": before.validator} if before else {}
     with _open(archive.url, headers, timeout) as response:
         tag = response.headers.get("ETag", "W/")
         validator = response.headers.get("Last-Modified") if tag.startswith("W/") else tag
         start, size = _span(response, archive.url)
-        if start != 0 and (start, size, validator) != before:  # a server that does not keep to If-Range
+        if start != 0 and (start, size, validator) != before:  # a server that ignores If-Range
             part.unlink()
-            raise DataError(f"{archive.url}: has changed since its beginning was fetched. Run this again.")
+            raise DataError(f"{archive.url}: has changed since the download started. Run the command again")
         if archive.size not in (None, size):
-            raise DataError(f"{archive.url}: has {size:,} bytes, expected {archive.size:,}. {_ADVICE}")
-        _need_space(part.parent, size - start + size, "the archive and what is in it")
+            raise DataError(f"{archive.url}: size mismatch: {size:,} bytes, expected {archive.size:,}. {_ADVICE}")
+        _need_space(part.parent, size - start + size, "the archive and its contents")
         if start == 0:
-            part.unlink(missing_ok=True)  # before the state says what it is a part of
+            part.unlink(missing_ok=True)  # before the state describes the new file
             state.write_text(json.dumps({"size": size, "validator": validator}))
         had = start
         with (
@@ -255,11 +254,12 @@ def _transfer(archive: Archive, part: Path, state: Path, before: _Part | None, t
                 bar.update(len(chunk))
     if had < size:
         raise DataError(
-            f"{archive.url}: the server broke off after {had:,} of {size:,} bytes. Run this again to go on."
+            f"{archive.url}: the server closed the connection after {had:,} of {size:,} bytes. Run the command "
+            "again to resume"
         )
 
 
-_ADVICE = "Is the network up? Run this again to go on, or name another server with --from."
+_ADVICE = "Check the network and run the command again to resume, or choose another server with --from"
 
 
 def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
@@ -269,13 +269,13 @@ def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTP
         return response
     except urllib.error.HTTPError as error:
         error.close()
-        raise DataError(f"{url}: the server says {error.code} {error.reason}. {_ADVICE}") from error
+        raise DataError(f"{url}: the server answered {error.code} {error.reason}. {_ADVICE}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}). {_ADVICE}") from error
+        raise DataError(f"{url}: cannot be downloaded ({getattr(error, 'reason', error)}). {_ADVICE}") from error
 
 
 def _read(response: http.client.HTTPResponse, count: int, url: str) -> bytes:
-    """Return some of the bytes that come next, at most `count`; none at the end."""
+    """Return at most `count` of the next bytes; empty at the end."""
     try:
         return response.read1(count) if count else b""
     except (OSError, http.client.HTTPException) as error:
@@ -283,7 +283,7 @@ def _read(response: http.client.HTTPResponse, count: int, url: str) -> bytes:
 
 
 def _span(response: http.client.HTTPResponse, url: str) -> tuple[int, int]:
-    """Return where the bytes that come begin in the file, and the size of the whole file."""
+    """Return the offset of the response in the file, and the size of the whole file."""
     try:
         if response.status == 206:
             span = response.headers.get("Content-Range", "").removeprefix("bytes ").replace("-", "/")
@@ -291,7 +291,7 @@ def _span(response: http.client.HTTPResponse, url: str) -> tuple[int, int]:
             return int(start), int(size)
         return 0, int(response.headers.get("Content-Length", ""))
     except ValueError as error:
-        raise DataError(f"{url}: the server does not say how long the file is. {_ADVICE}") from error
+        raise DataError(f"{url}: the server does not send the size of the file. {_ADVICE}") from error
 
 
 def _md5(file: Path) -> str:
@@ -300,14 +300,14 @@ def _md5(file: Path) -> str:
 
 
 def unpack(file: Path, folder: Path, members: str) -> None:
-    """Unpack the members whose names begin with `members`, with a progress bar on a terminal.
+    """Unpack the members whose names start with `members`, with a progress bar on a terminal.
 
-    Files that are there with their size are left alone, as each appears when it is complete.
+    Files that exist with the right size are skipped, as each appears when it is complete.
 
     Raises:
-        DataError: when the archive is damaged (it is then removed), would write outside of the folder, or claims to
-            unpack to more than `MAX_RATIO` times its size.
-        OutputError: when the disk is too full, or cannot be written.
+        DataError: if the archive is damaged (it is then removed), would write outside of the folder, or unpacks to
+            more than `MAX_RATIO` times its size.
+        OutputError: if the disk is full, or cannot be written.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -315,12 +315,12 @@ def unpack(file: Path, folder: Path, members: str) -> None:
                 info for info in archive.infolist() if info.filename.startswith(members) and not info.is_dir()
             ]
             if not wanted:
-                raise DataError(f"{file}: holds nothing named {members}... Is it another archive? Remove it.")
+                raise DataError(f"{file}: contains no member {members}*. Remove the file if it is another archive")
             for info in wanted:
                 _check_member(file, info)
             if sum(info.file_size for info in wanted) > MAX_RATIO * file.stat().st_size:
                 raise DataError(
-                    f"{file}: claims to unpack to over {MAX_RATIO} times its size; not unpacked. Remove it."
+                    f"{file}: not unpacked, because its contents exceed {MAX_RATIO} times its size. Remove the file"
                 )
             missing = [info for info in wanted if not _is_there(folder / info.filename, info.file_size)]
             folder.mkdir(parents=True, exist_ok=True)
@@ -330,18 +330,16 @@ def unpack(file: Path, folder: Path, members: str) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         with suppress(OSError):
             file.unlink()
-        raise DataError(f"{file}: damaged archive ({error}). It is removed; run this again to fetch it.") from error
+        raise DataError(f"{file}: damaged archive ({error}). It is removed; run the command again") from error
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
 
 def _check_member(file: Path, info: zipfile.ZipInfo) -> None:
-    windows = PureWindowsPath(info.filename)  # knows all that can lead elsewhere on any system
+    windows = PureWindowsPath(info.filename)  # covers absolute paths and drives of any system
     outside = windows.drive or windows.root or ".." in windows.parts or ".." in PurePosixPath(info.filename).parts
     if outside or stat.S_ISLNK(info.external_attr >> 16):
-        raise DataError(
-            f"{file}: its member {info.filename!r} would lead outside of the folder; nothing is unpacked."
-        )
+        raise DataError(f"{file}: the member {info.filename!r} is outside of the folder; nothing is unpacked")
 
 
 def _is_there(target: Path, size: int) -> bool:
@@ -355,7 +353,7 @@ def _unpack_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     with archive.open(info) as source, part.open("wb") as stream:
-        shutil.copyfileobj(source, stream, _CHUNK)  # never more bytes than `file_size`
+        shutil.copyfileobj(source, stream, _CHUNK)  # at most `file_size` bytes
     part.replace(target)
 
 
@@ -363,10 +361,10 @@ def _need_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            f"{folder}: the disk has {free / 1e9:.1f} GB free, but {what} need {needed / 1e9:.1f} GB. Make room, "
-            "or choose a folder on another disk."
+            f"{folder}: {free / 1e9:.1f} GB are free, but {what} need {needed / 1e9:.1f} GB. Free some space, or "
+            "choose a folder on another disk"
         )
 
 
 def _cannot_write(file: Path, error: OSError) -> OutputError:
-    return OutputError(f"{file}: cannot write here ({error.strerror or error}). Is there room, and is it yours?")
+    return OutputError(f"{file}: cannot write this file or folder ({error.strerror or error})")

@@ -1,10 +1,9 @@
-"""What training shows of pictures: cached grids to train with a frozen encoder, pixels to train it as well.
+"""Inputs of training: cached grids for a frozen encoder, pixels for an encoder that learns.
 
-The grid cache holds the annotations of every picture, computed once by the frozen encoder and kept on disk.
-A cache is a folder. `header.json` says what the grids were made of: encoder, weights, frame and pictures; its hash
-names the folder, so that a cache of other settings is never used. `grids-0000.bin` and its successors hold one
-record of fp16 values after another, a record a picture. They only grow at their end, so work that was interrupted
-goes on after the last whole batch.
+The grid cache contains the annotations of every picture, computed once by the frozen encoder. A cache is a folder.
+`header.json` describes encoder, weights, frame and pictures; its hash is part of the name of the folder, so that a
+cache of other settings is never used. `grids-0000.bin` and so on contain one fp16 record per picture. They are only
+appended to, so an interrupted computation resumes after the last complete batch.
 """
 
 import hashlib
@@ -40,18 +39,18 @@ WHOLE = Rectangle(0.0, 0.0, 1.0, 1.0)
 """The rectangle of a whole picture."""
 
 SHARD_BYTES = 2**31
-"""How large a file of grids may become."""
+"""Maximum size of a file of grids."""
 
 
 class GridCache:
-    """Grids of pictures on disk. Each is mapped into memory for as long as it is read, and so none stays there.
+    """Grids of pictures on disk, memory-mapped only while they are read.
 
     Attributes:
-        mirrored: whether it has those of the mirrored pictures, too.
+        mirrored: whether it contains mirrored pictures, too.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], shard: int):
-        """Open a complete cache; `shape` is of a record, (views, L, D), and a file has `shard` records."""
+        """Open a complete cache with records of `shape` (views, L, D), and `shard` records per file."""
         self.mirrored = shape[0] == 2
         self._folder = folder
         self._shape = shape
@@ -60,23 +59,23 @@ class GridCache:
     def show(
         self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
     ) -> tuple[Tensor, Rectangle]:
-        """Return the annotations (L, D) of the picture at this place, float32, and what part of it they cover."""
-        number, place = divmod(picture, self._shard)
+        """Return the annotations of a picture, float32 (L, D), and the part of it that they cover."""
+        shard, index = divmod(picture, self._shard)
         views, *shape = self._shape
-        before = (place * views + mirrored) * math.prod(shape) * 2
-        grid = np.memmap(_shard_file(self._folder, number), np.float16, "r", before, tuple(shape))
+        offset = (index * views + mirrored) * math.prod(shape) * 2
+        grid = np.memmap(_shard_file(self._folder, shard), np.float16, "r", offset, tuple(shape))
         return torch.from_numpy(grid.astype(np.float32)), WHOLE
 
     def read(self, picture: int, mirrored: bool = False) -> Tensor:
-        """Return the annotations (L, D) of the picture at this place, float32."""
+        """Return the annotations of a picture, float32 (L, D)."""
         return self.show(picture, mirrored)[0]
 
 
 class PictureFiles:
-    """Pictures that are read from their files whenever they are asked for.
+    """Pictures that are read from their files at every access.
 
     Attributes:
-        mirrored: whether they are to be shown mirrored, too.
+        mirrored: whether training mirrors them.
     """
 
     def __init__(
@@ -90,15 +89,15 @@ class PictureFiles:
     def show(
         self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
     ) -> tuple[Tensor, Rectangle]:
-        """Return pixels (3, size, size) of the picture at this place, float32, and the part of it before `prepare`.
+        """Return the pixels of a picture, float32 (3, size, size), and the part of it before `prepare`.
 
         Args:
-            picture: its place.
-            mirrored: left to right.
-            variant: numbers that, with the picture's id, decide how it is augmented, if it is to be; none: not.
+            picture: its index.
+            mirrored: mirror it horizontally.
+            variant: random seed of the augmentation, together with the image id; None: do not augment.
 
         Raises:
-            ImageError: when it cannot be read.
+            ImageError: if it cannot be read.
         """
         record = self._records[picture]
         shown = images.open(record.image, at_least=2 * self._settings.size)
@@ -109,12 +108,12 @@ class PictureFiles:
         return torch.from_numpy(pixels[:, :, ::-1].copy() if mirrored else pixels), part
 
     def read(self, picture: int, mirrored: bool = False) -> Tensor:
-        """Return the pixels (3, size, size) of the picture at this place, float32, not augmented."""
+        """Return the pixels of a picture without augmentation, float32 (3, size, size)."""
         return self.show(picture, mirrored)[0]
 
 
 Pictures: TypeAlias = GridCache | PictureFiles
-"""What an encoder makes of pictures, or what it is to see of them: their order is that of the records."""
+"""The input of training for each picture, in the order of the records."""
 
 
 def cache_grids(
@@ -127,21 +126,21 @@ def cache_grids(
     batch_size: int = 32,
     name: str = "grids",
 ) -> GridCache:
-    """Compute the grids that are not in `folder` yet, with a progress bar on a terminal, and open them.
+    """Compute the missing grids in `folder`, with a progress bar on a terminal, and open the cache.
 
     Args:
-        folder: holds one cache for each combination of the settings and pictures.
-        encoder: with its trained weights; in eval mode, as it always is.
-        settings: how the pictures become its input.
+        folder: contains one cache for each combination of settings and pictures.
+        encoder: encoder with its trained weights, in eval mode.
+        settings: preprocessing of the pictures.
         records: the pictures.
-        mirrored: also keep the grid of each picture mirrored left to right.
-        batch_size: pictures to compute at once.
-        name: begins the cache's name, for people.
+        mirrored: also cache the mirrored pictures.
+        batch_size: number of pictures in a batch.
+        name: prefix of the name of the cache.
 
     Raises:
-        ConfigError: when annotations are too large for fp16, as those of wrong weights are.
-        ImageError: when a picture cannot be read.
-        OutputError: when the disk is full, or the folder cannot be written.
+        ConfigError: if annotations exceed the range of fp16, as with wrong weights.
+        ImageError: if a picture cannot be read.
+        OutputError: if the disk is full, or the folder cannot be written.
     """
     views = 2 if mirrored else 1
     header = {
@@ -152,34 +151,34 @@ def cache_grids(
         "pictures": [[record.image_id, record.image.stat().st_size] for record in records],
     }
     text = json.dumps(header, sort_keys=True)
-    place = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    cache = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     size = record_bytes(encoder, settings, mirrored=mirrored)
-    shard = max(SHARD_BYTES // size // batch_size, 1) * batch_size  # records a file: whole batches
+    shard = max(SHARD_BYTES // size // batch_size, 1) * batch_size  # records per file: whole batches
     parts = [records[at : at + shard] for at in range(0, len(records), shard)]
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / "lock"):  # another run may be at it
-            with write_atomically(place / "header.json", overwrite=True) as written:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / "lock"):  # another run may write it
+            with write_atomically(cache / "header.json", overwrite=True) as written:
                 written.write(text.encode())
-            files = [_shard_file(place, number) for number in range(len(parts))]
+            files = [_shard_file(cache, number) for number in range(len(parts))]
             done = sum(file.stat().st_size for file in files if file.exists()) // size
-            missing, free = (len(records) - done) * size, shutil.disk_usage(place).free
+            missing, free = (len(records) - done) * size, shutil.disk_usage(cache).free
             if missing > free:
                 raise OutputError(
-                    f"{place}: the grids take {missing / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f} GB "
-                    "left. Choose another encoder.cache, a coarser grid, or encoder.mirrored = false."
+                    f"{cache}: the grids need {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free. "
+                    "Choose another encoder.cache, a coarser grid, or encoder.mirrored = false"
                 )
             with tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None) as bar:
                 for file, part in zip(files, parts, strict=True):
                     _complete(file, size, encoder, settings, part, views, batch_size, bar)
     except OSError as error:
-        raise OutputError(f"{place}: cannot write the grids ({error.strerror or error})") from error
+        raise OutputError(f"{cache}: cannot write the grids ({error.strerror or error})") from error
     rows, columns = encoder.grid(settings.size)
-    return GridCache(place, (views, rows * columns, encoder.size), shard)
+    return GridCache(cache, (views, rows * columns, encoder.size), shard)
 
 
 def record_bytes(encoder: Encoder, settings: ImageSettings, *, mirrored: bool) -> int:
-    """Return how many bytes of disk the grids of one picture take."""
+    """Return the size of the grids of a picture on disk, in bytes."""
     return (2 if mirrored else 1) * math.prod(encoder.grid(settings.size)) * encoder.size * 2
 
 
@@ -193,11 +192,11 @@ def _complete(
     batch_size: int,
     bar: tqdm,
 ) -> None:
-    """Add the records that a file of grids does not have yet."""
+    """Append the missing records to a file of grids."""
     with file.open("ab") as grids, ThreadPoolExecutor(count_cores()) as readers, torch.inference_mode():
         done = file.stat().st_size // record_bytes
         if done < len(records):
-            done -= done % batch_size  # whole batches, as the last digits of a grid depend on its batch
+            done -= done % batch_size  # whole batches, because the rounding of a grid depends on its batch
         grids.truncate(done * record_bytes)
         device = next(encoder.parameters()).device
 
@@ -211,8 +210,8 @@ def _complete(
             stored = torch.stack(seen, dim=1).half()
             if not stored.isfinite().all():
                 raise ConfigError(
-                    f"{file}: what the encoder makes of some picture is beyond float16, in which grids are kept. "
-                    "Are encoder.weights those of this network?"
+                    f"{file}: annotations exceed the range of float16, in which grids are stored. "
+                    "Are encoder.weights those of this encoder?"
                 )
             grids.write(stored.cpu().numpy().tobytes())
             bar.update(len(pixels))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run saves its state, and leaves."""
+"""Stop a run on Ctrl-C and SIGTERM, after saving its state."""
 
 import signal
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from types import FrameType
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, and did, with its state saved.
+    """A run stopped on a signal, with its state saved.
 
     Attributes:
-        number: of the signal that asked.
+        number: the signal number.
     """
 
     def __init__(self, number: int):
@@ -19,12 +19,10 @@ class StoppedError(Exception):
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM while it is entered, so that whoever works can stop at a good place.
-
-    A second one is obeyed at once.
+    """A context that records SIGINT and SIGTERM, to stop between steps; a second signal stops immediately.
 
     Attributes:
-        noted: the number of the signal that came; 0: none.
+        noted: the signal number; 0: none.
     """
 
     def __init__(self) -> None:
@@ -41,7 +39,7 @@ class Signals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise `StoppedError` wherever the block is when a signal comes: all it does can be done again."""
+        """Raise `StoppedError` immediately on a signal, in a block that can be repeated."""
         self._at_once = True
         try:
             if self.noted:

@@ -1,4 +1,4 @@
-"""What a run writes of its progress: `log.jsonl`, a line of JSON at a time, and the same for TensorBoard."""
+"""The log of a run: `log.jsonl`, and optionally TensorBoard."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from captioner.installation import install_hint
 
 
 class RunLog:
-    """The log of a run's folder."""
+    """The log in the folder of a run."""
 
     def __init__(self, folder: Path, *, tensorboard: bool):
-        """Write to `log.jsonl` there, and with `tensorboard` to the folder of this name, too.
+        """Log to `log.jsonl`, and with `tensorboard` also to the folder `tensorboard`.
 
         Raises:
-            MissingExtraError: when TensorBoard is not installed.
+            MissingExtraError: if TensorBoard is not installed.
         """
         self._folder = folder
         self._file = folder / "log.jsonl"
@@ -28,10 +28,10 @@ class RunLog:
             _summary_writer()
 
     def write(self, step: int, **values: Any) -> None:
-        """Add a line.
+        """Append a line.
 
         Raises:
-            OutputError: when it cannot be written.
+            OutputError: if it cannot be written.
         """
         try:
             with self._file.open("a") as file:
@@ -40,28 +40,28 @@ class RunLog:
             raise cannot_write(self._file, error) from error
         if self._tensorboard:
             if self._board is None:
-                # What an interrupted run wrote after the state it was resumed from is not shown.
+                # Hide steps after the state from which the run resumed.
                 self._board = _summary_writer()(str(self._folder / "tensorboard"), purge_step=step)
             for name, value in _numbers(values):
                 self._board.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Bring all that was written to the disk, and return the length of `log.jsonl` in bytes."""
+        """Flush to disk, and return the size of `log.jsonl` in bytes."""
         if self._board is not None:
             self._board.flush()
         if not self._file.exists():
             return 0
-        with self._file.open("r+b") as file:  # Windows syncs only files that can be written
+        with self._file.open("r+b") as file:  # Windows can only sync writable files
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
     def cut(self, length: int) -> None:
-        """Forget what was written after the log was this long, such as half a line."""
+        """Truncate `log.jsonl` to a size in bytes."""
         if self._file.exists():
             os.truncate(self._file, min(length, self._file.stat().st_size))
 
     def close(self) -> None:
-        """Let go of TensorBoard's file; to write opens another."""
+        """Close the file of TensorBoard; `write` opens a new one."""
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -79,7 +79,7 @@ def _summary_writer() -> Any:
 
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of nested tables by their paths, such as `scores/flickr8k/CIDEr-D`."""
+    """Yield the numbers of nested tables with their paths, such as `scores/flickr8k/CIDEr-D`."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from ((f"{name}/{inner}", number) for inner, number in _numbers(value))

@@ -1,4 +1,4 @@
-"""What training makes small."""
+"""Loss of reference captions."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ from training.batches import Batch, Share
 from training.config import LossSettings
 
 RARE = -7.0
-"""Score of every word in every cell before detectors learn: a probability of 0.001."""
+"""Initial logit of the detectors: a probability of 0.001."""
 
 
 class CaptionLoss(nn.Module):
-    """Show, Attend and Tell's equation 14, and what further mechanisms add to it.
+    """Show, Attend and Tell, equation 14, and additional terms.
 
-    Every term is a mean over the words or the captions of a step. A step may be computed in parts, one after
-    another or by several processes: each weighed by its share, losses and gradients add up to those of the whole.
+    Every term is a mean over the words or captions of a step. A step may be computed in parts, in sequence or by
+    several processes: weighted by their shares, losses and gradients add up to those of the whole step.
 
-    `baseline`, of REINFORCE, is a moving average of captions' log-likelihoods. It stays the same for all parts of a
-    step; `likelihood` collects theirs, and `end_step` moves it.
+    `baseline` of REINFORCE is a moving average of the log-likelihoods of captions. It is constant within a step;
+    `likelihood` accumulates those of the parts, and `end_step` updates it.
 
-    Attention can also be taught where to look: at persons whose boxes are known, and where word detectors respond.
-    The detectors are a linear layer on normalised annotations with one output a word. They learn from captions
-    alone: P(word) = 1 - prod(1 - p) over the cells' p (noisy-OR: Fang et al. 2015, arXiv 1411.4952, section 3).
+    Attention can be supervised by boxes of persons and by word detectors. The detectors are a linear layer on
+    normalised annotations with one output per word. They learn from captions only: P(word) = 1 - prod(1 - p) over
+    the p of the cells (noisy-OR: Fang et al. 2015, arXiv 1411.4952, section 3).
     """
 
     person_words: Tensor
@@ -46,9 +46,9 @@ class CaptionLoss(nn.Module):
         """Prepare the loss.
 
         Args:
-            settings: weights of its terms.
-            persons: ids of words that name a person.
-            words: ids, ascending, of the words that have detectors, where `settings.detectors` is above 0.
+            settings: weights of the terms.
+            persons: token ids of words that name a person.
+            words: token ids, ascending, of words with detectors, if `settings.detectors` is above 0.
             annotation_size: D.
         """
         super().__init__()
@@ -75,17 +75,17 @@ class CaptionLoss(nn.Module):
         persons: Tensor | None = None,
         annotations: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss to minimise, and its terms for the log.
+        """Return the loss to minimize, and its terms for the log.
 
         Args:
-            logits: (M, V), and
-            look: (M, ...), both for the words of `captions` that are not PAD, as `Decoder.forward` gives them; of
-                any precision: all is computed in float32.
+            logits: (M, V), for the words of `captions` that are not PAD, as of `Decoder.forward`. All is computed
+                in float32.
+            look: (M, ...), attention of the same words.
             captions: (B, K, T).
-            targets: (M,), the word that follows each.
-            share: of the step, that these captions are.
-            progress: the share of the run that is done, 0 to 1.
-            persons: (B, L), the share of each cell inside of boxes of persons; zero where there are no boxes.
+            targets: (M,), the next word of each.
+            share: share of these captions in the step.
+            progress: share of the run that is done, 0..1.
+            persons: (B, L), share of each cell inside boxes of persons; zero without boxes.
             annotations: (B, L, D), for detectors.
         """
         logits = logits.float()
@@ -122,19 +122,19 @@ class CaptionLoss(nn.Module):
             )
         return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
 
-    def of_batch(
+    def for_batch(
         self, decoder: Decoder, annotations: Tensor, batch: Batch, progress: float, sampled: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a decoder that reads the captions of a batch, and its terms for the log.
+        """Return the loss of a decoder on a batch, and its terms for the log.
 
         Args:
             decoder: in training mode.
-            annotations: (B, L, D), of the pictures of the batch.
+            annotations: (B, L, D) of the pictures of the batch.
             batch: on the device of the decoder.
-            progress: the share of the run that is done, 0 to 1.
+            progress: share of the run that is done, 0..1.
             sampled: share of scheduled sampling; above 0 for recurrent decoders only.
         """
-        own = [sampled] if sampled else []  # not every decoder takes it
+        own = [sampled] if sampled else []  # not a parameter of every decoder
         logits, look = decoder(annotations, batch.captions, *own)
         loss, terms = self(
             logits,
@@ -159,17 +159,17 @@ class CaptionLoss(nn.Module):
         teach: Tensor,
         share: Share,
     ) -> dict[str, Tensor]:
-        """Return the terms of word detectors: what they learn, and what attention learns from them.
+        """Return the loss of word detectors, and that of attention supervised by them.
 
         Args:
             detectors: D to N words.
             annotations: (B, L, D).
             captions: (B, K, T).
-            image: of each target (M,).
+            image: image index of each target (M,).
             targets: (M,).
             weights: attention of each target (M, L).
-            teach: bool (M,), whether the attention of a target may learn from its detector.
-            share: of the step.
+            teach: bool (M,), whether the detector supervises the attention of a target.
+            share: share in the step.
         """
         scores = detectors(F.layer_norm(annotations.float(), annotations.shape[-1:]))  # (B, L, N)
         absent = -F.softplus(scores).sum(dim=1)  # (B, N), log of 1 - P
@@ -190,26 +190,26 @@ class CaptionLoss(nn.Module):
         return terms
 
     def end_step(self) -> None:
-        """Move the baseline, once `likelihood` is that of all captions of a step."""
+        """Update the baseline from `likelihood`, at the end of a step."""
         self.baseline.copy_(0.9 * self._present_baseline(self.likelihood) + 0.1 * self.likelihood)
         self.begun.fill_(True)
         self.likelihood.zero_()
 
     def _present_baseline(self, mean: Tensor) -> Tensor:
-        """Return the baseline, which in the first step is the mean itself, of the part that asks."""
+        """Return the baseline; in the first step, the mean of the part."""
         return torch.where(self.begun, self.baseline, mean)
 
     def _reinforce(self, likelihood: Tensor, choice: Tensor, owners: Tensor, share: Share) -> Tensor:
-        """Return what to minimise so that locations are chosen after which captions become likely.
+        """Return the REINFORCE loss of the locations that `hard` attention sampled.
 
-        Show, Attend and Tell, section 4.1: the log-likelihood of a caption, less a baseline that follows it
-        (b = 0.9 b + 0.1 log p), rewards all of its choices. Ours is the mean over a caption's words where theirs is
-        the sum, so that long captions do not seem worse.
+        Show, Attend and Tell, section 4.1: the log-likelihood of a caption minus a moving baseline
+        (b = 0.9 b + 0.1 log p) rewards all of its choices. Here it is the mean over the words of a caption, in the
+        paper the sum, so that long captions are not worse.
 
         Args:
-            likelihood: log-probability (M,) of each word, and
-            choice: of the location before it (M,).
-            owners: the caption (M,) that each word belongs to.
+            likelihood: log-probability of each word (M,).
+            choice: log-probability of its location (M,).
+            owners: caption index of each word (M,).
         """
         counts = owners.bincount().to(likelihood)
         reward = likelihood.new_zeros(len(counts)).index_add(0, owners, likelihood) / counts
@@ -219,37 +219,36 @@ class CaptionLoss(nn.Module):
 
 
 def caption_numbers(captions: Tensor) -> Tensor:
-    """Return which caption (M,) each word of `captions` (B, K, T) that is not PAD belongs to, counted from 0."""
+    """Return the caption index (M,) of each word of `captions` (B, K, T) that is not PAD."""
     real = captions != PAD
-    written = real.any(dim=2)  # (B, K): captions that are there at all
+    written = real.any(dim=2)  # (B, K): captions that are not padding
     image, column, _ = real.nonzero(as_tuple=True)
     return (written.flatten().cumsum(0) - 1).view_as(written)[image, column]
 
 
 def mean_entropy(weights: Tensor) -> Tensor:
-    """Return the mean entropy of attention (M, L), in nats; its gradient is finite at weights of zero."""
+    """Return the mean entropy of attention (M, L), in nats; its gradient is finite at zero weights."""
     return -(weights * weights.clamp(min=1e-6).log()).sum(dim=1).mean()
 
 
 def log_of_complement(log_probs: Tensor) -> Tensor:
-    """Return log(1 - p) of log(p), which is below 0, exact for p near 0 and near 1."""
+    """Return log(1 - p) of log(p), accurate for p near 0 and near 1."""
     return (-log_probs.clamp(max=-1e-6).expm1()).log()
 
 
 def _surprise(mass: Tensor) -> Tensor:
-    """Return -log of a mass of attention; its slope is at most 100, where the mass is zero."""
+    """Return -log of an attention mass, with a gradient of at most 100."""
     return -(0.99 * mass + 0.01).log()
 
 
 def doubly_stochastic_penalty(attention: Tensor, owners: Tensor) -> Tensor:
-    """Return how far each location's attention, summed over a caption's words, is from 1: the mean square.
+    """Return the mean over captions and locations of (1 - the attention summed over the words)^2.
 
-    Show, Attend and Tell, section 4.2.1: it asks the network to look at every part of the picture. The mean is
-    over captions and locations.
+    Show, Attend and Tell, section 4.2.1: it encourages attention to every part of the picture.
 
     Args:
         attention: (M, L) of each word.
-        owners: the caption (M,) that each word belongs to.
+        owners: caption index of each word (M,).
     """
     captions = int(owners[-1]) + 1
     sums = attention.new_zeros(captions, attention.shape[1]).index_add(0, owners, attention)

@@ -1,4 +1,4 @@
-"""What a step of training minimises: to write people's captions, or self-critical training."""
+"""The training objective: the loss of reference captions, or self-critical training."""
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ from training.self_critical import SelfCriticalLoss
 from training.setup import precision
 
 LEAST_PICTURES = 100
-"""Number of training pictures that a word needs to have a detector."""
+"""Minimum number of training pictures of a word with a detector."""
 
 MOST_PICTURES = 0.25
-"""Share of the training pictures above which a word has no detector: "a", "on" and "is" are to be seen nowhere."""
+"""Maximum share of the training pictures of a word with a detector: "a", "on" and "is" are not visible."""
 
 
 class Objective:
-    """The loss of a run's batches, as its settings say."""
+    """The loss of batches, by the settings of a run."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Objective:
         """Prepare the loss; `size` is that of an annotation, D.
 
         Raises:
-            ConfigError: when there are no words to have detectors.
+            ConfigError: if no word can have a detector.
         """
         self.settings = settings
         self.device = device
@@ -44,23 +44,23 @@ class Objective:
             words = frequent_words(examples.references(), LEAST_PICTURES, MOST_PICTURES)
             if not words:
                 raise ConfigError(
-                    f"loss.detectors: no word is in the captions of {LEAST_PICTURES} training pictures and at most "
-                    f"{MOST_PICTURES:.0%} of all. Set it to 0, or use more pictures"
+                    f"loss.detectors: no word occurs in at least {LEAST_PICTURES} training pictures and at most "
+                    f"{MOST_PICTURES:.0%} of them. Set it to 0, or use more pictures"
                 )
-        self.of_captions = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
+        self.caption_loss = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
         self._critical = settings.self_critical and SelfCriticalLoss(
-            settings.self_critical, examples.references(), self.of_captions, settings.search.max_words
+            settings.self_critical, examples.references(), self.caption_loss, settings.search.max_words
         )
 
     def __call__(
         self, network: CaptioningNetwork, batch: Batch, progress: float
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss to minimise, and its terms for the log.
+        """Return the loss to minimize, and its terms for the log.
 
         Args:
             network: in training mode.
-            batch: on the device.
-            progress: the share of the run that is done, 0 to 1; it tells how many words are the network's own.
+            batch: on the device of the network.
+            progress: share of the run that is done, 0..1, for scheduled sampling.
         """
         decoder = network.decoder
         with precision(self.settings, self.device):
@@ -68,4 +68,4 @@ class Objective:
             if self._critical:
                 return self._critical(decoder, annotations, batch, progress)
             sampled = self.settings.scheduled_sampling * progress
-            return self.of_captions.of_batch(decoder, annotations, batch, progress, sampled)
+            return self.caption_loss.for_batch(decoder, annotations, batch, progress, sampled)

@@ -1,4 +1,4 @@
-"""Where people have marked persons in training pictures, to teach attention where to look when it names one."""
+"""Boxes of persons in training pictures, to supervise attention."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ from captioner.vocabulary import SPECIAL, Vocabulary
 from evaluation.boxes import CATEGORY
 from evaluation.objects import find_mentions
 
-_SAMPLES = 8  # points down and across a cell, at which boxes are looked up
+_SAMPLES = 8  # sampling points per cell along each axis
 
 
 def cover(boxes: np.ndarray, shown: Rectangle, grid: tuple[int, int], *, mirrored: bool) -> Tensor:
-    """Return the share of each cell (L,) that lies inside of any box, 0 to 1.
+    """Return the share of each cell inside any box, 0..1: (L,).
 
     Args:
         boxes: (N, 4), in fractions of the picture.
         shown: the part of the picture that the grid covers.
-        grid: its rows and columns.
-        mirrored: whether the part is shown mirrored left to right.
+        grid: rows and columns.
+        mirrored: whether the part is mirrored horizontally.
     """
     rows, columns = grid
     down = shown.top + _middles(rows) * (shown.bottom - shown.top)
@@ -37,7 +37,7 @@ def _middles(cells: int) -> np.ndarray:
 
 
 def find_persons(vocabulary: Vocabulary) -> list[int]:
-    """Return the ids of the words that name a person; see `evaluation.objects`."""
+    """Return the token ids of words that name a person; see `evaluation.objects`."""
     return [
         index
         for index, word in enumerate(vocabulary.words)
@@ -46,16 +46,16 @@ def find_persons(vocabulary: Vocabulary) -> list[int]:
 
 
 def frequent_words(captions: Sequence[Sequence[Sequence[int]]], least: int, most: float) -> list[int]:
-    """Return the ids of words, ascending, that captions of at least `least` pictures have, and of at most a share.
+    """Return the token ids, ascending, that occur in the captions of `least` or more pictures, and at most a share.
 
     Args:
-        captions: words of each caption of each picture.
-        least: number of pictures.
-        most: share of the pictures, 0 to 1.
+        captions: token ids of each caption of each picture.
+        least: minimum number of pictures.
+        most: maximum share of the pictures, 0..1.
     """
     counts: dict[int, int] = {}
-    for each in captions:
-        for word in {word for caption in each for word in caption}:
+    for several in captions:
+        for word in {word for caption in several for word in caption}:
             counts[word] = counts.get(word, 0) + 1
     return sorted(
         word for word, count in counts.items() if word >= len(SPECIAL) and least <= count <= most * len(captions)

@@ -1,11 +1,11 @@
-"""The reward of captions that a network wrote, many at once: CIDEr-D, perhaps with BLEU-4."""
+"""The reward of self-critical training: CIDEr-D, optionally with BLEU-4, of many captions."""
 
 from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 
-from evaluation.ngrams import (
+from evaluation.metrics.ngrams import (
     LONGEST_NGRAM,
     NgramTable,
     Vectors,
@@ -18,19 +18,19 @@ from evaluation.ngrams import (
 
 
 class CaptionReward:
-    """CIDEr-D of captions, by what people said of the same pictures.
+    """CIDEr-D of captions against the references of their pictures.
 
-    Document frequencies are those of the references. Self-critical training counts the end as a word (Rennie et
-    al. 2017, arXiv 1612.00563): when references and captions hold it, a caption that stops too early ("a man on a")
-    loses by the rare n-grams that its end makes. Where a vocabulary holds pieces of words, n-grams are of pieces.
+    Document frequencies are those of the references. Self-critical training counts END as a word (Rennie et al.
+    2017, arXiv 1612.00563): unfinished captions ("a man on a") then lose reward by their rare last n-grams. For a
+    subword vocabulary, n-grams are of subwords.
     """
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]], bleu: float = 0.0):
-        """Count in how many pictures each n-gram occurs.
+        """Count document frequencies.
 
         Args:
-            references: word numbers, above 0, of each caption of each picture; at least one caption a picture.
-            bleu: how many times BLEU-4 of the caption, which is 0 to 1, is added to CIDEr-D, which is 0 to 10.
+            references: token ids, above 0, of each caption of each picture; at least one caption per picture.
+            bleu: weight of BLEU-4 (0..1), which is added to CIDEr-D (0..10).
         """
         self._bleu = bleu
         self._captions = pad(list(chain.from_iterable(references)))
@@ -42,22 +42,22 @@ class CaptionReward:
         """Return the reward (N,) of each caption.
 
         Args:
-            pictures: (N,), the place of each caption's picture among the references.
-            captions: word numbers (N, T), PAD after the last.
+            pictures: (N,), index of the picture of each caption in the references.
+            captions: token ids (N, T), padded.
         """
         shown, picture = np.unique(pictures, return_inverse=True)
         counts = self._counts[shown]
         references = self._captions[ranges(self._starts[shown], counts)]
-        theirs = self._table.weigh(references, np.repeat(np.arange(len(shown)), counts))
-        ours = self._table.weigh(captions, picture)
-        reward = cider_d(ours, theirs)
+        reference_vectors = self._table.weigh(references, np.repeat(np.arange(len(shown)), counts))
+        vectors = self._table.weigh(captions, picture)
+        reward = cider_d(vectors, reference_vectors)
         if self._bleu:
-            reward += self._bleu * _bleu_4(ours, theirs)
+            reward += self._bleu * _bleu_4(vectors, reference_vectors)
         return reward
 
 
 def _bleu_4(captions: Vectors, references: Vectors) -> np.ndarray:
-    """Return BLEU-4 (N,) of each caption; see `evaluation.metrics.bleu`."""
+    """Return BLEU-4 (N,) of each caption; see `evaluation.metrics.bleu.bleu`."""
     tiny, small = 1e-15, 1e-9
     matches, possible = count_matches(captions, references)
     precision = ((matches + tiny) / (possible + small)).prod(axis=1) ** (1 / LONGEST_NGRAM)

@@ -1,6 +1,6 @@
-"""Self-critical training (Rennie et al. 2017, arXiv 1612.00563): captions of the network's own, rewarded.
+"""Self-critical training (Rennie et al. 2017, arXiv 1612.00563): reinforcement learning of the reward of captions.
 
-Captions are drawn from the network, and each becomes likelier by as much as its reward exceeds a baseline.
+Captions are sampled from the network; the probability of each increases with its reward above a baseline.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _NEVER_WRITTEN = torch.tensor([PAD, START, UNKNOWN])
 
 
 class SelfCriticalLoss:
-    """A loss whose gradient is that of REINFORCE (Williams 1992) with a baseline, mixed with people's captions."""
+    """REINFORCE (Williams 1992) with a baseline, mixed with the loss of the reference captions."""
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class SelfCriticalLoss:
         """Prepare the rewards.
 
         Args:
-            settings: how to draw and compare.
-            references: the words of each picture's captions, END included, by `Batch.numbers`.
-            caption_loss: what has the share `settings.cross_entropy`.
-            max_words: of captions that are drawn.
+            settings: numbers of samples, baseline and weights.
+            references: token ids of the captions of each picture, with END, by `Batch.indices`.
+            caption_loss: the loss with the share `settings.cross_entropy`.
+            max_words: maximum length of sampled captions.
         """
         self._settings = settings
         self._reward = CaptionReward(references, settings.bleu)
@@ -45,19 +45,20 @@ class SelfCriticalLoss:
     def __call__(
         self, decoder: Decoder, annotations: Tensor, batch: Batch, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss to minimise, and for the log its terms, mean rewards and the mean length in words.
+        """Return the loss to minimize, and for the log its terms, mean rewards and the mean length in words.
 
-        As for `CaptionLoss`, those of the parts of a step add up; but each part divides by its own drawn words.
+        As for `CaptionLoss`, the losses of the parts of a step add up, but each part divides by its own number of
+        sampled words.
 
         Args:
             decoder: in training mode.
             annotations: (B, L, D).
-            batch: of these pictures, on the device of the decoder.
-            progress: the share of the run that is done, 0 to 1.
+            batch: the batch of these pictures, on the device of the decoder.
+            progress: share of the run that is done, 0..1.
         """
         samples, greedy = self._settings.samples, self._settings.baseline == "greedy"
         written = write_captions(decoder, annotations, samples, self._max_words, greedy=greedy)
-        rewards = self._reward_of(written, batch.numbers)
+        rewards = self._reward_of(written, batch.indices)
         if greedy:
             written, rewards, baseline = written[:, :samples], rewards[:, :samples], rewards[:, samples:]
         else:
@@ -73,14 +74,14 @@ class SelfCriticalLoss:
         loss = batch.share.pictures * loss
         mixed = self._settings.cross_entropy
         if mixed:
-            of_people, their_terms = self._caption_loss.of_batch(decoder, annotations, batch, progress)
-            loss = (1 - mixed) * loss + mixed * of_people
-            terms |= their_terms
+            caption_loss, caption_terms = self._caption_loss.for_batch(decoder, annotations, batch, progress)
+            loss = (1 - mixed) * loss + mixed * caption_loss
+            terms |= caption_terms
         return loss, terms
 
-    def _reward_of(self, written: Tensor, numbers: Tensor) -> Tensor:
-        """Return the reward (B, K) of captions (B, K, T) of the pictures of these numbers (B,)."""
-        pictures = numbers.repeat_interleave(written.shape[1]).cpu().numpy()
+    def _reward_of(self, written: Tensor, indices: Tensor) -> Tensor:
+        """Return the rewards (B, K) of captions (B, K, T) of the pictures with these indices (B,)."""
+        pictures = indices.repeat_interleave(written.shape[1]).cpu().numpy()
         rewards = self._reward.score(pictures, written.flatten(0, 1).cpu().numpy())
         return torch.from_numpy(rewards).to(written.device, torch.float32).view(written.shape[:2])
 
@@ -89,20 +90,20 @@ class SelfCriticalLoss:
 def write_captions(
     decoder: Decoder, annotations: Tensor, samples: int, max_words: int, *, greedy: bool = False
 ) -> Tensor:
-    """Write captions of pictures: `samples` drawn at random, and if `greedy`, then the one of the likeliest words.
+    """Sample captions, and append the greedy caption if `greedy`.
 
-    They are captions of the decoder as it will be used, which is what the reward is for: dropout is off, and `hard`
-    attention does not draw its locations as it does in training.
+    The decoder is in inference mode, as the reward is for inference: without dropout, and `hard` attention does not
+    sample locations.
 
     Args:
-        decoder: in either mode.
+        decoder: in any mode.
         annotations: (B, L, D).
-        samples: K, drawn for a picture.
-        max_words: a caption with more is cut, and has no END.
-        greedy: whether to add the caption of the likeliest words, as the last of K + 1.
+        samples: K, number of samples per picture.
+        max_words: maximum length; truncated captions have no END.
+        greedy: whether to append the greedy caption, as the last of K + 1.
 
     Returns:
-        Words (B, K, T), END included, PAD after it.
+        Token ids (B, K, T), with END and padding.
     """
     was_training = decoder.training
     decoder.eval()
@@ -114,7 +115,7 @@ def write_captions(
     while len(written) <= max_words and not ended.all():
         log_probs, state, _ = decoder.step(words, state)
         odds = log_probs.float().index_fill(2, _NEVER_WRITTEN.to(words.device), -torch.inf).softmax(dim=2)
-        # By the cumulative distribution: `multinomial` would take a random number for each word of the vocabulary.
+        # Inverse transform sampling: `multinomial` would use a random number for every word of the vocabulary.
         cumulative = odds[:, :samples].cumsum(dim=2)
         targets = cumulative[:, :, -1:] * torch.rand(images, samples, 1, device=words.device)
         drawn = torch.searchsorted(cumulative, targets, right=True).squeeze(2).clamp(max=odds.shape[2] - 1)
@@ -126,25 +127,24 @@ def write_captions(
 
 
 def policy_loss(decoder: Decoder, annotations: Tensor, written: Tensor, advantages: Tensor) -> Tensor:
-    """Return minus the captions' log-probabilities times their advantages, summed, and divided by all their words.
+    """Return minus the log-probabilities of captions times their advantages, averaged over all words.
 
-    One divisor for all captions, where each one's own length would favour short ones, gives the loss the scale of a
-    mean cross-entropy. Words that are never written have no probability here either.
+    The divisor is the number of words of all captions, because their own lengths would favour short ones. Words
+    that are never written have no probability here either.
 
-    Log-probabilities are those of the decoder in training, dropout on, while the captions were drawn without it. So
-    it regularises as it does on people's captions, and the gradient is that of a slightly different network's. What
-    this adds to all samples of a picture alike cancels with the baseline of the others, whose advantages sum to 0.
-    Locations that `hard` attention draws here did not make the captions, so their choice gets no reward.
+    Log-probabilities are those of the decoder in training mode, while the captions were sampled without dropout.
+    Dropout regularizes as on reference captions, and the gradient is that of a slightly different network. What it
+    adds to all samples of a picture equally cancels with the `others` baseline, whose advantages sum to 0.
+    Locations that `hard` attention samples here did not produce the captions, so their choice is not rewarded.
 
     Args:
         decoder: in training mode.
         annotations: (B, L, D).
-        written: captions (B, K, T), END included, PAD after it.
+        written: token ids (B, K, T), with END and padding.
         advantages: (B, K).
     """
-    lengths, order = (
-        (written != PAD).sum(dim=2).sort(dim=1, descending=True)
-    )  # the order that costs `forward` least
+    # Longest first, which costs `forward` least.
+    lengths, order = (written != PAD).sum(dim=2).sort(dim=1, descending=True)
     written = written.gather(1, order.unsqueeze(2).expand_as(written))[:, :, : lengths.max()]
     real = written != PAD
     before = F.pad(written[:, :, :-1], (1, 0), value=START).masked_fill(~real, PAD)

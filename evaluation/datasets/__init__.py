@@ -1,17 +1,17 @@
-"""Captioned pictures on disk, in the layouts people have them; every reader returns the same records.
+"""Readers of captioned pictures in common layouts; all return the same records.
 
-A data set is named by its layout and its place, LAYOUT:PATH:
+A data set is named by its layout and path, LAYOUT:PATH:
 
-    coco:DIRECTORY       COCO's captions of 2014 or 2017, in the folders of the official archives
-    karpathy:FILE        Karpathy's JSON of COCO, Flickr8k or Flickr30k, the split that papers use
-    flickr8k:DIRECTORY   as its authors gave it out, or as Kaggle does
-    flickr30k:DIRECTORY  as its authors give it out, or as Kaggle does
-    jsonl:FILE           {"image": PATH, "captions": [TEXT, ...]} a line
+    coco:DIRECTORY       COCO's captions of 2014 or 2017, in the folders of its archives
+    karpathy:FILE        Karpathy's JSON of COCO, Flickr8k or Flickr30k, the splits that papers use
+    flickr8k:DIRECTORY   as distributed by its authors or Kaggle
+    flickr30k:DIRECTORY  as distributed by its authors or Kaggle
+    jsonl:FILE           one {"image": PATH, "captions": [TEXT, ...]} per line
     csv:FILE, tsv:FILE   a table with the columns image and caption
     folder:DIRECTORY     pictures, each beside a .txt file of captions
-    shapes:DIRECTORY     made on the spot; see `evaluation.shapes`
+    shapes:DIRECTORY     drawn from a seed; see `evaluation.datasets.shapes`
 
-The reader of each says more. Where nobody has split a set, a hash of each picture's id does.
+The readers document each layout. A set without splits is split by a hash of each image id.
 """
 
 import os
@@ -28,6 +28,7 @@ from captioner.errors import DataError, ImageError
 from evaluation.datasets.files import SPLITS, Problems, Record, read_lines, split_by_hash
 from evaluation.datasets.own import read_folder, read_jsonl, read_table
 from evaluation.datasets.published import read_coco, read_flickr8k, read_flickr30k, read_karpathy
+from evaluation.datasets.shapes import read_shapes
 
 __all__ = [
     "READERS",
@@ -39,13 +40,6 @@ __all__ = [
     "resolve_paths",
     "split_by_hash",
 ]
-
-
-def read_shapes(directory: Path, problems: Problems) -> list[Record]:
-    """Pictures of coloured shapes, generated in the folder if it is missing or empty; see `evaluation.shapes`."""
-    from evaluation import shapes  # which imports this module
-
-    return shapes.read_shapes(directory)
 
 
 READERS: dict[str, Callable[[Path, Problems], list[Record]]] = {
@@ -66,25 +60,24 @@ def read_dataset(
 ) -> list[Record]:
     """Return the records of a data set, in the order of its files.
 
-    Everything is checked at once but the insides of the pictures, which `find_unreadable` looks at. A picture that
-    is listed under two paths (`a.jpg` and `./a.jpg`, or a link to it) is a duplicate.
+    All problems are reported together. `find_unreadable` checks whether pictures can be opened. A picture that is
+    listed under two paths (`a.jpg` and `./a.jpg`, or a link to it) is a duplicate.
 
     Args:
         layout: a key of `READERS`.
-        path: a file or folder, as the layout has it.
-        splits: return the records of these splits alone. The pictures of other splits need not be on disk.
-        on_disk: whether those of these splits must be.
+        path: a file or folder, depending on the layout.
+        splits: splits of the records to return. The pictures of other splits need not be on disk.
+        on_disk: whether the pictures of these splits must be on disk.
 
     Raises:
-        DataError: when a file of captions is missing or no such file; or, reported together with counts and first
-            names, when pictures are missing, are listed twice or in two splits, or have no caption or an empty
-            one, and when lines are malformed or not UTF-8; or when there is no picture.
-        MissingExtraError: when the layout needs a library that is not installed.
+        DataError: if a file of captions is missing or malformed; if pictures are missing, duplicate, in two splits,
+            or without a caption; or if there are no pictures.
+        MissingExtraError: if the layout needs a library that is not installed.
     """
     if "\0" in str(path):
-        raise DataError(f"{escape_controls(str(path))}: no path has a NUL character in it")
+        raise DataError(f"{escape_controls(str(path))}: invalid path (NUL character)")
     if layout not in READERS:
-        raise DataError(f"unknown layout {layout!r} of a data set; known: {', '.join(READERS)}")
+        raise DataError(f"unknown data set layout {layout!r}; known: {', '.join(READERS)}")
     problems = Problems()
     records = READERS[layout](path, problems)
     _check_captions(records, problems)
@@ -97,8 +90,8 @@ def read_dataset(
 
 
 def resolve_paths(records: Sequence[Record]) -> list[str]:
-    """Return the path of the file of each picture: it is the same for `a.jpg`, `./a.jpg` and a link to it."""
-    folders: dict[Path, tuple[str, set[str]]] = {}  # the resolved folder, and the names of the links in it
+    """Return the real path of each picture: the same for `a.jpg`, `./a.jpg` and a link to it."""
+    folders: dict[Path, tuple[str, set[str]]] = {}  # resolved folder, and names of its links
     paths = []
     for record in records:
         folder, name = record.image.parent, record.image.name
@@ -128,7 +121,7 @@ def _check_captions(records: Sequence[Record], problems: Problems) -> None:
 
 
 def _check_files(records: Sequence[Record], problems: Problems) -> None:
-    folders: dict[Path, set[str]] = {}  # reading a folder once is quicker than asking for 100,000 of its files
+    folders: dict[Path, set[str]] = {}  # listing a folder is faster than 100,000 calls of stat
     for record in records:
         folder = record.image.parent
         if folder not in folders:
@@ -138,22 +131,22 @@ def _check_files(records: Sequence[Record], problems: Problems) -> None:
 
 
 def _list_names(folder: Path, *, links: bool = False) -> set[str]:
-    """Return the names in a folder, or those of its symbolic links; none if it cannot be read."""
+    """Return the names in a folder, or those of its symbolic links; empty if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not links or entry.is_symlink()}
-    except (OSError, ValueError):  # ValueError: no system has such a name
+    except (OSError, ValueError):  # ValueError: invalid name
         return set()
 
 
 def find_unreadable(records: Sequence[Record], workers: int = 4) -> list[tuple[Record, str]]:
-    """Return the records whose picture cannot be opened, each with the reason, which names the file.
+    """Return the records whose picture cannot be opened, each with an error message that names the file.
 
-    Only headers are read, with a progress bar on a terminal: a picture cut short in its middle is not found.
+    Only headers are read, with a progress bar on a terminal: truncated pictures are not found.
 
     Args:
-        records: whose pictures to open.
-        workers: threads that do.
+        records: records of the pictures.
+        workers: number of threads.
     """
     chunks = [records[start : start + 256] for start in range(0, len(records), 256)]
     found = []
@@ -168,7 +161,7 @@ def find_unreadable(records: Sequence[Record], workers: int = 4) -> list[tuple[R
 
 
 def _find_reasons(records: Sequence[Record]) -> list[str]:
-    """Return why each picture cannot be opened, empty for those that can."""
+    """Return the error message of each picture, empty if it can be opened."""
     reasons = []
     for record in records:
         try:

@@ -1,11 +1,11 @@
-"""What all readers need: the record, the list of what is wrong, and text files of unknown quality."""
+"""Common parts of the readers: records, collected problems, and text files that may be malformed."""
 
 import codecs
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Record:
-    """A picture and what people said of it."""
+    """A picture and its reference captions."""
 
     image: Path
     image_id: str  # unique in its data set
@@ -26,54 +26,60 @@ class Record:
 
 
 class Problems:
-    """What is wrong with a data set, gathered so that all of it is told at once."""
+    """The problems of a data set, collected to report them together."""
 
     def __init__(self) -> None:
-        self._places: dict[str, list[str]] = {}
+        self._details: dict[str, list[str]] = {}
 
-    def add(self, kind: str, place: str) -> None:
-        """Note a problem: what is wrong, in the plural, and with which picture or line."""
-        self._places.setdefault(kind, []).append(place)
+    def add(self, kind: str, detail: str) -> None:
+        """Add a problem: its kind, in the plural, and the picture or line."""
+        self._details.setdefault(kind, []).append(detail)
 
     def raise_any(self, source: str | Path) -> None:
-        """Tell each kind of problem with its count and its first places.
+        """Raise if there are problems.
 
         Raises:
-            DataError: if there is any.
+            DataError: with the count and the first details of each kind of problem.
         """
-        if self._places:
+        if self._details:
             kinds = "; ".join(
-                f"{kind}: {len(places)} ({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
-                for kind, places in self._places.items()
+                f"{kind}: {len(details)} ({', '.join(details[:3])}{', ...' if len(details) > 3 else ''})"
+                for kind, details in self._details.items()
             )
-            raise DataError(f"{source}: {kinds}. Correct these, or take them out of the data set.")
+            raise DataError(f"{source}: {kinds}. Correct or remove them.")
 
 
 def split_by_hash(image_id: str) -> str:
-    """Return the split of a picture that nobody has put into one: 90 % train, 5 % dev, 5 % test.
+    """Return a split by the hash of an image id: 90 % train, 5 % dev, 5 % test.
 
-    It depends on the id alone, so another picture more or less moves no picture from one split to another.
+    It depends only on the id, so adding or removing pictures moves no other picture to another split.
     """
     digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64  # in 0..1
-    return "train" if place < 0.90 else "dev" if place < 0.95 else "test"
+    value = int.from_bytes(digest[:8], "big") / 2**64  # in 0..1
+    return "train" if value < 0.90 else "dev" if value < 0.95 else "test"
+
+
+def shorten_names(names: Iterable[Hashable]) -> str:
+    """Return the first few names, sorted, and the number of the others, for messages."""
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
 def one_line(text: str) -> str:
-    """Return the text with each run of white space as one space, and none around it."""
+    """Return the text with runs of white space replaced by a space, stripped."""
     return " ".join(text.split())
 
 
-def first_folder(places: Sequence[Path]) -> Path:
-    """Return the first of the folders that exists, or else the first."""
-    return next((place for place in places if place.is_dir()), places[0])
+def first_folder(folders: Sequence[Path]) -> Path:
+    """Return the first folder that exists, or the first if none does."""
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def decode_lines(file: Path, problems: Problems) -> Iterator[str]:
-    """Yield every line of a text file with its end; what is not UTF-8 is noted, and yielded with marks in it.
+    """Yield the lines of a text file; invalid UTF-8 is reported as a problem, and replaced.
 
     Raises:
-        DataError: when the file is missing or cannot be read.
+        DataError: if the file cannot be read.
     """
     try:
         with file.open("rb") as lines:
@@ -90,14 +96,14 @@ def decode_lines(file: Path, problems: Problems) -> Iterator[str]:
 
 
 def read_lines(file: Path, problems: Problems | None = None) -> Iterator[tuple[str, str]]:
-    """Yield where each line that is not blank stands, for messages, and its text without space around it.
+    """Yield the position of each line that is not blank, for messages, and its stripped text.
 
     Args:
         file: a text file.
-        problems: where to note lines that are not UTF-8; if None, they are an error after the last line.
+        problems: collects lines that are not UTF-8; None: raise after the last line.
 
     Raises:
-        DataError: when the file is missing or cannot be read.
+        DataError: if the file cannot be read.
     """
     found = Problems() if problems is None else problems
     for number, line in enumerate(decode_lines(file, found), start=1):
@@ -108,11 +114,11 @@ def read_lines(file: Path, problems: Problems | None = None) -> Iterator[tuple[s
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; unlike `json.loads`, refuse an object that has a key twice.
+    """Parse JSON; unlike `json.loads`, reject duplicate keys.
 
     Raises:
-        ValueError: when it is not JSON; when an object has two values for a key, of which all but the last would be
-            lost; and beyond Python's limits, at lists in lists in lists or a number of thousands of digits.
+        ValueError: if it is not JSON, an object has a duplicate key, or it exceeds Python's limits of nesting or of
+            digits.
     """
     try:
         return json.loads(text, object_pairs_hook=_to_dict)
@@ -130,10 +136,10 @@ def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        DataError: when it is missing, cannot be read, or is not JSON in UTF-8; see `parse_json`.
+        DataError: if it cannot be read, or is not JSON in UTF-8; see `parse_json`.
     """
     try:
         content = file.read_bytes()
@@ -142,7 +148,7 @@ def read_json(file: Path) -> Any:
         raise _cannot_read(file, error) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}, line {line}: not UTF-8. Is this the file of the data set?") from error
+        raise DataError(f"{file}, line {line}: not UTF-8. Is this a file of the data set?") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{file}, line {error.lineno}: not JSON ({error.msg}). Is the file complete?") from error
     except ValueError as error:
@@ -153,11 +159,11 @@ def read_tokens(file: Path, problems: Problems) -> dict[str, list[str]]:
     """Return the captions of each picture from lines of the Flickr sets: NAME.jpg#NUMBER, white space, caption.
 
     Raises:
-        DataError: when the file is missing or cannot be read.
+        DataError: if the file cannot be read.
     """
     captions: dict[str, list[str]] = {}
     for where, line in read_lines(file, problems):
-        # Not a tab alone: one line of Flickr30k has spaces instead.
+        # One line of Flickr30k has spaces instead of a tab.
         if found := re.fullmatch(r"(.+?)#\d+(?:\s+(.*))?", line):
             captions.setdefault(found[1], []).append(found[2] or "")
         else:
@@ -167,5 +173,5 @@ def read_tokens(file: Path, problems: Problems) -> dict[str, list[str]]:
 
 def _cannot_read(file: Path, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{file}: no such file. Is this the place of the data set?")
+        return DataError(f"{file}: no such file. Is this the path of the data set?")
     return DataError(f"{file}: cannot read this file ({error.strerror or error})")

@@ -1,4 +1,4 @@
-"""Readers of people's own pictures: JSON Lines, tables, and folders of pictures beside text files."""
+"""Readers of your own pictures: JSON Lines, tables, and folders of pictures with text files."""
 
 import csv
 import os
@@ -19,13 +19,13 @@ from evaluation.datasets.files import (
 
 
 def read_jsonl(file: Path, problems: Problems | None = None) -> list[Record]:
-    """JSON Lines: {"image": PATH, "captions": [TEXT, ...], "split": "train" | "dev" | "test"} a picture.
+    """JSON Lines: {"image": PATH, "captions": [TEXT, ...], "split": "train" | "dev" | "test"} per picture.
 
-    Paths are relative to the file. A line without "split" gets it by hash. Other keys are left alone.
+    Paths are relative to the file. Without "split", the split is by hash. Other keys are ignored.
 
     Args:
-        file: one object a line.
-        problems: where to note lines that are something else; if None, they are an error.
+        file: one object per line.
+        problems: collects malformed lines; None: raise at the end.
     """
     found = Problems() if problems is None else problems
     records = []
@@ -48,18 +48,17 @@ def read_jsonl(file: Path, problems: Problems | None = None) -> list[Record]:
 
 
 def read_table(file: Path, problems: Problems, delimiter: str = ",", pictures: Path | None = None) -> list[Record]:
-    """A table with the columns `image` and `caption`, one caption a row, and perhaps `split`.
+    """A table with the columns `image` and `caption`, one caption per row, and optionally `split`.
 
-    Other columns are left alone. Fields are quoted as in CSV where they hold the delimiter or quotes. Without the
-    column `split`, pictures get theirs by hash.
+    Other columns are ignored. Fields are quoted as in CSV. Without the column `split`, splits are by hash.
 
     Args:
-        file: its first row names the columns.
-        problems: where to note rows that cannot be used.
-        delimiter: between the fields.
-        pictures: the folder that the paths are relative to; if None, that of the file.
+        file: its first row contains the names of the columns.
+        problems: collects malformed rows.
+        delimiter: separates the fields.
+        pictures: the folder of relative paths; default: that of the file.
     """
-    captions: dict[tuple[str, str], list[str]] = {}  # of each picture and split: a picture in two is found later
+    captions: dict[tuple[str, str], list[str]] = {}  # by picture and split: pictures in two splits are found later
     rows = csv.reader(decode_lines(file, problems), delimiter=delimiter, strict=True)
     try:
         header = [name.strip().lower() for name in next(rows, [])]
@@ -68,14 +67,14 @@ def read_table(file: Path, problems: Problems, delimiter: str = ",", pictures: P
                 f"{file}: expected a first row with the columns image and caption"
                 f"{', between tabs' if delimiter == chr(9) else ''}, got {header[:5]}"
             )
-        if twice := {"image", "caption", "split"} & {name for name in header if header.count(name) > 1}:
-            raise DataError(f"{file}: two columns are named {min(twice)!r}. Rename or remove one of them")
+        if duplicates := {"image", "caption", "split"} & {name for name in header if header.count(name) > 1}:
+            raise DataError(f"{file}: duplicate column {min(duplicates)!r}. Rename or remove one of them")
         for row in rows:
             where = f"{file}, line {rows.line_num}"
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
-                problems.add(f"rows that have not {len(header)} fields as the first row has", where)
+                problems.add(f"rows without the {len(header)} fields of the first row", where)
                 continue
             cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
             image = cells["image"]
@@ -87,19 +86,21 @@ def read_table(file: Path, problems: Problems, delimiter: str = ",", pictures: P
             else:
                 captions.setdefault((image, split), []).append(one_line(cells["caption"]))
     except csv.Error as error:
-        raise DataError(f"{file}, line {rows.line_num}: not a table ({error}). Are its quotes closed?") from error
+        raise DataError(
+            f"{file}, line {rows.line_num}: malformed table ({error}). Are all quotes closed?"
+        ) from error
     folder = file.parent if pictures is None else pictures
-    return [Record(folder / image, image, tuple(each), split) for (image, split), each in captions.items()]
+    return [Record(folder / image, image, tuple(texts), split) for (image, split), texts in captions.items()]
 
 
 def read_folder(directory: Path, problems: Problems) -> list[Record]:
-    """A folder of pictures, and of folders of them; beside each `dog.jpg` stands `dog.txt`, one caption a line.
+    """A folder of pictures, searched recursively; beside each `dog.jpg` is `dog.txt`, with one caption per line.
 
-    A picture's id is its path in the folder, and its hash chooses the split.
+    The image id is the path in the folder, and the split is its hash.
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder")
-    pictures: dict[Path, Path] = {}  # by their paths without suffix
+    pictures: dict[Path, Path] = {}  # by paths without suffix
     texts: dict[Path, Path] = {}
     for parent, folders, names in os.walk(directory):
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))

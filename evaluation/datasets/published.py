@@ -1,4 +1,4 @@
-"""Readers of the published sets, in the layouts that their authors and Kaggle give out."""
+"""Readers of published data sets, in the layouts of their authors and of Kaggle."""
 
 import contextlib
 import io
@@ -24,13 +24,13 @@ FLICKR30K_FOLDERS = ("flickr30k-images", "flickr30k_images", "Images", "images")
 
 
 def read_flickr8k(directory: Path, problems: Problems) -> list[Record]:
-    """Flickr8k (Hodosh, Young and Hockenmaier 2013), as its authors gave it out or as Kaggle does.
+    """Flickr8k (Hodosh, Young and Hockenmaier 2013), as distributed by its authors or Kaggle.
 
-    Its authors: `Flicker8k_Dataset/` holds the pictures (that is how the folder is spelled) and `Flickr8k_text/`
-    the captions and the lists of each split; a list that is missing leaves its split out.
+    Authors: pictures in `Flicker8k_Dataset/` (sic), captions and lists of the splits in `Flickr8k_text/`. Splits
+    without a list are omitted.
 
-    Kaggle: `Images/` and `captions.txt`, a table of image and caption. The lists of the authors make the splits if
-    they stand there, too, or in a folder `Flickr8k_text/`; otherwise pictures get their split by hash.
+    Kaggle: `Images/` and `captions.txt`, a table of image and caption. Splits are the lists of the authors, if they
+    are in the folder or in `Flickr8k_text/`, otherwise by hash.
     """
     table = directory / "captions.txt"
     texts = directory / "Flickr8k_text"
@@ -41,7 +41,7 @@ def read_flickr8k(directory: Path, problems: Problems) -> list[Record]:
             for image, split in _read_lists(texts, problems)
         ]
     records = read_table(table, problems, pictures=directory / "Images")
-    lists = next((place for place in (directory, texts) if any(place.glob("Flickr_8k.*Images.txt"))), None)
+    lists = next((folder for folder in (directory, texts) if any(folder.glob("Flickr_8k.*Images.txt"))), None)
     if lists is None:
         return records
     by_image = {record.image_id: record for record in records}
@@ -52,7 +52,7 @@ def read_flickr8k(directory: Path, problems: Problems) -> list[Record]:
 
 
 def _read_lists(folder: Path, problems: Problems) -> list[tuple[str, str]]:
-    """Return the pictures of Flickr8k's lists, and their splits; the list of training pictures must be there."""
+    """Return the pictures of the lists and their splits; the list of training pictures is required."""
     return [
         (image, split)
         for split in ("train", "dev", "test")
@@ -62,22 +62,22 @@ def _read_lists(folder: Path, problems: Problems) -> list[tuple[str, str]]:
 
 
 def read_flickr30k(directory: Path, problems: Problems) -> list[Record]:
-    """Flickr30k (Young et al. 2014), as its authors give it out or as Kaggle does; splits by hash.
+    """Flickr30k (Young et al. 2014), as distributed by its authors or Kaggle; splits by hash.
 
-    The captions are `results_20130124.token` (the authors') or `results.csv` (Kaggle's: image, number and caption
-    between bars), the pictures are in `flickr30k-images/`, `flickr30k_images/` or `Images/` beside it. For the
-    split of the literature, read Karpathy's JSON instead.
+    The captions are `results_20130124.token` (authors) or `results.csv` (Kaggle: image, number and caption,
+    separated by bars), the pictures are in `flickr30k-images/`, `flickr30k_images/` or `Images/` beside it. For the
+    splits of the literature, use Karpathy's JSON.
     """
     tokens, table = directory / "results_20130124.token", directory / "results.csv"
     captions = read_tokens(tokens, problems) if tokens.exists() else _read_bars(table, problems)
     folder = first_folder([directory / name for name in FLICKR30K_FOLDERS])
-    return [Record(folder / image, image, tuple(each), split_by_hash(image)) for image, each in captions.items()]
+    return [Record(folder / image, image, tuple(texts), split_by_hash(image)) for image, texts in captions.items()]
 
 
 def _read_bars(file: Path, problems: Problems) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     for number, (where, line) in enumerate(read_lines(file, problems)):
-        # The bar after the number may be missing: it is in one row of the file that Kaggle gives out.
+        # The bar after the number is missing in one row of Kaggle's file.
         if found := re.fullmatch(r"([^|]+)\|\s*\d+(?:\s*\||\s)\s*(.*)", line):
             captions.setdefault(found[1].strip(), []).append(found[2])
         elif number > 0 or not line.startswith("image_name"):
@@ -88,8 +88,8 @@ def _read_bars(file: Path, problems: Problems) -> dict[str, list[str]]:
 def read_coco(directory: Path, problems: Problems) -> list[Record]:
     """COCO's captions of 2014 or 2017 (Chen et al. 2015, arXiv 1504.00325), in the folders of its archives.
 
-    `annotations/captions_train2017.json` names pictures of `train2017/`, and so on; COCO's val is our dev. One of
-    the two files is enough. Ids of pictures are COCO's own numbers, as in its results files.
+    `annotations/captions_train2017.json` belongs to the pictures of `train2017/`, and so on; val is dev here. One
+    of the two files is sufficient. Image ids are those of COCO.
     """
     found = [
         (year, split, name, file)
@@ -101,12 +101,12 @@ def read_coco(directory: Path, problems: Problems) -> list[Record]:
     if not found:
         raise DataError(
             f"{directory}: no annotations/captions_train2017.json (or val2017, train2014, val2014). "
-            "Is this the folder that holds COCO's `annotations`?"
+            "Is this the folder of COCO's `annotations`?"
         )
     if len(years) > 1:
         raise DataError(
             f"{directory}/annotations: captions of 2014 and of 2017, which are the same pictures in other splits. "
-            "Give each year a folder of its own."
+            "Use a separate folder for each year"
         )
     return [
         record
@@ -126,7 +126,7 @@ def _read_annotations(file: Path, pictures: Path, split: str, problems: Problems
     index = COCO()
     index.dataset = read_json(file)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it makes an index
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             index.createIndex()
         records = [
             Record(
@@ -140,7 +140,7 @@ def _read_annotations(file: Path, pictures: Path, split: str, problems: Problems
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: expected COCO's captions, `images` with id and file_name and `annotations` with id, image_id "
-            f"and caption, got something else ({error!r:.60}). Is the file that of the captions?"
+            f"and caption ({error!r:.60}). Is this the file of the captions?"
         ) from error
     for image_id in sorted(index.imgToAnns.keys() - index.imgs.keys(), key=str):
         problems.add("pictures with captions that are not among the images", f"{file}, image {image_id}")
@@ -150,10 +150,10 @@ def _read_annotations(file: Path, pictures: Path, split: str, problems: Problems
 def read_karpathy(file: Path, problems: Problems) -> list[Record]:
     """Karpathy's splits: `dataset_coco.json`, `dataset_flickr8k.json` or `dataset_flickr30k.json`.
 
-    Karpathy and Li 2015 (arXiv 1412.2306). Its restval, pictures of COCO's val2014 that are left over, is train,
-    and its val is our dev. The folder of the pictures stands beside the file or beside the file's folder: for COCO
-    the one that each picture names (`train2014/`, `val2014/`), for Flickr8k `Flicker8k_Dataset/` or `Images/`, for
-    Flickr30k `flickr30k-images/`, `flickr30k_images/` or `Images/`. Ids are COCO's numbers, or the files' names.
+    Karpathy and Li 2015 (arXiv 1412.2306). restval, the remaining pictures of COCO's val2014, is train here, and
+    val is dev. The folder of the pictures is beside the file or its folder: for COCO the one of each picture
+    (`train2014/`, `val2014/`), for Flickr8k `Flicker8k_Dataset/` or `Images/`, for Flickr30k `flickr30k-images/`,
+    `flickr30k_images/` or `Images/`. Image ids are those of COCO, or file names.
     """
     splits = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
     content = read_json(file)
@@ -162,15 +162,15 @@ def read_karpathy(file: Path, problems: Problems) -> list[Record]:
     try:
         names = FLICKR8K_FOLDERS if content.get("dataset") == "flickr8k" else FLICKR30K_FOLDERS
         for image in content["images"]:
-            place = image.get("filepath", "")
-            if place not in folders:
-                inside = (place,) if place else names
-                folders[place] = first_folder(
+            folder = image.get("filepath", "")
+            if folder not in folders:
+                inside = (folder,) if folder else names
+                folders[folder] = first_folder(
                     [beside / name for beside in (file.parent, file.absolute().parent.parent) for name in inside]
                 )
             records.append(
                 Record(
-                    folders[place] / image["filename"],
+                    folders[folder] / image["filename"],
                     str(image.get("cocoid", image["filename"])),
                     tuple(one_line(sentence["raw"]) for sentence in image["sentences"]),
                     splits[image["split"]],
@@ -179,6 +179,6 @@ def read_karpathy(file: Path, problems: Problems) -> list[Record]:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}, picture {len(records) + 1}: expected Karpathy's format, `images` with filename, split "
-            f"(train, restval, val, test) and sentences with raw, got something else ({error!r:.60})"
+            f"(train, restval, val, test) and sentences with raw ({error!r:.60})"
         ) from error
     return records

@@ -85,7 +85,7 @@ def test_pairs_compare_both_maps_on_the_object_of_the_first_noun():
     assert tallied(swapped)["own map above other"] == (0, 2)
 
 
-def test_unmarked_nouns_are_others_in_pairs_and_nothing_else():
+def test_nouns_without_annotation_count_only_in_pairs():
     unmarked = Noun(slice(0, 1), "cat", None)
     found = tallied(look_at([*EVEN, *SOFT], DOG, unmarked))
     assert found["own map above other"] == (1, 1)
@@ -93,12 +93,12 @@ def test_unmarked_nouns_are_others_in_pairs_and_nothing_else():
     assert tallied(look_at(EVEN, unmarked))["attention mass"] == (0, 0)
 
 
-def test_nouns_of_the_same_name_are_no_pair():
+def test_nouns_of_the_same_name_form_no_pair():
     """A man and people are both all persons of the picture."""
     assert tallied(look_at([*SOFT, *SOFT], DOG, DOG._replace(words=slice(0, 1))))["own map above other"] == (0, 0)
 
 
-def test_several_words_have_the_mean_of_their_maps():
+def test_the_map_of_several_words_is_their_mean():
     teddy_bear = Noun(slice(0, 2), "teddy bear", LEFT_HALF)
     found = tallied(look_at([[[1, 0], [0, 0]], [[0, 1], [0, 0]]], teddy_bear))
     assert found["attention mass"] == (0.5, 1)
@@ -106,7 +106,7 @@ def test_several_words_have_the_mean_of_their_maps():
     assert found["entropy"] == pytest.approx((0.5, 1))  # log 2 of log 4
 
 
-def test_what_is_measured_lies_where_the_map_covers_the_picture():
+def test_only_the_rectangle_of_the_map_is_measured():
     """The left half is the dog's, and the map covers the right half: nothing of the dog can be looked at."""
     found = tallied(look_at([*EVEN, *SOFT], DOG, rectangle=Rectangle(0.5, 0, 1, 1)))
     assert found["attention mass"] == found["mass, even attention"] == found["pointing, any cell"] == (0, 1)
@@ -114,7 +114,7 @@ def test_what_is_measured_lies_where_the_map_covers_the_picture():
     assert found["mass, even attention"] == found["mass, centre cell"] == (1, 1)
 
 
-def test_pictures_are_tallied_one_by_one_and_sum_to_ratios():
+def test_tallies_of_pictures_add_up_to_ratios():
     captions = [look_at([*EVEN, *SOFT], DOG), look_at(EVEN, image="2"), look_at([*EVEN, *EVEN], DOG, image="3")]
     tallies = tally_attention(captions)
     assert tallies["attention mass"] == {"1": pytest.approx((0.7, 1)), "2": (0, 0), "3": (0.5, 1)}

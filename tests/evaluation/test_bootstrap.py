@@ -5,7 +5,7 @@ import pytest
 
 from captioner.errors import DataError
 from evaluation.bootstrap import Interval, Ratio, compare, intervals, ratios
-from evaluation.metrics import METRICS, BleuCounts, Scorer, Scores, bleu, sum_counts
+from evaluation.metrics import PYTHON_SCORES, Scorer, Scores
 
 REFERENCES = {
     f"{number}.jpg": [f"the {what} runs on the {where}", f"a brown {what}"]
@@ -29,15 +29,13 @@ def world(random, images):
     possible = lengths[:, None] - np.arange(4)
     matches = random.binomial(possible, rates[:, None] ** np.arange(1, 5))
     references = lengths + random.integers(-1, 3, images)
-    parts = zip(matches.tolist(), possible.tolist(), lengths.tolist(), references.tolist(), strict=True)
-    counts = {image: BleuCounts(tuple(m), tuple(p), *sizes) for image, (m, p, *sizes) in enumerate(parts)}
-    per_image = {"ROUGE-L": dict(enumerate(rates)), "CIDEr-D": dict(enumerate(random.gamma(2, 0.5, images)))}
-    corpus = dict(zip(METRICS, bleu(sum_counts(list(counts.values()))), strict=False))
-    corpus |= {metric: float(np.mean(list(per_image[metric].values()))) for metric in METRICS[4:]}
-    return Scores(corpus, per_image, counts)
+    rows = np.column_stack([matches, possible, lengths, references]).tolist()
+    columns = {"BLEU": rows, "ROUGE-L": [(rate, 1) for rate in rates]}
+    columns["CIDEr-D"] = [(value, 1) for value in random.gamma(2, 0.5, images)]
+    return Scores({metric: dict(enumerate(map(tuple, column))) for metric, column in columns.items()})
 
 
-def test_each_draw_is_scored_as_a_corpus_of_its_own():
+def test_each_sample_is_scored_as_a_corpus():
     """With one picture there is but one draw, whose score is the corpus's."""
     scores = Scorer({"dog.jpg": ["a dog runs fast"]}).score({"dog.jpg": "a dog runs"})
     for metric, interval in intervals(scores, rounds=3).items():
@@ -49,12 +47,12 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     random = np.random.default_rng(0)
     truth = world(random, 30_000).corpus
     found = [intervals(world(random, 60), rounds=200, seed=number) for number in range(300)]
-    for metric in METRICS:
-        covered = np.mean([each[metric].low <= truth[metric] <= each[metric].high for each in found])
+    for metric in PYTHON_SCORES:
+        covered = np.mean([item[metric].low <= truth[metric] <= item[metric].high for item in found])
         assert 0.91 <= covered <= 0.98, metric
 
 
-def test_a_large_difference_is_no_noise_and_none_is():
+def test_a_large_difference_is_significant_and_none_is_not():
     scorer = Scorer(REFERENCES)
     good, bad = scorer.score(candidates(18)), scorer.score(candidates(2))
     for found in compare(good, bad).values():
@@ -67,32 +65,32 @@ def test_a_large_difference_is_no_noise_and_none_is():
         assert other_way[metric].p == found.p
 
 
-def test_sets_of_one_quality_are_rarely_called_different():
+def test_sets_of_equal_quality_are_rarely_significant():
     """Of 200 pairs of one quality, about one in twenty differs at the level of 5 %."""
     random = np.random.default_rng(1)
     pairs = [(world(random, 60), world(random, 60)) for _ in range(200)]
     found = [compare(first, second, rounds=200, seed=number) for number, (first, second) in enumerate(pairs)]
-    for metric in METRICS:
-        assert 0.01 <= np.mean([each[metric].p <= 0.05 for each in found]) <= 0.1, metric
+    for metric in PYTHON_SCORES:
+        assert 0.01 <= np.mean([item[metric].p <= 0.05 for item in found]) <= 0.1, metric
 
 
-def test_a_seed_decides_the_draws():
+def test_the_seed_determines_the_samples():
     scores = Scorer(REFERENCES).score(candidates(10))
     assert intervals(scores, rounds=20) == intervals(scores, rounds=20)
     assert intervals(scores, rounds=20) != intervals(scores, rounds=20, seed=1)
 
 
-def test_scores_of_other_pictures_are_refused():
+def test_scores_of_other_pictures_are_rejected():
     first = Scorer(REFERENCES).score(candidates(10))
     fewer = {image: texts for image, texts in REFERENCES.items() if image != "3.jpg"}
     second = Scorer(fewer).score({image: text for image, text in candidates(10).items() if image in fewer})
-    with pytest.raises(DataError, match="not of the same pictures: 1 are in only one"):
+    with pytest.raises(DataError, match="of different pictures: 1 are in only one"):
         compare(first, second)
 
 
-def test_bleu_without_penalty_is_that_of_captions_that_are_as_long_as_the_references():
+def test_bleu_without_penalty_ignores_lengths():
     scores = Scorer({"dog.jpg": ["a dog runs on the grass"]}).score({"dog.jpg": "a dog runs"})
-    assert scores.precisions["BLEU-1"] == pytest.approx(1.0)
+    assert scores.without_brevity_penalty["BLEU-1"] == pytest.approx(1.0)
     assert scores.corpus["BLEU-1"] == pytest.approx(np.exp(1 - 6 / 3), rel=1e-6)
 
 
@@ -116,10 +114,10 @@ def test_intervals_of_ratios_cover_the_truth_as_often_as_they_say():
     wholes = [count for _, count in sample(300_000).values()]
     truth = np.mean([count * (0.05 + 0.04 * count) for count in wholes]) / np.mean(wholes)
     found = [ratios({"": sample(80)}, rounds=200, seed=number)[""] for number in range(400)]
-    assert 0.91 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.98
+    assert 0.91 <= np.mean([item.low <= truth <= item.high for item in found]) <= 0.98
 
 
-def test_several_ratios_are_drawn_together_and_nothing_has_no_ratio():
+def test_ratios_share_samples_and_empty_tallies_have_none():
     tallies = {"mass": {1: (0.5, 1), 2: (0, 0), 3: (0.25, 2)}, "none": {1: (0, 0), 2: (0, 0), 3: (0, 0)}}
     found = ratios(tallies)
     assert found["mass"] == ratios({"mass": tallies["mass"]})["mass"]

@@ -5,10 +5,10 @@ import pytest
 
 from captioner.caption import Caption, Rectangle
 from captioner.errors import DataError
-from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.boxes import SIDE, Boxes, read_boxes
 from evaluation.datasets import Record
+from evaluation.datasets.draw_shapes import generate
 from evaluation.grounding import Truth, find_nouns
 from evaluation.instances import Instances
 
@@ -27,7 +27,7 @@ def write(path, content):
     return path
 
 
-def test_boxes_belong_to_the_pictures_at_their_paths_from_the_folder_of_the_file(records, tmp_path):
+def test_paths_of_boxes_are_relative_to_their_file(records, tmp_path):
     content = {"set/images/a.jpg": [[0, 0, 0.5, 1]], "./set/images/b.jpg": [], "other/images/c.jpg": [[0, 0, 1, 1]]}
     found = read_boxes(write(tmp_path / "boxes.json", content), records)
     assert found == {"images/a.jpg": Boxes({"person": [[0, 0, 0.5, 1]]}), "images/b.jpg": Boxes({})}
@@ -58,16 +58,16 @@ def test_the_smallest_box_is_a_pixel(box):
         {"set/images/a.jpg": [0, 0, 1, 1]},
     ],
 )
-def test_other_files_are_refused(records, tmp_path, content):
+def test_malformed_files_are_rejected(records, tmp_path, content):
     file = write(tmp_path / "boxes.json", content)
     with pytest.raises(DataError, match=r"boxes\.json: expected boxes of people") as caught:
         read_boxes(file, records)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_other_pictures_is_refused(records, tmp_path):
+def test_a_file_of_other_pictures_is_rejected(records, tmp_path):
     file = write(tmp_path / "boxes.json", {"images/a.jpg": [[0, 0, 1, 1]]})
-    with pytest.raises(DataError, match="names none of these pictures"):
+    with pytest.raises(DataError, match="contains none of these pictures"):
         read_boxes(file, records)
 
 
@@ -76,7 +76,7 @@ def caption_of(text):
     return Caption(text, words, (0.0,) * len(words), 0.0, 0.0, np.zeros((len(words), 2, 2)), Rectangle(0, 0, 1, 1))
 
 
-def test_words_for_people_are_marked_and_others_are_not(records):
+def test_only_words_for_people_are_measured(records):
     truth = Truth({}, {}, {"images/a.jpg": Boxes({"person": [[0, 0, 1, 1]]})})
     found = find_nouns(records[0], caption_of("a man throws the girls a frisbee"), truth)
     assert [(noun.words.start, noun.name, noun.shares is not None) for noun in found] == [
@@ -87,7 +87,7 @@ def test_words_for_people_are_marked_and_others_are_not(records):
     assert find_nouns(records[1], caption_of("a man"), truth) == []
 
 
-def test_boxes_go_before_instances(records):
+def test_boxes_take_precedence_over_instances(records):
     truth = Truth(
         {}, {"images/a.jpg": Instances((2, 2), {"dog": []})}, {"images/a.jpg": Boxes({"person": [[0, 0, 1, 1]]})}
     )
@@ -96,14 +96,14 @@ def test_boxes_go_before_instances(records):
 
 
 def test_run_measures_attention_with_boxes(tiny_checkpoint, tmp_path, capsys):
-    shapes.generate(tmp_path / "shapes", train=1, dev=2)
+    generate(tmp_path / "shapes", train=1, dev=2)
     lines = [{"image": f"shapes/dev/{number:06}.png", "captions": ["a dog"], "split": "dev"} for number in range(2)]
     (tmp_path / "captions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     boxes = write(tmp_path / "boxes.json", {"shapes/dev/000001.png": [[0, 0, 1, 1]]})
     command = ["run", str(tiny_checkpoint), "--data", f"jsonl:{tmp_path / 'captions.jsonl'}", "--device", "cpu"]
     assert main([*command, "--boxes", str(boxes), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["objects"]
-    assert "CHAIR-i" not in found  # boxes tell of people alone
+    assert "CHAIR-i" not in found  # boxes contain only people
     assert found["attention mass"]["per_image"].keys() == {line["image"] for line in lines}
     assert main([*command, "--boxes", str(tmp_path / "captions.jsonl")]) == 2
     assert "captions.jsonl, line 2: not JSON" in capsys.readouterr().err

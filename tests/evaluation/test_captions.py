@@ -70,23 +70,23 @@ def test_one_line_of_json_lines_is_a_record(tmp_path: Path) -> None:
     assert candidates == {"a/dog.jpg": "a dog"}
 
 
-def test_a_file_name_in_two_folders_is_taken_for_neither(tmp_path: Path) -> None:
+def test_an_ambiguous_file_name_matches_no_image(tmp_path: Path) -> None:
     references = read_references(write(tmp_path, {"a/dog.jpg": ["A dog."], "b/dog.jpg": ["Another dog."]}))
     assert read_candidates(write(tmp_path, {"dog.jpg": "a dog"}), references) == {"dog.jpg": "a dog"}
     assert read_candidates(write(tmp_path, {"b/dog.jpg": "a dog"}), references) == {"b/dog.jpg": "a dog"}
 
 
-def test_ids_that_pandas_made_numbers_with_a_point_are_whole_numbers(tmp_path: Path) -> None:
+def test_float_ids_of_pandas_are_integers(tmp_path: Path) -> None:
     rows = [{"image_id": 42.0, "caption": "a dog"}, {"image_id": 7.0, "caption": "a cat"}]
     assert read_candidates(write(tmp_path, rows), REFERENCES) == {"42": "a dog", "7": "a cat"}
     assert read_candidates(write(tmp_path, [{"image_id": 7.5, "caption": "a"}]), REFERENCES) == {"7.5": "a"}
 
 
-def test_two_captions_for_one_image_are_refused_by_name(tmp_path: Path) -> None:
+def test_duplicate_captions_are_rejected_by_name(tmp_path: Path) -> None:
     twice = [{"image_id": image, "caption": "a dog"} for image in (42, 7, "42")]
-    with pytest.raises(DataError, match="more than one caption for 42;"):
+    with pytest.raises(DataError, match="duplicate captions for 42;"):
         read_candidates(write(tmp_path, twice), REFERENCES)
-    with pytest.raises(DataError, match="more than one caption for 7;"):
+    with pytest.raises(DataError, match="duplicate captions for 7;"):
         read_candidates(write(tmp_path, {"7": "a cat", "000007.jpg": "a cat"}), REFERENCES)
 
 
@@ -104,16 +104,16 @@ def test_two_captions_for_one_image_are_refused_by_name(tmp_path: Path) -> None:
         ("a dog", r"neither JSON nor JSON Lines \(Expecting value in line 1\)"),
         ('{"7": "a cat",\n', r"neither JSON nor JSON Lines \(Expecting .* in line 2\)"),
         (lines({"image": "7", "caption": "a cat"}) + "\n{", "neither JSON nor JSON Lines .* in line 3"),
-        ("", "no captions here"),
-        ([], "no captions here"),
-        ("42", "no captions here.* got 42"),
+        ("", "no captions; expected an object"),
+        ([], "no captions; expected an object"),
+        ("42", "no captions; expected .* got 42"),
         ({"7": 5}, "image 7: expected a caption, got 5"),
         ([{"image_id": 7, "caption": None}], "image 7: expected a caption, got None"),
         ([{"image_id": 7}], "record 1: expected 'image_id' and 'caption', got {'image_id': 7}"),
         (["a dog"], "record 1: expected 'image' and 'caption', got 'a dog'"),
     ],
 )
-def test_other_candidates_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_malformed_candidates_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, content)
     with pytest.raises(DataError, match=message) as error:
         read_candidates(path, REFERENCES)
@@ -129,12 +129,12 @@ def test_other_candidates_are_refused(content: Any, message: str, tmp_path: Path
         ([{"image_id": 7, "caption": "A cat."}], "record 1: expected 'image' and 'captions'"),
     ],
 )
-def test_other_references_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_malformed_references_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read_references(write(tmp_path, content))
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none: cannot read this file \(No such file"):
         read_references(tmp_path / "none")
     (tmp_path / "latin").write_bytes(b'{"7": "caf\xe9"}')
@@ -146,13 +146,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     ("captions", "ids"),
     [({"42": "a", "0": "b"}, [42, 0]), ({"42": "a", "007": "b"}, ["42", "007"]), ({"dog.jpg": "a"}, ["dog.jpg"])],
 )
-def test_results_have_numbers_for_ids_where_all_are_numbers(captions: dict[str, str], ids: list[Any]) -> None:
+def test_results_have_numeric_ids_if_all_are_numeric(captions: dict[str, str], ids: list[Any]) -> None:
     assert to_results(captions) == [
         {"image_id": image, "caption": text} for image, text in zip(ids, captions.values(), strict=True)
     ]
 
 
-def test_pictures_of_coco_are_numbered_by_the_names_of_their_files() -> None:
+def test_coco_image_ids_come_from_file_names() -> None:
     names = ["test2014/COCO_test2014_000000000042.jpg", "000000000007.jpg", "700"]
     assert number_images({name: name for name in names}) == dict(zip(("42", "7", "700"), names, strict=True))
 
@@ -160,13 +160,13 @@ def test_pictures_of_coco_are_numbered_by_the_names_of_their_files() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["000000000042.jpg", "dog2.jpg", "a/b.jpg"], r"^a/b.jpg, dog2.jpg: not the name of a picture of COCO"),
-        (["a/000000000042.jpg", "b/000000000042.jpg"], r"more than one caption for 42; leave one"),
-        (["000000000042.jpg"], r"no caption for 7, which .*info\.json names"),
-        (["42", "7", "8"], r"^8: not among the pictures that .*info\.json names"),
+        (["000000000042.jpg", "dog2.jpg", "a/b.jpg"], r"^a/b.jpg, dog2.jpg: not a file name of COCO"),
+        (["a/000000000042.jpg", "b/000000000042.jpg"], r"duplicate captions for 42; expected one"),
+        (["000000000042.jpg"], r"no caption for 7 of .*info\.json"),
+        (["42", "7", "8"], r"^8: not in .*info\.json"),
     ],
 )
-def test_results_that_a_server_would_refuse_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+def test_incomplete_and_invalid_results_are_rejected(tmp_path: Path, names: list[str], message: str) -> None:
     (tmp_path / "info.json").write_text(json.dumps({"images": ANNOTATIONS["images"]}))
     with pytest.raises(DataError, match=message):
         number_images(dict.fromkeys(names, "a dog"), tmp_path / "info.json")

@@ -52,13 +52,13 @@ def test_a_word_is_not_confirmed_by_another(word, caption):
     assert not is_confirmed(word, forms_of([caption]))
 
 
-def test_words_are_of_things_or_of_other_kinds_or_name_nothing():
+def test_words_name_things_other_kinds_or_nothing():
     assert {kind_of(word) for word in ("dog", "dogs", "skateboard", "t-shirt", "sign", "building")} == {"thing"}
     assert {kind_of(word) for word in ("red", "two", "running", "sits", "wooden")} == {"other"}
     assert {kind_of(word) for word in ("a", "the", "with", "front", "group", "is", "photo", "'s", "")} == {None}
 
 
-def test_the_lists_of_words_hold_each_word_once_and_every_name_of_coco():
+def test_the_word_lists_have_no_duplicates_and_all_coco_names():
     assert len(_KINDS) > 5000
     assert all(word == word.strip().lower() for word in _KINDS)
     single = {category for category in CATEGORIES if " " not in category}
@@ -67,13 +67,13 @@ def test_the_lists_of_words_hold_each_word_once_and_every_name_of_coco():
 
 
 def test_synonyms_are_of_single_words_in_lower_case():
-    for word, others in _SYNONYMS.items():
-        for each in (word, *others):
-            assert each == each.lower()
-            assert each.split() == [each]
+    for word, rest in _SYNONYMS.items():
+        for item in (word, *rest):
+            assert item == item.lower()
+            assert item.split() == [item]
 
 
-def test_forms_of_short_words_are_not_cut_to_nothing():
+def test_forms_of_short_words_keep_their_letters():
     assert forms("is") == {"is"}
     assert forms("bus") == {"bus"}
     assert "r" not in forms("ring")
@@ -81,7 +81,7 @@ def test_forms_of_short_words_are_not_cut_to_nothing():
     assert confirming("knives") >= {"knife", "pocketknife"}
 
 
-def test_a_caption_is_confirmed_if_all_things_are_whatever_the_other_words_say():
+def test_a_caption_is_confirmed_if_all_its_things_are():
     seen = forms_of(["A man rides his bike."])
     assert confirms_all(["a", "blue", "man", "on", "a", "bicycle"], seen)
     assert not confirms_all(["a", "man", "on", "a", "horse"], seen)

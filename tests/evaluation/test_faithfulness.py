@@ -63,7 +63,7 @@ class Toy:
 def peak_at(*cells):
     """A map that weighs these cells most, in their order."""
     attention = np.full(LENGTH, 0.01, np.float32)
-    attention[list(cells)] = [0.4 - 0.1 * place for place in range(len(cells))]
+    attention[list(cells)] = [0.4 - 0.1 * index for index in range(len(cells))]
     return attention.reshape(2, 5)
 
 
@@ -78,7 +78,7 @@ def toy():
     return Toy(np.random.default_rng(5).normal(size=(len(WORDS), LENGTH)))
 
 
-DOG, BALL = (Noun(slice(place, place + 1), name, SHARES) for place, name in ((1, "dog"), (3, "ball")))
+DOG, BALL = (Noun(slice(index, index + 1), name, SHARES) for index, name in ((1, "dog"), (3, "ball")))
 
 
 def fall_by_hand(toy, look, word, cells):
@@ -88,7 +88,7 @@ def fall_by_hand(toy, look, word, cells):
     return toy.reads[WORDS.index(word)] @ (shown - without)
 
 
-def test_what_a_noun_loses_without_its_cells_is_what_they_gave_it(toy):
+def test_the_decrease_of_a_noun_is_the_contribution_of_its_cells(toy):
     maps = [peak_at(0), peak_at(3, 7), peak_at(0), peak_at(9, 2, 4)]
     look = look_at("a dog a ball", maps, DOG, BALL)
     found = tally_faithfulness(toy, [look])
@@ -114,7 +114,7 @@ def test_random_cells_cost_on_average_what_the_mean_cell_costs(toy):
     assert np.abs([part - expected for part, _ in falls.values()]).max() > 0.1
 
 
-def test_nouns_without_a_mark_or_a_peak_are_not_measured(toy):
+def test_nouns_without_annotation_or_peak_are_skipped(toy):
     even = np.full((2, 5), 0.1)
     captions = [
         look_at("a dog", [even, even], DOG, image="1"),
@@ -127,14 +127,14 @@ def test_nouns_without_a_mark_or_a_peak_are_not_measured(toy):
     assert ratios(found)["faithfulness, nats"].value is None
 
 
-def test_a_noun_of_several_words_loses_what_each_of_them_does(toy):
+def test_the_decrease_of_several_tokens_is_their_sum(toy):
     look = look_at("a dog ball", [peak_at(0), peak_at(3), peak_at(3, 7)], Noun(slice(1, 3), "dog", SHARES))
     found = tally_faithfulness(toy, [look])["fall without its cells, nats"]["1"]
     expected = sum(fall_by_hand(toy, look, word, (3, 7)) for word in ("dog", "ball"))
     assert found == pytest.approx((expected, 1))
 
 
-def test_a_fifth_of_the_cells_is_replaced_and_one_at_least():
+def test_a_fifth_of_the_cells_and_at_least_one_is_replaced():
     random = np.random.default_rng(0)
     for shape, count in (((7, 7), 10), ((14, 14), 39), ((2, 2), 1), ((1, 2), 1)):
         attention = random.dirichlet(np.ones(shape[0] * shape[1])).reshape(shape)
@@ -149,12 +149,12 @@ def caption_and_name(model, pictures):
     """The captions of pictures, whose every second word is taken for a noun."""
     captions = []
     for picture, caption in zip(pictures, model.caption(pictures), strict=True):
-        nouns = [Noun(slice(place, place + 1), place, SHARES) for place in range(0, len(caption.words), 2)]
+        nouns = [Noun(slice(index, index + 1), index, SHARES) for index in range(0, len(caption.words), 2)]
         captions.append(GroundedCaption(Record(picture, picture.name, ("a",), "dev"), caption, nouns))
     return captions
 
 
-def test_it_is_the_same_whatever_the_batches_and_the_engine(tiny_checkpoint, pictures):
+def test_batches_and_engines_do_not_change_the_result(tiny_checkpoint, pictures):
     onnx, torch = (load(tiny_checkpoint, device="cpu", engine=engine) for engine in ("onnx", "torch"))
     captions = caption_and_name(onnx, pictures)
     together, apart, other = (
@@ -190,11 +190,11 @@ def test_the_words_before_a_noun_are_those_of_its_caption(tiny, pictures):
     marked = look._replace(nouns=[Noun(slice(last, last + 1), "last", SHARES)])
     tally_faithfulness(Model(), [marked])
     tokens = tiny.vocabulary.encode(look.caption.text)
-    found = [stepped[place][token] for place, token in enumerate(tokens)]
+    found = [stepped[index][token] for index, token in enumerate(tokens)]
     assert found == pytest.approx(look.caption.log_probs, abs=1e-4)
 
 
-def test_a_caption_in_pieces_is_measured_word_by_word(toy):
+def test_subword_captions_are_measured_by_word(toy):
     pieces = ("a", "d", "og", "a</w>", "og</w>")
     vocabulary = Vocabulary((*SPECIAL, *pieces, "dog</w>"), [("d", "og</w>")])
     toy.vocabulary = replace_encoder(

@@ -7,10 +7,11 @@ from PIL import Image
 
 from captioner.caption import Caption, Rectangle
 from captioner.captioning import Captioner
-from evaluation import shapes
 from evaluation.__main__ import main
 from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
+from evaluation.datasets.draw_shapes import generate
+from evaluation.datasets.scenes import Scene, Shape
 from evaluation.grounding import Truth, objects_to_text, tally, tally_hallucinations
 from evaluation.instances import read_instances
 
@@ -25,7 +26,7 @@ SIZES = {1: (10, 20), 2: (12, 20), 3: (5, 5)}
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def coco(tmp_path):
     pictures = [{"id": image, "file_name": f"{image:012}.jpg"} for image in IMAGES]
     for picture in pictures:
         Image.new("RGB", SIZES[picture["id"]][::-1], "green").save(tmp_path / "val2017" / picture["file_name"])
-    captions = [{"image_id": image, "caption": each} for image, several in IMAGES.items() for each in several]
-    sized = [{**each, "height": SIZES[each["id"]][0], "width": SIZES[each["id"]][1]} for each in pictures]
+    captions = [{"image_id": image, "caption": item} for image, several in IMAGES.items() for item in several]
+    sized = [{**item, "height": SIZES[item["id"]][0], "width": SIZES[item["id"]][1]} for item in pictures]
     objects = [
         {"image_id": image, "category_id": category, "segmentation": [[x, y, right, y, right, bottom, x, bottom]]}
         for image, category, (x, y, right, bottom) in OBJECTS
@@ -79,7 +80,7 @@ def results_of(*captions):
     ]
 
 
-def test_hallucinations_are_counted_as_by_hand(instances):
+def test_hallucinations_match_a_manual_count(instances):
     captions = {
         "1": "Two dogs and a cat, with a frisbee and a cat.",  # marked; neither; a reference has it; neither
         "2": "A woman with hot dogs near house plants.",  # marked; a reference has it; no name
@@ -96,7 +97,7 @@ def test_hallucinations_are_counted_as_by_hand(instances):
     assert found["CHAIR-i"].low <= 3 / 7 <= found["CHAIR-i"].high
 
 
-def test_a_hot_dog_is_no_dog_and_a_dog_no_hot_dog(instances):
+def test_a_hot_dog_is_not_a_dog_and_vice_versa(instances):
     captions = {"1": "a hot dog", "2": "a dog", "3": "grass"}
     assert tally_hallucinations(captions, REFERENCES, instances)["CHAIR-i"] == {
         "1": (1, 1),
@@ -151,11 +152,11 @@ def test_attention_lies_where_the_map_covers_the_picture(instances):
         assert tally(results, Truth({}, instances, {}))["attention mass"]["1"] == pytest.approx((mass, 1))
 
 
-def test_captions_of_shapes_are_held_against_their_scenes():
-    red = shapes.Shape("circle", "red", "small", (16.0, 16.0), 6.5)
-    blue = shapes.Shape("square", "blue", "large", (48.0, 48.0), 9.5)
-    green = shapes.Shape("cross", "green", "large", (48.0, 16.0), 9.5)
-    scenes = {"1": shapes.Scene((red,)), "2": shapes.Scene((red, blue)), "3": shapes.Scene((red, blue, green))}
+def test_captions_of_shapes_are_compared_with_their_scenes():
+    red = Shape("circle", "red", "small", (16.0, 16.0), 6.5)
+    blue = Shape("square", "blue", "large", (48.0, 48.0), 9.5)
+    green = Shape("cross", "green", "large", (48.0, 16.0), 9.5)
+    scenes = {"1": Scene((red,)), "2": Scene((red, blue)), "3": Scene((red, blue, green))}
     maps = np.zeros((3, 4, 4))
     maps[:, 0, 0] = 1
     maps[2] = 0
@@ -170,7 +171,7 @@ def test_captions_of_shapes_are_held_against_their_scenes():
     assert tallies["pointing"] == {"1": (1, 1), "2": (0, 0), "3": (0, 0)}
 
 
-def test_the_text_tells_of_how_many_and_where_there_is_nothing_to_tell():
+def test_the_text_shows_counts_and_missing_values():
     tallies = {
         "CHAIR-i": {1: (0, 0), 2: (0, 0)},
         "CHAIR-s": {1: (1, 1), 2: (1, 1)},
@@ -210,7 +211,7 @@ OBJECT_SHARES = {
 }
 
 
-def test_run_takes_the_instances_that_lie_beside_cocos_captions(tiny_checkpoint, coco, captions, capsys):
+def test_run_reads_the_instances_beside_cocos_captions(tiny_checkpoint, coco, captions, capsys):
     command = ["run", str(tiny_checkpoint), "--data", f"coco:{coco}", "--device", "cpu"]
     assert main([*command, "--json", "-"]) == 0
     assert shares_of(capsys.readouterr().out) == OBJECT_SHARES
@@ -223,7 +224,7 @@ def test_run_takes_the_instances_that_lie_beside_cocos_captions(tiny_checkpoint,
     assert lines[-1].startswith("faithfulness, nats  ")
 
 
-def test_run_takes_instances_from_elsewhere_and_does_without(tiny_checkpoint, coco, captions, capsys):
+def test_run_reads_instances_of_another_path_or_none(tiny_checkpoint, coco, captions, capsys):
     moved = (coco / "annotations" / "instances_val2017.json").rename(coco / "elsewhere.json")
     command = ["run", str(tiny_checkpoint), "--data", f"coco:{coco}", "--device", "cpu", "--json", "-"]
     assert main(command) == 0
@@ -232,8 +233,8 @@ def test_run_takes_instances_from_elsewhere_and_does_without(tiny_checkpoint, co
     assert shares_of(capsys.readouterr().out) == OBJECT_SHARES
 
 
-def test_run_tells_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, capsys):
-    shapes.generate(tmp_path / "shapes", train=1, dev=3)
+def test_run_reports_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, capsys):
+    generate(tmp_path / "shapes", train=1, dev=3)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{tmp_path / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["objects"]
@@ -245,7 +246,7 @@ def test_run_tells_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, caps
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Objects</h2>" in page
     assert '<th scope="row">True of three</th>' in page or found["true of three"]["value"] is None
-    assert "Attention mass" not in page  # there is nothing to tell
+    assert "Attention mass" not in page  # no value
 
 
 def test_score_counts_hallucinations(coco, capsys):
@@ -258,7 +259,7 @@ def test_score_counts_hallucinations(coco, capsys):
     command = ["score", references, str(coco / "results.json"), "--instances", instances]
     assert main([*command, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["objects"]
-    assert [(name, each["value"], each["whole"]) for name, each in found.items()] == [
+    assert [(name, item["value"], item["whole"]) for name, item in found.items()] == [
         ("CHAIR-i", None, 0),
         ("CHAIR-s", 0, 3),
     ]
@@ -266,11 +267,9 @@ def test_score_counts_hallucinations(coco, capsys):
     assert f"{references}: expected COCO's instances" in capsys.readouterr().err
 
 
-def test_instances_of_other_pictures_are_refused_before_any_is_captioned(
-    tiny_checkpoint, coco, monkeypatch, capsys
-):
-    shapes.generate(coco / "shapes", train=1, dev=1)
+def test_instances_of_other_pictures_fail_before_captioning(tiny_checkpoint, coco, monkeypatch, capsys):
+    generate(coco / "shapes", train=1, dev=1)
     monkeypatch.setattr(Captioner, "caption_batches", pytest.fail)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{coco / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--instances", str(coco / "annotations" / "instances_val2017.json")]) == 2
-    assert "instances_val2017.json: nothing of image dev/000000.png" in capsys.readouterr().err
+    assert "instances_val2017.json: no image dev/000000.png" in capsys.readouterr().err

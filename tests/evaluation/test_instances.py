@@ -59,13 +59,13 @@ def file(tmp_path):
 
 
 def test_a_mask_is_the_union_of_all_objects_of_a_category(file):
-    here = read_instances([file], ["1"])["1"]
-    assert here.size == (8, 10)
-    assert set(here.outlines) == {"dog", "cat"}
+    current = read_instances([file], ["1"])["1"]
+    assert current.size == (8, 10)
+    assert set(current.outlines) == {"dog", "cat"}
     dog = drawn(slice(2, 5), slice(1, 4)) | drawn(slice(4, 7), slice(3, 6))
-    assert here.mask("dog").dtype == bool
-    assert (here.mask("dog") == dog).all()
-    assert (here.mask("cat") == drawn(slice(0, 2), slice(0, 2))).all()
+    assert current.mask("dog").dtype == bool
+    assert (current.mask("dog") == dog).all()
+    assert (current.mask("cat") == drawn(slice(0, 2), slice(0, 2))).all()
 
 
 def test_crowds_and_run_length_codes_are_read(file):
@@ -73,40 +73,40 @@ def test_crowds_and_run_length_codes_are_read(file):
     assert (mask == (drawn(1, slice(2, 9)) | drawn(5, 0))).all()
 
 
-def test_an_object_without_area_is_there_all_the_same(file):
+def test_an_object_without_area_is_present(file):
     mask = read_instances([file], ["2"])["2"].mask("cat")
     assert mask.shape == (8, 10)
     assert not mask.any()
 
 
-def test_only_images_that_are_asked_for_are_kept_and_one_may_have_no_object(file):
+def test_only_requested_images_are_read_and_may_have_no_object(file):
     found = read_instances([file], ["3", "1"])
     assert set(found) == {"1", "3"}
     assert found["3"].outlines == {}
 
 
-def test_images_may_lie_in_several_files(file, tmp_path):
+def test_images_may_be_in_several_files(file, tmp_path):
     other = tmp_path / "instances_train2017.json"
     other.write_text(json.dumps({**CONTENT, "images": [{"id": 9, "height": 4, "width": 4}]}))
     found = read_instances([file, other], ["1", "9"])
     assert (set(found["1"].outlines), found["9"].size) == ({"dog", "cat"}, (4, 4))
 
 
-def test_images_that_no_file_knows_are_named(file):
-    with pytest.raises(DataError, match=r"instances_val2017.json: nothing of image 7, dog.jpg\. Are these"):
+def test_missing_images_are_named(file):
+    with pytest.raises(DataError, match=r"instances_val2017.json: no image 7, dog.jpg\. Use the instances"):
         read_instances([file], ["1", "7", "dog.jpg"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"categories": [{"id": DOG, "name": "wolf"}]}, "expected COCO's 80 categories, got also wolf"),
+        ({"categories": [{"id": DOG, "name": "wolf"}]}, "expected COCO's 80 categories, got wolf"),
         ({"categories": None}, "expected COCO's instances"),
-        ({"annotations": [{"id": 5, "image_id": 1, "caption": "A dog."}]}, "Is the file that of the instances"),
+        ({"annotations": [{"id": 5, "image_id": 1, "caption": "A dog."}]}, "`categories` with id and name"),
         ({"images": [{"id": 1, "file_name": "1.jpg"}]}, "expected COCO's instances"),
     ],
 )
-def test_other_files_are_refused(file, change, message):
+def test_malformed_files_are_rejected(file, change, message):
     file.write_text(json.dumps({**CONTENT, **change}))
     with pytest.raises(DataError, match=message) as caught:
         read_instances([file], ["1"])
@@ -129,14 +129,14 @@ def test_other_files_are_refused(file, change, message):
         {"size": [8, 10]},
     ],
 )
-def test_a_malformed_mask_is_refused_and_its_annotation_named(file, segmentation):
+def test_a_malformed_mask_is_rejected_with_its_annotation(file, segmentation):
     row = {"id": 77, "image_id": 1, "category_id": DOG, "segmentation": segmentation}
     file.write_text(json.dumps({**CONTENT, "annotations": [row]}))
-    with pytest.raises(DataError, match="annotation 77: expected `segmentation` with polygons"):
+    with pytest.raises(DataError, match="annotation 77: expected polygons"):
         read_instances([file], ["1"])
 
 
-def test_missing_and_broken_files_are_refused(file, tmp_path):
+def test_missing_and_malformed_files_are_rejected(file, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_instances([tmp_path / "none.json"], ["1"])
     file.write_text(file.read_text()[:-9])

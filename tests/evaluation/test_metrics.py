@@ -1,6 +1,5 @@
 import math
 import os
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
@@ -8,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu
 
 from captioner.errors import DataError
-from evaluation import metrics
-from evaluation.metrics import METRICS, Scorer
+from evaluation.metrics import PYTHON_SCORES, Scorer
+from evaluation.metrics.rouge_l import longest_common_subsequence, rouge_l
 
 # An invented set with what is awkward: no words, no matches, repetition, capitals, markup, and "3 1/2", which
 # BLEU and CIDEr-D take for two words and ROUGE-L for one.
@@ -56,7 +57,7 @@ def bleu(candidate: str, *references: str) -> list[float]:
     return [scores.per_image[f"BLEU-{order}"][0] for order in range(1, 5)]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", PYTHON_SCORES)
 def test_scores_are_those_of_coco_caption(metric: str) -> None:
     scores = Scorer(REFERENCES).score(CANDIDATES)
     corpus, images = COCO_CAPTION[metric]
@@ -130,19 +131,6 @@ def test_bleu_takes_the_closest_reference_length(references: Sequence[str], expe
     assert bleu("w x y w", *references)[0] == pytest.approx(expected * (3 / 4), abs=1e-8)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_corpus_bleu_is_nltks_for_captions_of_four_words_and_more(order: int) -> None:
-    generator = random.Random(order)
-    references = {image: [random_caption(generator) for _ in range(3)] for image in range(40)}
-    candidates = {image: random_caption(generator) for image in references}
-    expected = corpus_bleu(
-        [[caption.split() for caption in captions] for captions in references.values()],
-        [caption.split() for caption in candidates.values()],
-        weights=[1 / order] * order,
-    )
-    assert Scorer(references).score(candidates).corpus[f"BLEU-{order}"] == pytest.approx(expected, abs=1e-8)
-
-
 @pytest.mark.parametrize(
     ("candidate", "references", "expected"),
     [
@@ -157,32 +145,53 @@ def test_corpus_bleu_is_nltks_for_captions_of_four_words_and_more(order: int) ->
     ],
 )
 def test_rouge_l_by_hand(candidate: str, references: list[str], expected: float) -> None:
-    score = metrics.rouge_l(candidate.split(), [reference.split() for reference in references])
+    score = rouge_l(candidate.split(), [reference.split() for reference in references])
     assert score == pytest.approx(expected, abs=1e-12)
 
 
-def test_longest_common_subsequence_equals_its_recursive_definition() -> None:
-    generator = random.Random(0)
-    for _ in range(200):
-        first, second = (tuple(generator.choices("abcd", k=generator.randrange(12))) for _ in range(2))
+@given(st.text("abcd", max_size=12), st.text("abcd", max_size=12))
+def test_longest_common_subsequence_equals_its_recursive_definition(first: str, second: str) -> None:
+    @cache
+    def longest(i: int, j: int) -> int:
+        if i == len(first) or j == len(second):
+            return 0
+        if first[i] == second[j]:
+            return 1 + longest(i + 1, j + 1)
+        return max(longest(i + 1, j), longest(i, j + 1))
 
-        @cache
-        def longest(i: int, j: int, first: tuple = first, second: tuple = second) -> int:
-            if i == len(first) or j == len(second):
-                return 0
-            if first[i] == second[j]:
-                return 1 + longest(i + 1, j + 1)
-            return max(longest(i + 1, j), longest(i, j + 1))
-
-        assert metrics.longest_common_subsequence(first, second) == longest(0, 0)
+    assert longest_common_subsequence(first, second) == longest(0, 0)
 
 
-def test_cider_d_equals_its_definition() -> None:
-    generator = random.Random(1)
-    references = {image: [random_caption(generator) for _ in range(1 + image % 4)] for image in range(25)}
-    candidates = {image: random_caption(generator) for image in references}
+CAPTION = st.lists(st.sampled_from(["dog", "cat", "runs"]), min_size=4, max_size=9).map(" ".join)
+SETS = st.lists(st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=4)), min_size=1, max_size=25)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SETS)
+def test_cider_d_equals_its_definition(pairs: list[tuple[str, list[str]]]) -> None:
+    candidates = {image: caption for image, (caption, _) in enumerate(pairs)}
+    references = {image: captions for image, (_, captions) in enumerate(pairs)}
     scores = Scorer(references).score(candidates).per_image["CIDEr-D"]
     assert list(scores.values()) == pytest.approx(slow_cider_d(references, candidates), abs=1e-11)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SETS, st.integers(1, 4))
+def test_corpus_bleu_equals_nltk_for_captions_of_at_least_four_words(
+    pairs: list[tuple[str, list[str]]], order: int
+) -> None:
+    shared = [
+        (f"a dog runs fast {caption}", [f"a dog runs fast {text}" for text in texts]) for caption, texts in pairs
+    ]
+    expected = corpus_bleu(
+        [[caption.split() for caption in captions] for _, captions in shared],
+        [caption.split() for caption, _ in shared],
+        weights=[1 / order] * order,
+    )
+    scores = Scorer(dict(enumerate(texts for _, texts in shared))).score(
+        dict(enumerate(text for text, _ in shared))
+    )
+    assert scores.corpus[f"BLEU-{order}"] == pytest.approx(expected, abs=1e-8)
 
 
 def slow_cider_d(references: dict[int, list[str]], candidates: dict[int, str]) -> list[float]:
@@ -208,19 +217,15 @@ def slow_cider_d(references: dict[int, list[str]], candidates: dict[int, str]) -
             holding += np.any([counts(caption) > 0 for caption in several], axis=0)
         rarity = np.log(len(references)) - np.log(np.maximum(holding, 1))
         for image, several in references.items():
-            ours = counts(candidates[image]) * rarity
+            candidate = counts(candidates[image]) * rarity
             for caption in several:
-                theirs = counts(caption) * rarity
-                norms = np.linalg.norm(ours) * np.linalg.norm(theirs)
+                reference = counts(caption) * rarity
+                norms = np.linalg.norm(candidate) * np.linalg.norm(reference)
                 difference = len(candidates[image].split()) - len(caption.split())
                 if norms:
-                    cosine = np.minimum(ours, theirs) @ theirs / norms
+                    cosine = np.minimum(candidate, reference) @ reference / norms
                     totals[image] += 10 / 4 * np.exp(-(difference**2) / 72) * cosine / len(several)
     return list(totals)
-
-
-def random_caption(generator: random.Random) -> str:
-    return " ".join(generator.choices(["dog", "cat", "runs"], k=generator.randint(4, 9)))
 
 
 def test_cider_d_of_a_copied_reference_is_ten() -> None:
@@ -267,5 +272,5 @@ def test_many_missing_images_are_counted() -> None:
 def test_references_without_captions_are_refused() -> None:
     with pytest.raises(DataError, match="no caption for b;"):
         Scorer({"a": ["x"], "b": []})
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="at least one image"):
         Scorer({})

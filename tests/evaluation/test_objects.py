@@ -69,17 +69,17 @@ def test_plurals_count_and_words_that_look_alike_do_not(plural, category):
         ("a dog", [Mention("dog", 1, 2)]),
     ],
 )
-def test_pairs_of_words_go_before_their_words(caption, mentions):
+def test_pairs_of_words_take_precedence(caption, mentions):
     assert find_mentions(caption.split()) == mentions
 
 
-def test_a_toilets_seat_is_no_chair():
+def test_the_seat_of_a_toilet_is_not_a_chair():
     assert named("the toilet seat is up") == ["toilet"]
     assert named("the seat of the toilets") == ["toilet"]
     assert named("a seat at the table") == ["chair", "dining table"]
 
 
-def test_no_name_is_of_two_categories():
+def test_names_belong_to_one_category():
     """The names of the file, read here by other means; a name in two lines would count for the last."""
     lines = (Path(objects.__file__).parent / "coco_names.txt").read_text().splitlines()
     names = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.java import UnavailableError, find_program
-from evaluation.metrics import METRICS, Scorer
+from evaluation.metrics import PYTHON_SCORES, Scorer
+from evaluation.metrics.java import UnavailableError, find_program
 from evaluation.tokenize import tokenize
 
 BROKEN = {  # what captioners and users get wrong
@@ -77,14 +77,16 @@ def coco_caption():
     def score(references, candidates):
         """Return tokens of both, corpus scores, and the scores of images in their order."""
         words = [
-            PTBTokenizer().tokenize({image: [{"caption": text} for text in texts] for image, texts in each.items()})
-            for each in (references, {image: [text] for image, text in candidates.items()})
+            PTBTokenizer().tokenize(
+                {image: [{"caption": text} for text in texts] for image, texts in texts_of.items()}
+            )
+            for texts_of in (references, {image: [text] for image, text in candidates.items()})
         ]
         with contextlib.redirect_stdout(io.StringIO()):
             found = [Bleu(4).compute_score(*words), Rouge().compute_score(*words), Cider().compute_score(*words)]
-        (bleus, bleus_of_images), *others = found
-        corpus = dict(zip(METRICS, [*bleus, *(value for value, _ in others)], strict=True))
-        images = dict(zip(METRICS, [*bleus_of_images, *(values for _, values in others)], strict=True))
+        (bleus, bleus_of_images), *rest = found
+        corpus = dict(zip(PYTHON_SCORES, [*bleus, *(value for value, _ in rest)], strict=True))
+        images = dict(zip(PYTHON_SCORES, [*bleus_of_images, *(values for _, values in rest)], strict=True))
         return *words, corpus, images
 
     return score
@@ -127,10 +129,10 @@ def assert_equal(coco_caption, references, candidates):
             words = " ".join(tokenize(text))
             # Whether an initial that ends a caption keeps its full stop, coco-caption tells by the next caption.
             assert wanted in ((words, f"{words}.") if re.search(r"\b[A-Z]\.$", text) else (words,)), text
-    ours = Scorer(references).score(candidates)
-    assert ours.corpus == pytest.approx(corpus, abs=1e-9)
-    for metric in METRICS:
-        assert list(ours.per_image[metric].values()) == pytest.approx(list(images[metric]), abs=1e-9)
+    scores = Scorer(references).score(candidates)
+    assert scores.corpus == pytest.approx(corpus, abs=1e-9)
+    for metric in PYTHON_SCORES:
+        assert list(scores.per_image[metric].values()) == pytest.approx(list(images[metric]), abs=1e-9)
     return corpus
 
 

@@ -66,7 +66,7 @@ def test_a_pixel_on_the_border_of_two_cells_is_part_of_both():
     assert attention_mass(peak((3, 3), (0, 0)), mask) == pytest.approx(0.03)
 
 
-def test_of_equal_peaks_the_first_counts():
+def test_ties_of_peaks_go_to_the_first():
     even = np.full((4, 4), 1 / 16)
     assert points_at(even, drawn((8, 8), 0, 0))
     assert not points_at(even, drawn((8, 8), 7, 7))
@@ -104,6 +104,6 @@ def test_a_map_of_a_part_is_measured_in_the_mask_cut_or_padded_to_it(rectangle, 
         ((2, 2), np.ones((0, 4), bool)),
     ],
 )
-def test_other_shapes_and_types_are_refused(grid, mask):
+def test_invalid_shapes_and_types_are_rejected(grid, mask):
     with pytest.raises(DataError, match="expected a bool mask"):
         object_shares(mask, grid, WHOLE)

@@ -1,9 +1,10 @@
+import html
 import json
 import re
-from html import escape
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from captioner.search import SearchSettings
@@ -20,12 +21,12 @@ ALL = ("--pictures", "5")  # the best five and the worst five of nine or ten pic
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
 def references(pictures):
-    """What people wrote of nine pictures, by image id, all of it different."""
+    """Distinct references of nine pictures, by image id."""
     words = [
         "the dog runs",
         "a red ball",
@@ -61,7 +62,7 @@ def names_in(page, gallery):
     return re.findall(r'<p class="name">(.*?)</p>', section)
 
 
-def test_the_best_and_the_worst_are_those_and_random_ones_depend_on_the_seed(write, tiny, pictures, references):
+def test_galleries_are_best_worst_and_seeded_random(write, tiny, pictures, references):
     page = write("--pictures", "3", "--seed", "1", "--beam-size", "2")
     captions = {path.name: tiny.caption(path, SearchSettings(beam_size=2)).text for path in pictures}
     scores = Scorer(references).score(captions).per_image["CIDEr-D"]
@@ -82,7 +83,7 @@ def test_the_scores_and_intervals_are_those_of_run(write, tiny, pictures, refere
         low, high = intervals(scores)[metric]
         cells = f'{metric}</th><td class="score">{100 * value:.1f}</td><td>{100 * low:.1f} to {100 * high:.1f}</td>'
         assert cells in page
-    assert f"<td>{100 * scores.precisions['BLEU-4']:.1f}</td></tr>" in page
+    assert f"<td>{100 * scores.without_brevity_penalty['BLEU-4']:.1f}</td></tr>" in page
     assert "METEOR is unavailable: pycocoevalcap is not installed" in page
     assert "Objects" not in page
 
@@ -94,7 +95,7 @@ def test_each_picture_has_its_caption_references_and_scores(write, tiny, picture
     assert page.count("<figure") == 3 * 5
     for name, caption in captions.items():
         shown = re.findall(rf'<figure(?:(?!</figure>).)*"name">{name}<.*?</figure>', page)[0]
-        assert f'alt="{escape(caption.text)}"' in shown
+        assert f'alt="{html.escape(caption.text)}"' in shown
         assert shown.count('class="word"') == len(caption.words)
         for metric in ("CIDEr-D", "BLEU-4", "ROUGE-L"):
             assert f"<dt>{metric}</dt><dd>{100 * scores[metric][name]:.1f}</dd>" in shown
@@ -102,17 +103,17 @@ def test_each_picture_has_its_caption_references_and_scores(write, tiny, picture
             assert f">{escape(reference)}</li>" in shown
 
 
-def test_markup_in_captions_and_names_stays_text(write, references, tmp_path):
+def test_markup_in_captions_and_names_is_escaped(write, references, tmp_path):
     name = "<b onclick='x'>&.png"
     Image.new("RGB", (50, 40), "red").save(tmp_path / name)
     references[name] = [MARKUP]
     page = write(*ALL)
     assert f">{escape(MARKUP)}</li>" in page
-    assert f'<p class="name">{escape(name)}</p>' in page
+    assert f'<p class="name">{html.escape(name)}</p>' in page
     assert not re.findall(r"<script|<b |onclick='", page)
 
 
-def test_nothing_is_fetched(write, references):
+def test_the_report_loads_no_resources(write, references):
     references["picture-0.png"].append(MARKUP)
     page = write(*ALL)
     assert "https:" not in page.replace(escape(MARKUP), "")
@@ -122,23 +123,23 @@ def test_nothing_is_fetched(write, references):
     assert not re.findall(r"url\(|@import|<link|src=\"(?!data:)|href=\"(?!#)", page)
 
 
-def test_no_pictures_are_shown_if_none_are_wanted(write):
+def test_zero_pictures_show_no_gallery(write):
     page = write("--pictures", "0")
     assert "<figure" not in page
     assert "CIDEr-D" in page
 
 
-def test_an_existing_file_is_replaced_only_on_demand(write, tiny_checkpoint, tmp_path, capsys):
+def test_an_existing_report_is_replaced_only_with_overwrite(write, tiny_checkpoint, tmp_path, capsys):
     page = write("--pictures", "1")
     (tmp_path / "report.html").write_text("mine")
     command = ["report", "no-such-model", "--data", "jsonl:no-such-data", "-o", str(tmp_path / "report.html")]
-    assert main(command) == 2  # and not for what is missing: it is refused before the work
+    assert main(command) == 2  # fails before the missing files are read
     assert "report.html: exists already" in capsys.readouterr().err
     assert (tmp_path / "report.html").read_text() == "mine"
     assert write("--pictures", "1", "--overwrite") == page
 
 
-def test_wrong_usage_leaves_no_file(tiny_checkpoint, tmp_path, capsys):
+def test_invalid_usage_leaves_no_file(tiny_checkpoint, tmp_path, capsys):
     data, report = tmp_path / "captions.jsonl", tmp_path / "report.html"
     command = ["report", str(tiny_checkpoint), "--data", f"jsonl:{data}", "-o", str(report)]
     with pytest.raises(SystemExit, match="2"):
@@ -210,8 +211,8 @@ def test_a_calibrated_model_has_figures_and_charts_of_confidence(write, calibrat
 
 def test_a_curve_is_drawn_where_its_numbers_are():
     chart = draw_curve("T", "across", "up", [(0, 0), (0.5, 1), (1, 0.5)], diagonal=True)
-    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
-    (left, ground), (middle, top), (end, half) = places
+    indices = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    (left, ground), (middle, top), (end, half) = indices
     assert middle == pytest.approx((left + end) / 2, abs=0.1)
     assert half == pytest.approx((ground + top) / 2, abs=0.1)
     assert f'd="M{left:g} {ground:g}L{end:g} {top:g}"' in chart  # the diagonal

@@ -10,7 +10,7 @@ from evaluation.metrics import Scorer
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
     """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.java.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_an_unreadable_picture_ends_the_scoring_and_is_named(tiny_checkpoint, da
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "coco2099:x"], "unknown layout"),
+        (["--data", "coco2099:x"], "unknown data set layout"),
         (["--data", "jsonl:DATA", "--split", "test"], "no pictures in the split 'test'"),
         (["--data", "jsonl:DATA", "--beam-size", "0"], "beam_size: must be at least 1"),
     ],

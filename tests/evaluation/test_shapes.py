@@ -10,24 +10,20 @@ from PIL import Image
 
 from captioner.errors import DataError, OutputError
 from captioner.vocabulary import split
-from evaluation import shapes
-from evaluation.shapes import (
+from evaluation.datasets import draw_shapes, shapes
+from evaluation.datasets.draw_shapes import (
     ALIGNED,
     MARGIN,
     RELATIONS,
-    Scene,
-    Shape,
     describe,
     draw_scene,
     generate,
     holds,
-    is_true,
-    mentions,
-    parse,
-    read_scenes,
-    read_shapes,
     render,
 )
+from evaluation.datasets.scenes import Scene, Shape
+from evaluation.datasets.shapes import read_scenes, read_shapes
+from evaluation.shapes import is_true, mentions, parse
 
 CIRCLE = Shape("circle", "red", "large", (16.0, 14.0), 11.5)
 SQUARE = Shape("square", "blue", "small", (44.0, 18.0), 7.5)
@@ -101,7 +97,7 @@ def test_scenes_are_unambiguous(scenes):
         "A red circle, left of a blue square!",
     ],
 )
-def test_true_captions_are_told(caption):
+def test_true_captions_are_recognized(caption):
     assert is_true(caption, SCENE)
 
 
@@ -119,7 +115,7 @@ def test_true_captions_are_told(caption):
         "a red circle and a blue square and a purple cross",
     ],
 )
-def test_false_captions_are_told(caption):
+def test_false_captions_are_recognized(caption):
     assert parse(caption) is not None
     assert not is_true(caption, SCENE)
 
@@ -155,11 +151,11 @@ def test_a_caption_is_true_if_any_choice_of_objects_makes_it_so():
     ]
 
 
-def test_each_noun_is_followed_to_its_object():
+def test_nouns_are_resolved_to_their_objects():
     words = split("there is a small green triangle below a red circle that is left of a blue square")
     found = mentions(words, SCENE)
     assert found == [(5, TRIANGLE), (9, CIRCLE), (16, SQUARE)]
-    assert [words[place] for place, _ in found] == ["triangle", "circle", "square"]
+    assert [words[index] for index, _ in found] == ["triangle", "circle", "square"]
     assert mentions(split("a yellow circle"), SCENE) == []
     assert mentions(split("two dogs"), SCENE) == []
 
@@ -177,7 +173,7 @@ def test_masks_fill_the_area_of_the_shape(kind, area):
     assert (rows.min(), rows.max()) == pytest.approx((25.3 - 11.5, 25.3 + 11.5 - 1), abs=1)
 
 
-def test_the_colour_lies_where_the_mask_says(scenes):
+def test_colours_match_the_masks(scenes):
     agreement = []
     for number, scene in enumerate(scenes[:50]):
         picture = render(scene, np.random.default_rng(number)).astype(int)
@@ -187,7 +183,7 @@ def test_the_colour_lies_where_the_mask_says(scenes):
     assert min(agreement) > 0.97  # but for pixels that an edge cuts
 
 
-def test_pictures_and_captions_are_on_disk(directory):
+def test_a_generated_set_is_readable(directory):
     records = read_shapes(directory)
     assert [record.split for record in records] == ["train"] * 20 + ["dev"] * 8
     assert records[0].image == directory / "train" / "000000.png"
@@ -198,11 +194,11 @@ def test_pictures_and_captions_are_on_disk(directory):
         assert all(is_true(caption, scenes[record.image_id]) for caption in record.captions)
 
 
-def test_scenes_come_back_as_they_were_drawn(directory):
+def test_scenes_round_trip(directory):
     assert read_scenes(directory)["dev/000007.png"] == draw_scene(np.random.default_rng((3, 1, 7)))
 
 
-def test_a_seed_gives_the_same_bytes_however_many_are_asked_for(directory, tmp_path):
+def test_a_seed_gives_the_same_bytes_for_any_size(directory, tmp_path):
     generate(tmp_path / "fewer", seed=3, train=5, dev=8)
     generate(tmp_path / "other", seed=4, train=5, dev=8)
     for name in ("train/000004.png", "dev/000007.png"):
@@ -219,17 +215,17 @@ def test_a_missing_or_empty_folder_is_filled(tmp_path, monkeypatch):
     assert len(read_shapes(tmp_path / "new" / "shapes")) == len(read_shapes(tmp_path / "empty")) == 6
 
 
-def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_generation_leaves_no_files(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "describe", interrupt)
+    monkeypatch.setattr(draw_shapes, "describe", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "shapes")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_set_that_another_process_finished_first_is_taken(tmp_path, monkeypatch):
+def test_a_set_of_a_concurrent_process_is_read(tmp_path, monkeypatch):
     def lose(target):
         generate(target, train=2, dev=1)  # by the other process, so that this one finds the folder full
         generate(target)
@@ -238,7 +234,7 @@ def test_a_set_that_another_process_finished_first_is_taken(tmp_path, monkeypatc
     assert len(read_shapes(tmp_path / "shapes")) == 3
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_an_unrelated_folder_is_not_changed(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         generate(tmp_path)
@@ -257,7 +253,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         {"weight": 2},
     ],
 )
-def test_a_malformed_object_is_refused_with_its_line(tmp_path, change):
+def test_a_malformed_object_is_rejected_with_its_line(tmp_path, change):
     row = {"image": "a.png", "objects": [dataclasses.asdict(CIRCLE)]}
     bad = {"image": "b.png", "objects": [dataclasses.asdict(CIRCLE) | change]}
     (tmp_path / "scenes.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(bad)}\n")
@@ -268,7 +264,7 @@ def test_a_malformed_object_is_refused_with_its_line(tmp_path, change):
 @pytest.mark.parametrize(
     "line", ["no JSON", "[]", '{"image": "a.png"}', '{"objects": []}', '{"image": [], "objects": []}']
 )
-def test_a_malformed_line_is_refused(tmp_path, line):
+def test_a_malformed_line_is_rejected(tmp_path, line):
     (tmp_path / "scenes.jsonl").write_text(line)
     with pytest.raises(DataError, match=r"scenes\.jsonl, line 1: expected"):
         read_scenes(tmp_path)

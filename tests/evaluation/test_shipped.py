@@ -22,7 +22,7 @@ def described(request, real_data):
     captioned = {}
     for dataset in card["training"]["datasets"]:
         records = read_dataset(dataset["layout"], expand_path(dataset["path"]))
-        shown = caption_pictures(model, [one for one in records if one.split == "dev"], SearchSettings())
+        shown = caption_pictures(model, [item for item in records if item.split == "dev"], SearchSettings())
         captioned[dataset["name"]] = {record.image_id: (record, caption.text) for record, caption in shown}
     return card, captioned
 

@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import CaptionerError
-from evaluation import workloads
+from evaluation import speed
 from evaluation.__main__ import main
-from evaluation.speed import Figures, describe_machine, measure, measure_speed, to_text
-from evaluation.workloads import WORKLOADS, Settings, make_captions
+from evaluation.speed import (
+    WORKLOADS,
+    Figures,
+    Settings,
+    describe_machine,
+    make_captions,
+    measure,
+    measure_speed,
+    to_text,
+)
 
 COCO_CAPTION = "scores-by-coco-caption"
 
@@ -23,11 +31,11 @@ def small(tiny_checkpoint: Path) -> Settings:
     return Settings(str(tiny_checkpoint), "cpu", rounds=2, matrix_size=8, pictures=2, scored=3)
 
 
-def test_captions_are_the_same_every_time() -> None:
+def test_generated_captions_are_deterministic() -> None:
     assert make_captions(3) == make_captions(3)
 
 
-def test_words_are_as_unevenly_frequent_as_in_real_text() -> None:
+def test_word_frequencies_follow_zipf() -> None:
     references, candidates = make_captions(200)
     captions = [*candidates.values(), *(text for texts in references.values() for text in texts)]
     lengths = [len(caption.split()) for caption in captions]
@@ -45,7 +53,7 @@ def test_every_workload_runs(name: str, small: Settings, monkeypatch: pytest.Mon
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr("evaluation.workloads.subprocess.run", start)  # a process takes seconds
+    monkeypatch.setattr("evaluation.speed.subprocess.run", start)  # a process takes seconds
     found = measure(name, small)
     assert len(found.seconds) == len(found.cpu_seconds) == 2
     assert min(found.seconds) > 0
@@ -56,7 +64,7 @@ def test_every_workload_runs(name: str, small: Settings, monkeypatch: pytest.Mon
 
 
 def test_pycocoevalcap_that_is_missing_is_named(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.java.shutil.which", lambda name: None)
+    monkeypatch.setattr("evaluation.metrics.java.shutil.which", lambda name: None)
     found = measure(COCO_CAPTION, small)
     assert found.unavailable
     assert not found.seconds
@@ -74,23 +82,23 @@ def test_a_command_that_fails_is_named_with_its_reason() -> None:
     with pytest.raises(
         CaptionerError, match=r"(?s)`python -c import nothing_of_this_name` failed: .*ModuleNotFound"
     ):
-        workloads.start_python("-c", "import nothing_of_this_name").run()
+        speed.start_python("-c", "import nothing_of_this_name").run()
 
 
-def test_a_workload_runs_in_a_process_of_its_own(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.workloads.Scorer", pytest.fail)  # which another process does not see
+def test_each_workload_has_its_own_process(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.speed.Scorer", pytest.fail)  # which another process does not see
     assert len(measure_speed(["scores"], small)["scores"].seconds) == 2
 
 
 def test_the_table_has_a_line_for_each_workload() -> None:
     figures = {
         "scores": Figures(5000, "pictures", [2, 1.5, 3], [2.5, 2.5, 2.5], 99.4),
-        COCO_CAPTION: Figures(unavailable="there is no java"),
+        COCO_CAPTION: Figures(unavailable="java was not found"),
     }
     *_, scores, by_coco_caption = to_text(describe_machine(), figures, Settings(rounds=3)).splitlines()
     assert scores.split()[:3] == ["scores,", "5,000", "pictures"]
     assert scores.split()[3:] == ["2.00", "1.50", "to", "3.00", "2.50", "99", "2,500", "0.400"]
-    assert by_coco_caption.split(maxsplit=1) == [COCO_CAPTION, "unavailable: there is no java"]
+    assert by_coco_caption.split(maxsplit=1) == [COCO_CAPTION, "unavailable: java was not found"]
 
 
 def test_the_command_writes_figures(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +112,7 @@ def test_the_command_writes_figures(capsys: pytest.CaptureFixture, monkeypatch: 
     assert "17.18 GFLOP " in capsys.readouterr().out
 
 
-def test_no_rounds_are_refused(capsys: pytest.CaptureFixture) -> None:
+def test_zero_rounds_are_rejected(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["speed", "--rounds", "0"])
     assert "argument --rounds: must be 1 to 1000, got 0" in capsys.readouterr().err

@@ -16,7 +16,7 @@ CAPTIONS = [
 ]
 
 
-def test_each_figure_counts_what_it_says():
+def test_figures_match_their_definitions():
     found = describe(CAPTIONS, training=["A DOG RUNS!", "a bird"])
     assert (found.captions, found.distinct) == (6, 5)
     assert found.mean_words == pytest.approx((3 + 3 + 3 + 7 + 4 + 2) / 6, abs=0.5)  # <unk> is more than one token
@@ -27,14 +27,14 @@ def test_each_figure_counts_what_it_says():
     assert found.unknown == pytest.approx(1 / 6)
 
 
-def test_words_are_counted_once():
+def test_the_vocabulary_counts_distinct_words():
     assert describe(["a dog", "A dog and a cat"]).vocabulary == 4
 
 
-def test_what_was_learned_from_may_not_be_known():
+def test_training_captions_are_optional():
     found = describe(CAPTIONS)
     assert found.copied is None
-    assert "copied from training     not known" in to_text(found)
+    assert "copied from training     unknown" in to_text(found)
 
 
 def test_empty_captions_are_counted():
@@ -42,7 +42,7 @@ def test_empty_captions_are_counted():
     assert (found.captions, found.distinct, found.unfinished) == (2, 2, 0)
 
 
-def test_no_captions_have_no_statistics():
+def test_statistics_need_a_caption():
     with pytest.raises(DataError, match="at least one"):
         describe([])
 

@@ -12,11 +12,13 @@ from captioner.images import ImageSettings
 from captioner.network.checkpoint import load_checkpoint
 from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
-from evaluation import shapes
 from evaluation.__main__ import main
+from evaluation.datasets.draw_shapes import generate
+from evaluation.datasets.shapes import read_scenes, read_shapes
 from evaluation.metrics import Scorer
+from evaluation.shapes import mentions
 from evaluation.table import Row, measure, name_attention, name_decoder, read_run, to_markdown
-from training import loop
+from training import loop, start
 from training.config import DatasetSettings, EncoderTraining, OptimizerSettings, TrainingSettings
 
 
@@ -24,7 +26,7 @@ from training.config import DatasetSettings, EncoderTraining, OptimizerSettings,
 def run(tmp_path_factory):
     """The folder of a run of two epochs on sixteen pictures of shapes, which learned next to nothing."""
     folder = tmp_path_factory.mktemp("table")
-    shapes.generate(folder / "shapes", train=16, dev=12)
+    generate(folder / "shapes", train=16, dev=12)
     settings = TrainingSettings(
         datasets=(DatasetSettings("shapes", "shapes", str(folder / "shapes")),),
         name="small",
@@ -42,7 +44,7 @@ def run(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_EVERY", 2)
-        loop.start_run(settings, folder / "runs").train()
+        start.start_run(settings, folder / "runs").train()
     return folder / "runs" / "small"
 
 
@@ -69,11 +71,11 @@ def caption_of(words, attention):
 def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
     (finished,) = read_run(run)
     row = measure(finished, "cpu")
-    records = [one for one in shapes.read_shapes(run.parent.parent / "shapes") if one.split == "dev"]
+    records = [record for record in read_shapes(run.parent.parent / "shapes") if record.split == "dev"]
     model = load(run / "best.safetensors", "cpu")
-    found = model.caption([one.image for one in records], SearchSettings(beam_size=2, max_words=9))
-    captions = {one.image_id: caption.text for one, caption in zip(records, found, strict=True)}
-    scores = Scorer({one.image_id: one.captions for one in records}).score(captions).corpus
+    found = model.caption([record.image for record in records], SearchSettings(beam_size=2, max_words=9))
+    captions = {record.image_id: caption.text for record, caption in zip(records, found, strict=True)}
+    scores = Scorer({record.image_id: record.captions for record in records}).score(captions).corpus
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line["step_seconds"] for line in log if "step_seconds" in line]
     assert len(steps) == 5
@@ -85,10 +87,10 @@ def test_a_run_is_captioned_and_scored_as_its_settings_say(run):
     assert row.decoder_parameters == sum(weight.numel() for weight in network.decoder.parameters())
 
 
-def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch):
+def test_truth_and_attention_match_constructed_captions(run, monkeypatch):
     """Every second caption is true. For its nouns, all weight is on the object's middle, or most is in a corner."""
     (finished,) = read_run(run)
-    scenes = shapes.read_scenes(run.parent.parent / "shapes")
+    scenes = read_scenes(run.parent.parent / "shapes")
     captions, truth, truth_of_three, mass = [], [], [], []
     for number, record in enumerate(finished.records):
         scene, even = scenes[record.image_id], number % 2 == 0
@@ -102,10 +104,10 @@ def test_truth_and_attention_are_those_of_captions_made_by_hand(run, monkeypatch
         share = 0.25 if number % 4 == 0 else 1.0
         maps = np.zeros((len(words), 64, 64), np.float32)
         maps[:, 0, 0] = 1
-        for place, shape in shapes.mentions(words, scene):
-            x, y = (int(each) for each in shape.centre)
-            maps[place, 0, 0] = 1 - share
-            maps[place, y, x] = share
+        for index, shape in mentions(words, scene):
+            x, y = (int(value) for value in shape.centre)
+            maps[index, 0, 0] = 1 - share
+            maps[index, y, x] = share
             mass.append(share)
         captions.append(caption_of(words, maps))
     monkeypatch.setattr(
@@ -147,7 +149,7 @@ def test_data_without_scenes_has_no_truth(copied, run):
 ROW = Row("a", "shapes", "lstm", "hard", 0.5, 0.25, 0.55, 0.2, 0.125, None, 1234567, 12.34, 3.21)
 
 
-def test_the_table_leaves_out_columns_that_tell_nothing():
+def test_the_table_omits_empty_columns():
     lines = to_markdown([ROW, replace(ROW, run="b", mass=None)]).splitlines()
     assert lines[0] == (
         "| run | decoder | attention | true | true of three | CIDEr-D | BLEU-4 | on the object "
@@ -160,14 +162,14 @@ def test_the_table_leaves_out_columns_that_tell_nothing():
     ]
 
 
-def test_the_data_set_is_named_where_there_is_more_than_one():
+def test_the_data_set_has_a_column_if_there_are_several():
     header, _, *rows = to_markdown([ROW, replace(ROW, data="flickr8k", true=None)]).splitlines()
     assert header.startswith("| run | data | decoder ")
     assert rows[0].startswith("| a | shapes | lstm | hard | 50.0% ")
     assert rows[1].startswith("| a | flickr8k | lstm | hard | – ")
 
 
-def test_mechanisms_are_named_with_what_is_not_plain():
+def test_mechanisms_are_named_with_non_default_settings():
     assert name_decoder(DecoderSettings(kind="gru")) == "gru"
     assert name_decoder(DecoderSettings(kind="gru", attend="after")) == "gru, after"
     assert name_attention(AttentionSettings()) == "additive"
@@ -175,7 +177,7 @@ def test_mechanisms_are_named_with_what_is_not_plain():
     assert name_attention(AttentionSettings(kind="hard", score="dot", coverage=True)) == "hard, dot, coverage"
 
 
-def test_the_command_prints_a_row_a_run_and_writes_all_numbers(run, tmp_path, capsys):
+def test_the_command_prints_one_row_per_run_and_writes_all_numbers(run, tmp_path, capsys):
     file = tmp_path / "rows.json"
     assert main(["table", str(run), str(run), "--device", "cpu", "--json", str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -185,7 +187,7 @@ def test_the_command_prints_a_row_a_run_and_writes_all_numbers(run, tmp_path, ca
     assert first["cider_d"] == second["cider_d"] == measure(read_run(run)[0], "cpu").cider_d
 
 
-def test_a_run_that_stopped_early_came_to_its_end(copied):
+def test_a_run_that_stopped_early_is_finished(copied):
     change_settings(copied, optimizer={"epochs": 9})
     with pytest.raises(DataError, match="2 of 9 epochs are done"):
         read_run(copied)
@@ -194,14 +196,16 @@ def test_a_run_that_stopped_early_came_to_its_end(copied):
     assert read_run(copied)
 
 
-def test_runs_that_cannot_be_measured_are_refused_and_named_before_any_is(run, copied, capsys, monkeypatch):
+def test_unusable_runs_fail_before_any_is_measured(run, copied, capsys, monkeypatch):
     def refusal(*folders):
         assert main(["table", str(run), *map(str, folders)]) == 2
         return capsys.readouterr().err
 
     monkeypatch.setattr("evaluation.table.load", pytest.fail)
     change_settings(copied, datasets=[{"name": "moved", "layout": "shapes", "path": "$NO_SUCH_VARIABLE/shapes"}])
-    assert f"{copied}: its data set 'moved' is missing; there is no $NO_SUCH_VARIABLE/shapes" in refusal(copied)
+    assert f"{copied}: the data set 'moved' is missing: no such file or folder $NO_SUCH_VARIABLE/shapes" in refusal(
+        copied
+    )
     change_settings(copied, optimizer={})
     assert f"{copied}: not the folder of a training run (KeyError('epochs'))" in refusal(copied)
     (copied / "settings.json").write_bytes((run / "settings.json").read_bytes())
@@ -209,7 +213,7 @@ def test_runs_that_cannot_be_measured_are_refused_and_named_before_any_is(run, c
     assert f"{copied / 'best.safetensors'}: no such checkpoint file" in refusal(copied)
 
 
-def test_unfinished_runs_are_left_out_of_the_table_and_named(run, copied, capsys):
+def test_unfinished_runs_are_skipped_with_a_message(run, copied, capsys):
     log = (copied / "log.jsonl").read_text().splitlines(keepends=True)
     first = next(number for number, line in enumerate(log) if "scores" in line)
     (copied / "log.jsonl").write_text("".join(log[: first + 1]))
@@ -217,22 +221,23 @@ def test_unfinished_runs_are_left_out_of_the_table_and_named(run, copied, capsys
     assert main(["table", str(run), str(copied), "--device", "cpu"]) == 0
     captured = capsys.readouterr()
     assert [line.split(" | ")[0] for line in captured.out.splitlines()] == ["| run", "| ---", "| small"]
-    assert f"left out: {copied}: 1 of 2 epochs are done. {resume}\n" in captured.err
+    assert f"skipped: {copied}: 1 of 2 epochs are done. {resume}\n" in captured.err
     (copied / "log.jsonl").unlink()  # as until the first step is logged
     assert main(["table", str(copied)]) == 2
     captured = capsys.readouterr()
-    assert f"left out: {copied}: 0 of 2 epochs are done. {resume}\n" in captured.err
+    assert f"skipped: {copied}: 0 of 2 epochs are done. {resume}\n" in captured.err
     assert captured.err.endswith("error: none of these runs is finished\n")
 
 
-def test_the_folder_of_a_run_stands_for_its_best_checkpoint(run):
+def test_the_folder_of_a_run_loads_its_best_checkpoint(run):
     assert load(run, "cpu").header == load(run / "best.safetensors", "cpu").header
 
 
-def test_folders_are_no_scores_to_compare(run, capsys):
+def test_folders_are_rejected_as_scores(run, capsys):
     assert main(["compare", str(run), str(run)]) == 2
     message = capsys.readouterr().err
     assert (
-        f"{run}: a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN." in message
+        f"{run}: is a folder, not a file of scores. Compare runs with: python -m evaluation table RUN RUN."
+        in message
     )
     assert f"python -m evaluation run {run} --data LAYOUT:PATH --json FILE" in message

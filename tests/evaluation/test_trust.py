@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from captioner.caption import Caption, Rectangle
 from evaluation.trust import (
@@ -31,27 +33,25 @@ def drawn(count, seed=0):
     return rated(confidences, random.uniform(0, 1, count) < confidences)
 
 
-def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order():
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        some = rated(random.integers(0, 6, 30) / 6, random.uniform(0, 1, 30) < 0.5)
-        right, wrong = some.confidences[some.confirmed], some.confidences[~some.confirmed]
-        pairs = [(one > other) + 0.5 * (one == other) for one in right for other in wrong]
-        assert area_under_curve(some) == pytest.approx(np.mean(pairs))
-    assert np.isnan(area_under_curve(rated([0.1, 0.9], [True, True])))
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order(rows):
+    some = rated([value / 6 for value, _ in rows], [confirmed for _, confirmed in rows])
+    right, wrong = some.confidences[some.confirmed], some.confidences[~some.confirmed]
+    pairs = [(high > low) + 0.5 * (high == low) for high in right for low in wrong]
+    assert area_under_curve(some) == pytest.approx(np.mean(pairs) if pairs else np.nan, nan_ok=True)
 
 
 def test_bins_are_equally_large_and_as_many_as_stay_in_order():
     some = drawn(1000)
     bins = bins_of(some)
     assert len(bins) > 3
-    assert sum(each.size for each in bins) == 1000
-    assert max(each.size for each in bins) - min(each.size for each in bins) <= 1
-    assert all(one.confirmed <= other.confirmed for one, other in itertools.pairwise(bins))
-    assert all(one.confidence <= other.confidence for one, other in itertools.pairwise(bins))
+    assert sum(entry.size for entry in bins) == 1000
+    assert max(entry.size for entry in bins) - min(entry.size for entry in bins) <= 1
+    assert all(item.confirmed <= other.confirmed for item, other in itertools.pairwise(bins))
+    assert all(item.confidence <= other.confidence for item, other in itertools.pairwise(bins))
     order = np.argsort(some.confidences, kind="stable")
-    more = [some.confirmed[each].mean() for each in np.array_split(order, len(bins) + 1)]
-    assert any(one > other for one, other in itertools.pairwise(more))
+    more = [some.confirmed[entry].mean() for entry in np.array_split(order, len(bins) + 1)]
+    assert any(item > other for item, other in itertools.pairwise(more))
 
 
 def test_few_confidences_are_one_bin():
@@ -94,7 +94,7 @@ def caption_of(text, confidence, of_words):
     )
 
 
-def test_captions_are_held_against_what_people_wrote():
+def test_captions_are_compared_with_references():
     captions = [
         caption_of("a red dog", 0.9, (None, 0.4, 0.8)),
         caption_of("a cat on a bus", 0.3, (None, 0.6, None, None, 0.5)),
@@ -127,15 +127,15 @@ def test_figures_come_with_intervals_that_hold_them_and_shrink_with_more_picture
     assert len(many.curve) == 100
 
 
-def test_intervals_draw_pictures_and_not_words():
+def test_intervals_resample_pictures_not_words():
     """Words of a picture come together: the more of them there are, the less is known."""
     some = drawn(200)
     fivefold = Rated(*(np.repeat(values, 5) for values in (some.confidences, some.confirmed, some.images)))
-    one, five = (measure({"words": each}, rounds=200)["words"].figures["AUC"] for each in (some, fivefold))
-    assert five == pytest.approx(one)
+    item, five = (measure({"words": entry}, rounds=200)["words"].figures["AUC"] for entry in (some, fivefold))
+    assert five == pytest.approx(item)
 
 
-def test_a_difference_of_the_same_confidences_is_nothing_and_that_of_better_ones_is_found():
+def test_equal_confidences_differ_by_0_and_better_ones_are_detected():
     some = drawn(500)
     assert difference(area_under_curve, some, some, rounds=100) == (0, 0, 0)
     noise = np.random.default_rng(1).normal(0, 0.6, 500)
@@ -144,7 +144,7 @@ def test_a_difference_of_the_same_confidences_is_nothing_and_that_of_better_ones
     assert 0 < low < value < high
 
 
-def test_text_and_json_hold_all_figures():
+def test_text_and_json_contain_all_figures():
     found = measure({"captions": drawn(100), "words": drawn(200, seed=1)}, rounds=50)
     numbers = to_json(found)
     assert numbers["captions"]["figures"]["AUC"]["value"] == found["captions"].figures["AUC"].value

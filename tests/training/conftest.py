@@ -107,7 +107,7 @@ def _write_toml(settings: TrainingSettings, file: Path) -> Path:
 
     def show(value):
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{key} = {show(each)}" for key, each in value.items() if each is not None) + "}"
+            return "{" + ", ".join(f"{key} = {show(item)}" for key, item in value.items() if item is not None) + "}"
         if isinstance(value, list):
             return "[" + ", ".join(map(show, value)) + "]"
         return json.dumps(value)

@@ -27,7 +27,7 @@ LOOP, MODULE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 (PRINTED,) = re.findall(r"```text\n(.*?)```", GUIDE, re.DOTALL)
 
 
-def test_the_worked_loop_prints_what_is_shown():
+def test_the_worked_loop_prints_the_documented_output():
     ran = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True, check=True)
     assert ran.stdout == PRINTED
 
@@ -106,10 +106,10 @@ def test_a_mechanism_outside_of_the_package_is_trained_saved_and_used(
     ):
         captioner.load(file, engine="torch")
     assert "my_attention" not in sys.modules
-    for command, place in (("resume", file.parent), ("export", file)):
-        assert main([command, str(place)]) == 2
+    for command, index in (("resume", file.parent), ("export", file)):
+        assert main([command, str(index)]) == 2
         assert "unknown mechanism 'cosine'" in capsys.readouterr().err
-        assert main([command, str(place), "--import", "my_attention"]) == 0
+        assert main([command, str(index), "--import", "my_attention"]) == 0
         forget()
 
 
@@ -147,5 +147,5 @@ def test_a_module_that_cannot_be_imported_is_named(forget, module, tmp_path, cap
     assert main(["check", str(tmp_path / "none.toml"), "--import", "my_attention"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"python -m training: error: --import my_attention: {message}")
-    assert error.endswith('To see where: python -c "import my_attention"\n')
+    assert error.endswith('For the traceback: python -c "import my_attention"\n')
     assert error.count("\n") == 1

@@ -55,7 +55,7 @@ def count_captions(steps):
     )
 
 
-def test_batches_hold_every_caption_once_and_mirror_no_left_or_right(dataset, settings, scenes):
+def test_batches_contain_every_caption_once_and_never_mirror_left_or_right(dataset, settings, scenes):
     texts = [caption for captions in scenes.values() for caption in captions]
     vocabulary = Vocabulary.build(texts, 1)
     records = read_dataset("jsonl", dataset)
@@ -73,12 +73,12 @@ def test_batches_hold_every_caption_once_and_mirror_no_left_or_right(dataset, se
                 if words:
                     seen.append(" ".join(vocabulary.decode(words[1:])))
     assert sorted(seen) == sorted(texts)
-    mirrors = {one.captions[0][1]: one.mirrors for one in examples._examples}
+    mirrors = {example.captions[0][1]: example.mirrors for example in examples._examples}
     assert mirrors.pop(vocabulary.encode("green")[0]) is False
     assert all(mirrors.values())
 
 
-def test_batches_of_an_encoder_that_learns_hold_pixels(dataset, settings, scenes):
+def test_batches_of_an_encoder_that_learns_contain_pixels(dataset, settings, scenes):
     vocabulary = Vocabulary.build([caption for captions in scenes.values() for caption in captions], 1)
     colours = {"red": (1, 0, 0), "blue": (0, 0, 1), "green": (0, 0.5, 0), "white": (1, 1, 1)}
     images = settings.images
@@ -97,7 +97,7 @@ def test_skipping_steps_gives_the_rest_of_the_same_epoch(examples):
     assert len(whole) == 4
     for step, other in zip(whole[2:], rest, strict=True):
         (batch,), (same,) = step.parts, other.parts
-        assert all(torch.equal(one, two) for one, two in zip(batch[:3], same[:3], strict=True))
+        assert all(torch.equal(example, two) for example, two in zip(batch[:3], same[:3], strict=True))
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 3), (2, 1), (2, 2), (3, 2), (6, 1)])
@@ -107,9 +107,11 @@ def test_the_parts_of_all_processes_are_the_step(many, processes, parts):
     shared = [list(many.epoch(2, 4, seed=1, cut=Cut(rank, processes, parts))) for rank in range(processes)]
     for number, step in enumerate(whole):
         own = [steps[number] for steps in shared]
-        batches = [batch for each in own for batch in each.parts]
-        assert all(each.parts for each in own), "a process without a part would keep the others waiting"
-        assert {each.pictures for each in own} == {step.pictures}
+        batches = [batch for captions_of in own for batch in captions_of.parts]
+        assert all(captions_of.parts for captions_of in own), (
+            "a process without a part would keep the others waiting"
+        )
+        assert {captions_of.pictures for captions_of in own} == {step.pictures}
         assert count_captions([step]) == count_captions(own)
         assert sum(batch.share.words for batch in batches) == pytest.approx(1)
         assert sum(batch.share.captions for batch in batches) == pytest.approx(1)
@@ -139,9 +141,7 @@ def test_augmented_pictures_show_most_of_the_picture_in_nearly_its_colours(pictu
     assert min(greys) / max(greys) > 0.6
 
 
-def test_pictures_are_augmented_anew_at_every_epoch_as_seed_and_epoch_and_picture_decide(
-    dataset, settings, picture
-):
+def test_augmentation_depends_on_seed_epoch_and_picture(dataset, settings, picture):
     for file in dataset.parent.glob("*.png"):
         picture.save(file)
     augmented = examples_of(dataset, settings, augmented=True)
@@ -152,9 +152,9 @@ def test_pictures_are_augmented_anew_at_every_epoch_as_seed_and_epoch_and_pictur
     seen = pixels(augmented, epoch=0, seed=1)
     assert torch.equal(pixels(augmented, epoch=0, seed=1), seen)
     plain = pixels(examples_of(dataset, settings), epoch=0, seed=1)
-    others = [pixels(augmented, epoch=1, seed=1), pixels(augmented, epoch=0, seed=2)]
-    assert len({each.numpy().tobytes() for each in plain}) == 1  # the files are the same
-    assert len({each.numpy().tobytes() for each in torch.cat([seen, *others, plain])}) == 4 + 8 + 1
+    remaining = [pixels(augmented, epoch=1, seed=1), pixels(augmented, epoch=0, seed=2)]
+    assert len({captions_of.numpy().tobytes() for captions_of in plain}) == 1  # the files are the same
+    assert len({captions_of.numpy().tobytes() for captions_of in torch.cat([seen, *remaining, plain])}) == 4 + 8 + 1
 
 
 def test_boxes_are_cut_and_mirrored_with_their_picture(dataset, settings, tmp_path):
@@ -185,8 +185,9 @@ def test_boxes_are_cut_and_mirrored_with_their_picture(dataset, settings, tmp_pa
 def test_development_pictures_are_never_augmented(dataset, settings, picture):
     records = read_dataset("jsonl", dataset)
     picture.save(records[-1].image)
-    place = len(records) - 1
+    index = len(records) - 1
     plain, augmented = (
-        PictureFiles(records, settings.images, mirrored=False, augmented=each).read(place) for each in (False, True)
+        PictureFiles(records, settings.images, mirrored=False, augmented=captions_of).read(index)
+        for captions_of in (False, True)
     )
     assert torch.equal(plain, augmented)

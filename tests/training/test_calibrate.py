@@ -56,7 +56,7 @@ def knowledge():
     return learn(annotations, records, records, Vocabulary([*SPECIAL, "a", *WORDS]))
 
 
-def test_regression_finds_the_weights_that_data_were_drawn_with():
+def test_regression_recovers_the_true_weights():
     random = np.random.default_rng(0)
     features = random.normal(1, 2, (20_000, 2))
     odds = 0.5 + features @ [1.0, -0.7]
@@ -65,7 +65,7 @@ def test_regression_finds_the_weights_that_data_were_drawn_with():
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_regression_of_one_answer_alone_stays_finite(confirmed):
+def test_regression_with_one_class_stays_finite(confirmed):
     found = regress(np.random.default_rng(0).normal(size=(50, 3)), np.full(50, confirmed))
     assert np.isfinite(found).all()
     assert (found[0] > 0) == confirmed
@@ -80,10 +80,10 @@ def test_detectors_rates_and_agreement_are_those_of_the_training_pictures(knowle
     assert set(knowledge.words) == set(WORDS)
     centred = annotations - knowledge.tables.mean
     scores = knowledge.tables.rates[0] + centred @ knowledge.tables.axes @ knowledge.tables.detectors
-    for place, word in enumerate(knowledge.words):
+    for index, word in enumerate(knowledge.words):
         there = np.array([word in record.captions[0] for record in records])
-        assert scores[there, place].mean() > scores[~there, place].mean() + 0.3
-        assert knowledge.tables.rates[0, place] == pytest.approx(there.mean(), abs=0.06)
+        assert scores[there, index].mean() > scores[~there, index].mean() + 0.3
+        assert knowledge.tables.rates[0, index] == pytest.approx(there.mean(), abs=0.06)
     assert (knowledge.tables.rates[1] > 0.95).all()  # all three always say the same
 
 
@@ -100,10 +100,10 @@ def test_confidence_is_calibrated_on_other_pictures_and_better_than_log_probabil
         assert found[kind]["AUC above log-probability"][1] > 0  # the interval leaves out 0
 
 
-def test_far_pictures_are_trusted_less(knowledge):
+def test_distant_pictures_have_less_confidence(knowledge):
     examples = make_examples(300, 3)
     confidence = Confidence(fit(knowledge, examples, np.ones(300, bool)), knowledge.tables)
-    example = next(each for each in examples if "dog" in each.caption.words)
+    example = next(item for item in examples if "dog" in item.caption.words)
     beyond = np.linalg.svd(knowledge.tables.axes, full_matrices=True)[0][:, -1]  # beside all axes
     seen = confidence.see(np.stack([example.annotation, example.annotation + 40 * beyond]).astype(np.float32))
     near, far = (confidence.rate(example.caption, seen, number).confidence for number in (0, 1))
@@ -147,7 +147,7 @@ def test_the_command_calibrates_a_model_file_in_place_and_again(model, dataset, 
     card = read_header(model).card["calibration"]
     assert card["data"] == {dataset.parent.name: 40}
     assert card["training pictures"] == 40
-    assert str(dataset.parent) not in json.dumps(card)  # the paths of this machine are nobody's business
+    assert str(dataset.parent) not in json.dumps(card)  # no paths of this machine
     written = model.read_bytes()
     assert main(command) == 0
     assert model.read_bytes() == written  # what it does to a calibrated model is what it does to any
@@ -160,7 +160,7 @@ def test_the_command_calibrates_a_model_file_in_place_and_again(model, dataset, 
         (lambda row: row["split"] == "dev", "and as many training pictures, got 40 and 0"),
     ],
 )
-def test_too_few_pictures_are_refused_in_one_line(model, dataset, capsys, kept, message):
+def test_too_few_pictures_are_rejected_in_one_line(model, dataset, capsys, kept, message):
     rows = [line for line in dataset.read_text().splitlines(keepends=True) if kept(json.loads(line))]
     dataset.write_text("".join(rows))
     before = model.read_bytes()
@@ -171,7 +171,7 @@ def test_too_few_pictures_are_refused_in_one_line(model, dataset, capsys, kept, 
     assert model.read_bytes() == before
 
 
-def test_captions_of_another_language_are_refused(knowledge):
+def test_captions_of_another_language_are_rejected(knowledge):
     records = [Record(None, str(number), ("ein hund", "eine katze"), "train") for number in range(40)]
-    with pytest.raises(calibration.DataError, match="no word that names a thing"):
+    with pytest.raises(calibration.DataError, match="no word for a thing"):
         learn(np.zeros((40, 3), np.float32), records, records, Vocabulary([*SPECIAL, "hund", "katze"]))

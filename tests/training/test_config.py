@@ -17,10 +17,10 @@ CONFIGS = sorted(FOLDER.glob("**/*.toml"))
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_loads(file):
-    place = file.relative_to(FOLDER)
+    index = file.relative_to(FOLDER)
     settings = read_settings(file, [])
-    assert settings.name == "-".join(place.with_suffix("").parts)
-    assert f"# python -m training run configs/{place.as_posix()}\n" in file.read_text()
+    assert settings.name == "-".join(index.with_suffix("").parts)
+    assert f"# python -m training run configs/{index.as_posix()}\n" in file.read_text()
 
 
 def commands_of(file):
@@ -31,7 +31,7 @@ def commands_of(file):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_the_commands_that_a_config_opens_with_are_understood(file):
+def test_the_commands_in_the_header_of_a_config_parse(file):
     commands = commands_of(file)
     assert commands
     for command, what, *options in commands:
@@ -93,9 +93,10 @@ def test_six_mistakes_are_reported_together(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("name = ", "cannot be read as TOML"), ("name = 'x'\ndatasets = []", "name at least one")]
+    ("text", "message"),
+    [("name = ", "cannot read this TOML file"), ("name = 'x'\ndatasets = []", "expected at least one")],
 )
-def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
+def test_a_malformed_configuration_is_rejected(tmp_path, text, message):
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -128,7 +129,7 @@ def test_paths_take_environment_variables(monkeypatch):
         ("card.year=2024", 2024),
     ],
 )
-def test_the_type_of_a_setting_decides_what_its_value_means(override, expected):
+def test_override_values_are_parsed_by_the_type_of_the_setting(override, expected):
     value = read_settings(FOLDER / "flickr8k.toml", [override])
     for key in override.partition("=")[0].split("."):
         value = value[key] if isinstance(value, dict) else getattr(value, key)
@@ -138,12 +139,12 @@ def test_the_type_of_a_setting_decides_what_its_value_means(override, expected):
 
 def numbers_of(settings, path=()):
     """The path of every number among nested settings."""
-    for one in fields(settings):
-        value = getattr(settings, one.name)
+    for item in fields(settings):
+        value = getattr(settings, item.name)
         if is_dataclass(value):
-            yield from numbers_of(value, (*path, one.name))
+            yield from numbers_of(value, (*path, item.name))
         elif type(value) in (int, float):
-            yield ".".join((*path, one.name)), type(value)
+            yield ".".join((*path, item.name)), type(value)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_every_number_is_bounded(key, kind):
             read_settings(file, [f"{key}={value}"])
 
 
-def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     file = tmp_path / "marked.toml"
     file.write_bytes(b"\xef\xbb\xbf" + (FOLDER / "flickr8k.toml").read_bytes())
     assert read_settings(file, []) == read_settings(FOLDER / "flickr8k.toml", [])
@@ -167,9 +168,9 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("x = " + "[" * 100_000, "cannot be read as TOML"), ("x = " + "9" * 5000, "Exceeds the limit")],
+    [("x = " + "[" * 100_000, "cannot read this TOML file"), ("x = " + "9" * 5000, "Exceeds the limit")],
 )
-def test_toml_beyond_what_python_reads_is_refused(tmp_path, text, message):
+def test_toml_beyond_the_limits_of_python_is_rejected(tmp_path, text, message):
     (tmp_path / "deep.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_settings(tmp_path / "deep.toml", [])
@@ -180,24 +181,22 @@ def test_toml_beyond_what_python_reads_is_refused(tmp_path, text, message):
     [
         (["optimizer.weight_decay=-1"], "optimizer.weight_decay: must be at least 0"),
         (["search.length_penalty=1000"], "search.length_penalty: must be at least -10 and at most 10"),
-        (["name=.."], "name: must be the name of a folder"),
-        (["name=a/b"], "name: must be the name of a folder"),
+        (["name=.."], "name: must be a valid folder name"),
+        (["name=a/b"], "name: must be a valid folder name"),
         (["card.day=2024-01-01"], "card: expected text, numbers, true, false, lists and tables"),
         (["model.decoder.layers=1000000"], "model.decoder.layers: must be at least 1 and at most 100"),
-        (["optimizer.accumulate=33"], "optimizer.accumulate: 32 pictures make no 33 parts"),
-        (["optimizer.plateau_factor=1"], "optimizer.plateau_factor: must be above 0 and below 1"),
-        (["optimizer.schedule=linear"], "optimizer.schedule: expected one of 'cosine', 'plateau'"),
+        (["optimizer.accumulate=33"], "optimizer.accumulate: must be at most batch_size, 32, got 33"),
         (["precision=half"], "precision: expected one of 'float32', 'bfloat16', 'float16'"),
         (["selection.metric=CIDER-D"], "selection.metric: unknown 'CIDER-D'; did you mean 'CIDEr-D'"),
         (["selection.patience=-1"], "selection.patience: must be at least 0"),
-        (["encoder.augment=true"], "encoder.augment: the grids of a frozen encoder"),
+        (["encoder.augment=true"], "encoder.augment: not available for a frozen encoder"),
         (["scheduled_sampling=2"], "scheduled_sampling: must be at least 0 and at most 1"),
         (
             ["scheduled_sampling=0.2", "model.decoder.kind=transformer", "model.attention.kind=multi_head"],
-            "scheduled_sampling: the 'transformer' decoder reads all words of a caption at once",
+            "scheduled_sampling: not available for the 'transformer' decoder",
         ),
     ],
 )
-def test_options_that_mean_nothing_are_refused(overrides, message):
+def test_invalid_options_are_rejected(overrides, message):
     with pytest.raises(ConfigError, match=message):
         read_settings(FOLDER / "flickr8k.toml", overrides)

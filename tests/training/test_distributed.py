@@ -104,7 +104,7 @@ def averaged(folder):
 
 
 def children(process):
-    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [int(entry) for entry in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def wait_for(what, seconds):
@@ -117,19 +117,19 @@ def wait_for(what, seconds):
 
 
 @pytest.mark.slow
-def test_two_processes_with_half_of_each_batch_learn_what_one_learns_with_all(config, start, tmp_path):
+def test_two_processes_learn_the_same_as_one(config, start, tmp_path):
     for processes in (1, 2):
         finish(start(processes, "run", config, "--runs", tmp_path / str(processes)))
-    one, two = (tmp_path / str(processes) / "small" for processes in (1, 2))
-    lines, others = read_log(one), read_log(two)
-    assert [line["step"] for line in lines] == [line["step"] for line in others] == [1, 2, 3, 3]
-    for line, other in zip(lines[:3], others[:3], strict=True):
+    item, two = (tmp_path / str(processes) / "small" for processes in (1, 2))
+    lines, rest = read_log(item), read_log(two)
+    assert [line["step"] for line in lines] == [line["step"] for line in rest] == [1, 2, 3, 3]
+    for line, other in zip(lines[:3], rest[:3], strict=True):
         for term in ("words", "attention", "coverage", "gradient_norm"):
             assert line[term] == pytest.approx(other[term], abs=1e-5), term
-    for name, tensor in averaged(one).items():
+    for name, tensor in averaged(item).items():
         torch.testing.assert_close(averaged(two)[name], tensor, rtol=0, atol=1e-4, msg=name)
-    assert lines[3]["scores"]["greys"] == pytest.approx(others[3]["scores"]["greys"])
-    assert sorted(file.name for file in one.iterdir()) == sorted(file.name for file in two.iterdir())
+    assert lines[3]["scores"]["greys"] == pytest.approx(rest[3]["scores"]["greys"])
+    assert sorted(file.name for file in item.iterdir()) == sorted(file.name for file in two.iterdir())
     assert read_header(two / "best.safetensors").card["steps"] == 3
 
 
@@ -137,8 +137,8 @@ def test_two_processes_with_half_of_each_batch_learn_what_one_learns_with_all(co
 def test_two_killed_processes_resume_to_the_same_weights(config, start, tmp_path):
     """With dropout, which each process draws for itself, and with locations that are chosen at random."""
     options = []
-    for each in ("model.decoder.dropout=0.3", "model.attention.kind=hard", "optimizer.epochs=8", "save_minutes=0"):
-        options += ["--set", each]
+    for entry in ("model.decoder.dropout=0.3", "model.attention.kind=hard", "optimizer.epochs=8", "save_minutes=0"):
+        options += ["--set", entry]
     finish(start(2, "run", config, "--runs", tmp_path / "whole", *options))
     process = start(2, "run", config, "--runs", tmp_path / "killed", *options)
     folder = tmp_path / "killed" / "small"
@@ -152,11 +152,11 @@ def test_two_killed_processes_resume_to_the_same_weights(config, start, tmp_path
     alone = start(1, "resume", folder)
     _, errors = alone.communicate()
     assert alone.returncode == 2
-    assert "run by 2 processes, and goes on only with as many, not 1" in errors
+    assert "this run has 2 processes and cannot resume with 1" in errors
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_with_a_message_and_leaves_no_other(config, start, tmp_path):
+def test_a_killed_process_ends_all_processes_with_a_message(config, start, tmp_path):
     process = start(2, "run", config, "--runs", tmp_path, "--set", "optimizer.epochs=10000")
     log = tmp_path / "small" / "log.jsonl"
     assert wait_for(lambda: log.exists() and log.stat().st_size > 1000, 120)
@@ -180,12 +180,12 @@ def test_sigterm_stops_all_processes_with_their_state_saved(config, start, tmp_p
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    assert "Go on with: python -m training resume" in errors
+    assert "Resume with: python -m training resume" in errors
     step = torch.load(folder / "state.pt", weights_only=True)["step"]
     assert step >= read_log(folder)[-1]["step"]
 
 
-def test_a_process_alone_needs_no_others():
+def test_a_single_process_needs_no_process_group():
     alone = Processes(torch.device("cpu"))
     tensor = torch.tensor([1.0, 2.0])
     with alone.first_alone():

@@ -14,7 +14,7 @@ from captioner.errors import CheckpointError, UnsupportedError
 from captioner.model_file import GRAPH, read_header
 from captioner.network.checkpoint import load_checkpoint, save_checkpoint
 from training.__main__ import main
-from training.loop import start_run
+from training.start import start_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,16 +27,16 @@ def best(learning, tmp_path):
     return run.folder / "best.safetensors"
 
 
-def test_a_kept_checkpoint_gives_the_same_captions_with_either_engine(best, learning, dataset):
+def test_a_checkpoint_gives_the_same_captions_with_both_engines(best, learning, dataset):
     pictures = sorted(dataset.parent.glob("*.png"))
     onnx, pytorch = (load(best, device="cpu", engine=engine) for engine in ("onnx", "torch"))
     assert onnx.header.search == pytorch.search_settings == learning.search
     captions = onnx.caption(pictures), pytorch.caption(pictures)
     assert len({caption.text for caption in captions[0]}) > 1
-    for one, other in zip(*captions, strict=True):
-        assert one.words == other.words
-        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
-        torch.testing.assert_close(torch.tensor(one.attention), torch.tensor(other.attention), rtol=0, atol=1e-4)
+    for item, other in zip(*captions, strict=True):
+        assert item.words == other.words
+        assert item.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+        torch.testing.assert_close(torch.tensor(item.attention), torch.tensor(other.attention), rtol=0, atol=1e-4)
 
 
 def test_export_adds_graphs_to_a_file_and_changes_no_weight(best, dataset, tmp_path, capsys):
@@ -60,9 +60,7 @@ def test_export_adds_graphs_to_a_file_and_changes_no_weight(best, dataset, tmp_p
     assert load(bare, engine="onnx").caption(picture).text == load(best, engine="torch").caption(picture).text
 
 
-def test_a_run_whose_network_cannot_be_exported_says_so_once_and_keeps_its_weights(
-    learning, tmp_path, monkeypatch, capsys
-):
+def test_a_network_that_cannot_be_exported_is_reported_once_and_saved(learning, tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise UnsupportedError("this network cannot be exported to ONNX: an operator is missing")
 
@@ -97,7 +95,7 @@ sys.meta_path.insert(0, Watcher())
         "from training.__main__ import main; main(['check', 'none.toml'])",
     ],
 )
-def test_threads_are_told_to_wait_without_spinning_before_torch_is_imported(monkeypatch, program, given):
+def test_threads_are_set_to_wait_passively_before_torch_is_imported(monkeypatch, program, given):
     if given is None:
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     else:

@@ -27,15 +27,15 @@ def encoder():
 def test_a_cached_grid_is_that_of_its_picture(encoder, dataset, tmp_path):
     records = read_dataset("jsonl", dataset)
     grids = cache_grids(tmp_path / "cache", encoder, SMALL, records, mirrored=True, batch_size=3)
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         pixels = torch.from_numpy(images.prepare(images.open(record.image), SMALL)[0])[None]
         with torch.inference_mode():
             expected, mirrored = encoder(pixels)[0][0], encoder(pixels.flip(3))[0][0]
-        torch.testing.assert_close(grids.read(place), expected, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(grids.read(place, mirrored=True), mirrored, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(grids.read(index), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(grids.read(index, mirrored=True), mirrored, rtol=1e-3, atol=1e-3)
 
 
-def test_an_interrupted_cache_goes_on_where_it_stopped(encoder, dataset, tmp_path, monkeypatch):
+def test_an_interrupted_cache_resumes(encoder, dataset, tmp_path, monkeypatch):
     records = read_dataset("jsonl", dataset)
     whole = tmp_path / "whole"
     cache_grids(whole, encoder, SMALL, records, mirrored=False, batch_size=2)
@@ -56,7 +56,7 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(encoder, dataset, tmp_pat
     assert opened == [record.image for record in records[2:]]
 
 
-def test_grids_go_on_in_another_file_when_one_is_full(encoder, dataset, tmp_path, monkeypatch):
+def test_grids_are_split_into_files(encoder, dataset, tmp_path, monkeypatch):
     records = read_dataset("jsonl", dataset)
     whole = cache_grids(tmp_path / "whole", encoder, SMALL, records, mirrored=True, batch_size=2)
     record = features.record_bytes(encoder, SMALL, mirrored=True)
@@ -64,11 +64,11 @@ def test_grids_go_on_in_another_file_when_one_is_full(encoder, dataset, tmp_path
     parts = cache_grids(tmp_path / "parts", encoder, SMALL, records[:7], mirrored=True, batch_size=2)
     files = sorted((tmp_path / "parts").glob("*/grids-*.bin"))
     assert [file.stat().st_size for file in files] == [4 * record, 3 * record]
-    for place, mirrored in itertools.product(range(6), (False, True)):
-        assert torch.equal(parts.read(place, mirrored), whole.read(place, mirrored))
+    for index, mirrored in itertools.product(range(6), (False, True)):
+        assert torch.equal(parts.read(index, mirrored), whole.read(index, mirrored))
 
 
-def test_two_runs_that_need_the_same_grids_make_them_once(encoder, dataset, tmp_path):
+def test_two_runs_compute_shared_grids_once(encoder, dataset, tmp_path):
     records = read_dataset("jsonl", dataset)
     with ThreadPoolExecutor(2) as runs:
         caches = list(
@@ -81,19 +81,19 @@ def test_two_runs_that_need_the_same_grids_make_them_once(encoder, dataset, tmp_
     assert torch.equal(caches[0].read(7), caches[1].read(7))
 
 
-def test_a_full_disk_is_told_before_any_work(encoder, dataset, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_work(encoder, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OutputError, match=r"0\.0 GB more.*0\.0 GB left.*encoder\.cache"):
+    with pytest.raises(OutputError, match=r"0\.0 GB more.*0\.0 GB are free.*encoder\.cache"):
         cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
     assert not list(tmp_path.glob("*/grids-*.bin"))
 
 
-def test_annotations_that_float16_cannot_hold_are_refused(dataset, tmp_path):
+def test_annotations_beyond_float16_are_rejected(dataset, tmp_path):
     torch.manual_seed(0)
     encoder = Encoder(EncoderSettings("small_cnn", stride=8))
     with torch.no_grad():
         encoder.features[-1][1].weight.fill_(1e6)
-    with pytest.raises(ConfigError, match=r"beyond float16.*encoder\.weights"):
+    with pytest.raises(ConfigError, match=r"exceed the range of float16.*encoder\.weights"):
         cache_grids(tmp_path, encoder, SMALL, read_dataset("jsonl", dataset), mirrored=False)
 
 
@@ -126,10 +126,10 @@ def test_pixels_are_those_of_their_picture(dataset):
     halves.paste("blue", (0, 0, 45, 60))
     halves.save(records[2].image)
     pictures = PictureFiles(records, SMALL, mirrored=True)
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         expected = torch.from_numpy(images.prepare(images.open(record.image), SMALL)[0])
-        assert torch.equal(pictures.read(place), expected)
-        assert torch.equal(pictures.read(place, mirrored=True), expected.flip(2))
+        assert torch.equal(pictures.read(index), expected)
+        assert torch.equal(pictures.read(index, mirrored=True), expected.flip(2))
 
 
 def test_an_unreadable_file_is_named(dataset):

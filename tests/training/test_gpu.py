@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from captioner.captioning import load
-from training.loop import resume_run, start_run
+from training.start import resume_run, start_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_a_step_learns_on_the_device_as_on_the_cpu(learning, tmp_path, precision
         terms[device] = [run._train_step(step) for _ in range(5)]
         assert all(weight.dtype == torch.float32 for weight in run.network.parameters())
         assert all(weight.isfinite().all() for weight in run.network.parameters())
-    losses = {device: [each["loss"] for each in found] for device, found in terms.items()}
+    losses = {device: [entry["loss"] for entry in found] for device, found in terms.items()}
     assert losses["cuda"][0] == pytest.approx(losses["cpu"][0], abs=1e-3 if precision == "float32" else 0.05)
     assert losses["cuda"][-1] < losses["cuda"][0]
 
@@ -86,9 +86,9 @@ def test_two_processes_learn_together_by_nccl(learning, write_toml, tmp_path):
             check=False,
         )
         assert ran.returncode == 0, ran.stderr
-    one, two = (
+    item, two = (
         torch.load(tmp_path / count / "small" / "state.pt", map_location="cpu", weights_only=True)["averaged"]
         for count in ("1", "2")
     )
-    for name, tensor in one.items():
+    for name, tensor in item.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-3, msg=name)

@@ -16,8 +16,9 @@ from training.__main__ import main
 from training.check import check
 from training.config import OptimizerSettings, SelectionSettings
 from training.interruption import StoppedError
-from training.loop import rate_share, resume_run, start_run
+from training.loop import rate_share
 from training.setup import prepare
+from training.start import resume_run, start_run
 
 
 def read_log(folder):
@@ -54,7 +55,7 @@ def trained(settings, folder):
     return run
 
 
-def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
+def test_four_images_are_overfitted(settings, dataset, scenes, tmp_path):
     rows = [json.loads(line) for line in dataset.read_text().splitlines()]
     dataset.write_text("".join(json.dumps({**row, "captions": row["captions"][:1]}) + "\n" for row in rows))
     options = replace(settings.optimizer, epochs=30, learning_rate=0.01)
@@ -67,7 +68,7 @@ def test_four_images_are_learned_by_heart(settings, dataset, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_images_are_learned_by_heart_from_random_weights(learning, dataset, tmp_path):
+def test_four_images_are_overfitted_from_random_weights(learning, dataset, tmp_path):
     colours = ("red", "green", "blue", "yellow")
     rows = []
     for number, colour in enumerate(colours):
@@ -82,7 +83,7 @@ def test_four_images_are_learned_by_heart_from_random_weights(learning, dataset,
     run.train()
     model = load(run.folder / "best.safetensors", device="cpu")
     for number, colour in enumerate(colours):
-        # The best checkpoint is the first with all captions right, where the end may still hang by a hair.
+        # The best checkpoint is the first with all captions right, whose last word may still vary.
         assert model.caption(tmp_path / f"dev-{number}.png").words[:2] == ("a", colour)
 
 
@@ -102,15 +103,15 @@ def test_the_encoder_learns_from_the_named_stage_on(learning, tmp_path, train_fr
     run = start_run(settings, tmp_path)
     before = encoders_of(run)
     run.train()
-    for weights, others in zip(before, encoders_of(run), strict=True):
-        changed = {name.split(".")[1] for name, weight in weights.items() if not torch.equal(weight, others[name])}
+    for weights, rest in zip(before, encoders_of(run), strict=True):
+        changed = {name.split(".")[1] for name, weight in weights.items() if not torch.equal(weight, rest[name])}
         assert changed == learn
     state = torch.load(run.folder / "state.pt", weights_only=True)
     for network in ("network", "averaged"):
         assert any(name.startswith("encoder.") for name in state[network]) == bool(learn)
 
 
-def test_an_unknown_stage_is_refused(learning, tmp_path):
+def test_an_unknown_stage_is_rejected(learning, tmp_path):
     with pytest.raises(ConfigError, match="small_cnn has no stage 'layer4'; its stages: 1, 2, 3, 4"):
         start_run(replace(learning, encoder=replace(learning.encoder, train_from="layer4")), tmp_path)
 
@@ -130,14 +131,14 @@ def test_development_pictures_are_seen_by_the_averaged_encoder(learning, tmp_pat
     assert development.score(run.averaged, run.vocabulary, learning.search) != scores
 
 
-def test_there_is_nothing_to_prepare_for_an_encoder_that_learns(learning, tmp_path):
-    with pytest.raises(ConfigError, match=r"encoder\.train_from is 'all': an encoder that learns has no grids"):
+def test_prepare_rejects_an_encoder_that_learns(learning, tmp_path):
+    with pytest.raises(ConfigError, match=r"encoder\.train_from is 'all': an encoder that learns has no grid"):
         prepare(learning)
     start_run(learning, tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_log_says_what_a_step_takes(learning, tmp_path, monkeypatch):
+def test_the_log_contains_step_times(learning, tmp_path, monkeypatch):
     monkeypatch.setattr("training.loop.LOG_EVERY", 2)
     began = time.monotonic()
     run = start_run(learning, tmp_path)
@@ -160,10 +161,10 @@ def test_a_run_without_a_terminal_prints_its_loss_from_the_first_step_on_and_sco
     steps = [line for line in read_log(run.folder) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 4, 6]  # the first, and the last of every epoch
     printed = capsys.readouterr().err.splitlines()
-    for line, step in zip((each for each in printed if ": step " in each), steps, strict=True):
+    for line, step in zip((item for item in printed if ": step " in item), steps, strict=True):
         assert line.startswith(f"epoch {step['epoch']}/3: step {step['step']} of 6, loss {step['loss']:.3f}, ")
     scores = [line["scores"]["colours"] for line in read_log(run.folder) if "scores" in line]
-    for line, score in zip((each for each in printed if "CIDEr-D" in each), scores, strict=True):
+    for line, score in zip((item for item in printed if "CIDEr-D" in item), scores, strict=True):
         assert line.endswith(f"colours: CIDEr-D {100 * score['CIDEr-D']:.1f} BLEU-4 {100 * score['BLEU-4']:.1f}")
 
 
@@ -178,8 +179,8 @@ def test_messages_that_cannot_be_printed_do_not_end_a_run(learning, tmp_path, mo
     assert run.finished
 
 
-def test_few_development_pictures_bring_a_warning(learning, tmp_path, monkeypatch, capsys):
-    warning = "colours: warning: only 4 development pictures choose the best checkpoint"
+def test_few_development_pictures_print_a_warning(learning, tmp_path, monkeypatch, capsys):
+    warning = "colours: warning: only 4 development pictures select the best checkpoint"
     trained(learning, tmp_path / "few")
     assert warning in capsys.readouterr().err
     assert any(line.startswith(warning) for line in check(learning))
@@ -189,7 +190,7 @@ def test_few_development_pictures_bring_a_warning(learning, tmp_path, monkeypatc
     assert not any(line.startswith(warning) for line in check(learning))
 
 
-def test_a_seed_decides_the_run(settings, tmp_path):
+def test_the_seed_determines_the_run(settings, tmp_path):
     for name in ("first", "again"):
         start_run(settings, tmp_path / name).train()
     start_run(replace(settings, seed=2), tmp_path / "other").train()
@@ -201,7 +202,7 @@ def test_a_seed_decides_the_run(settings, tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 @pytest.mark.parametrize("encoder", ["settings", "learning"])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_to_the_same_weights(
     request, tmp_path, monkeypatch, stop_before_step, encoder, stop_after
 ):
     monkeypatch.setattr("training.loop.LOG_EVERY", 1)
@@ -237,7 +238,7 @@ def break_off(monkeypatch, run, method, calls):
 
 
 @pytest.mark.parametrize(("method", "calls"), [("_evaluate", 1), ("save_state", 3)])
-def test_a_run_broken_off_around_its_evaluation_evaluates_and_logs_each_epoch_once(
+def test_a_run_interrupted_around_its_evaluation_logs_each_epoch_once(
     learning, tmp_path, monkeypatch, method, calls
 ):
     """After the evaluation, before its state is saved; and after the state is saved, before the evaluation."""
@@ -251,7 +252,7 @@ def test_a_run_broken_off_around_its_evaluation_evaluates_and_logs_each_epoch_on
     assert (whole.folder / "best.safetensors").read_bytes() == (run.folder / "best.safetensors").read_bytes()
 
 
-def test_half_a_line_of_the_log_and_half_a_file_are_cleared_away(learning, tmp_path, monkeypatch):
+def test_partial_lines_and_files_are_removed(learning, tmp_path, monkeypatch):
     monkeypatch.setattr("training.loop.LOG_EVERY", 1)
     whole = trained(learning, tmp_path / "whole")
     run = start_run(learning, tmp_path / "broken")
@@ -272,20 +273,20 @@ def test_half_a_line_of_the_log_and_half_a_file_are_cleared_away(learning, tmp_p
 
 def test_a_run_that_was_killed_before_its_first_state_can_be_started_again(learning, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("training.loop.write_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("training.start.write_atomically", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             start_run(learning, tmp_path)
     assert trained(learning, tmp_path).finished
 
 
-def test_a_run_does_not_go_on_with_other_data(learning, dataset, tmp_path):
+def test_a_run_does_not_resume_with_other_data(learning, dataset, tmp_path):
     run = start_run(learning, tmp_path)
     dataset.write_text(dataset.read_text().replace("snow lies there", "snow lies here"))
-    with pytest.raises(DataError, match="'colours' has changed since this run began"):
+    with pytest.raises(DataError, match="'colours' has changed since the start of this run"):
         resume_run(run.folder)
 
 
-def test_a_state_of_another_version_is_refused(learning, tmp_path):
+def test_a_state_of_another_version_is_rejected(learning, tmp_path):
     run = start_run(learning, tmp_path)
     torch.save({"format": 1}, run.folder / "state.pt")
     with pytest.raises(ConfigError, match="written by another version"):
@@ -299,9 +300,7 @@ def test_a_state_of_another_version_is_refused(learning, tmp_path):
     ("number", "moment"),
     [(signal.SIGINT, "_train_step"), (signal.SIGTERM, "save_state"), (signal.SIGINT, "_evaluate")],
 )
-def test_a_signal_saves_the_run_and_leaves_with_a_status_of_its_own(
-    learning, tmp_path, monkeypatch, capsys, number, moment
-):
+def test_a_signal_saves_the_run_and_sets_the_exit_status(learning, tmp_path, monkeypatch, capsys, number, moment):
     """In a step, which is finished; before an evaluation, which is not begun; and in one, which is broken off."""
     whole = trained(learning, tmp_path / "whole")
     run = start_run(learning, tmp_path / "broken")
@@ -312,13 +311,13 @@ def test_a_signal_saves_the_run_and_leaves_with_a_status_of_its_own(
         return original(*arguments)
 
     monkeypatch.setattr(run, moment, interrupted)
-    monkeypatch.setattr("training.loop.resume_run", lambda *_: run)
+    monkeypatch.setattr("training.start.resume_run", lambda *_: run)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert main(["resume", str(run.folder)]) == 128 + number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     message = capsys.readouterr().err
     assert (
-        f"stopped by {number.name} at step {run.step}. Go on with: python -m training resume {run.folder}"
+        f"stopped by {number.name} at step {run.step}. Resume with: python -m training resume {run.folder}"
         in message
     )
     monkeypatch.undo()
@@ -360,7 +359,7 @@ def test_a_full_disk_leaves_the_last_state_and_the_best_checkpoint_whole(learnin
 
 def test_a_run_never_replaces_another(settings, tmp_path):
     start_run(settings, tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="contains a run already"):
         start_run(settings, tmp_path)
     with pytest.raises(ConfigError, match="no run to resume"):
         resume_run(tmp_path / "none")
@@ -376,12 +375,6 @@ def test_the_checkpoint_says_what_it_was_trained_on(settings, tmp_path):
     assert card["development_scores"]["colours"].keys() >= {"CIDEr-D", "BLEU-4"}
 
 
-def test_on_a_plateau_rates_warm_up_and_stay_but_for_its_reductions():
-    options = OptimizerSettings(warmup_steps=4, schedule="plateau", plateau_factor=0.5)
-    assert [rate_share(options, step, 10, reductions=0) for step in (0, 3, 9)] == [0.25, 1.0, 1.0]
-    assert rate_share(options, 9, 10, reductions=3) == 0.125
-
-
 def test_the_learning_rates_warm_up_and_follow_a_cosine_to_zero():
     options = OptimizerSettings(warmup_steps=4)
     shares = [rate_share(options, step, 104) for step in range(105)]
@@ -392,7 +385,7 @@ def test_the_learning_rates_warm_up_and_follow_a_cosine_to_zero():
     assert shares[4:] == sorted(shares[4:], reverse=True)
 
 
-def test_encoder_and_decoder_have_rates_of_their_own(learning, tmp_path):
+def test_encoder_and_decoder_have_separate_learning_rates(learning, tmp_path):
     options = replace(learning.optimizer, learning_rate=0.02, warmup_steps=6)
     settings = replace(learning, optimizer=options, encoder=replace(learning.encoder, learning_rate=0.001))
     run = start_run(settings, tmp_path)
@@ -432,7 +425,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_state_from_before(
     assert all(weight.isfinite().all() for weight in resumed.network.parameters())
 
 
-def test_a_gradient_that_is_no_number_changes_no_weight(learning, tmp_path):
+def test_a_gradient_that_is_not_finite_changes_no_weight(learning, tmp_path):
     run = start_run(learning, tmp_path)
     run.network.decoder.output_bias.register_hook(lambda gradient: gradient * torch.inf)
     before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
@@ -453,7 +446,7 @@ def test_parts_of_a_step_add_up_to_the_step(learning, tmp_path, monkeypatch):
         calls.append(len(batch.pictures))
         return of_batch(network, batch, progress)
 
-    note.of_captions = of_batch.of_captions
+    note.caption_loss = of_batch.caption_loss
     monkeypatch.setattr(run, "objective", note)
     run.train()
     assert sorted(calls) == [1, 1, 1, 1, 2, 2]
@@ -469,7 +462,7 @@ def test_lower_precision_learns_nearly_the_same_and_resumes_exactly(learning, tm
     settings = change(without_dropout(learning), epochs=2)
     full = trained(settings, tmp_path / "full")
     run = trained(replace(settings, precision=precision), tmp_path / "low")
-    losses, lower = ([line["words"] for line in read_log(each.folder) if "words" in line] for each in (full, run))
+    losses, lower = ([line["words"] for line in read_log(item.folder) if "words" in line] for item in (full, run))
     assert losses != lower
     assert lower == pytest.approx(losses, abs=0.1)
     assert all(weight.dtype == torch.float32 for weight in run.network.parameters())
@@ -483,7 +476,7 @@ def test_lower_precision_learns_nearly_the_same_and_resumes_exactly(learning, tm
     assert_same_weights(run, resumed)
 
 
-def test_gradients_that_overflow_float16_leave_the_step_out(learning, tmp_path):
+def test_gradients_that_overflow_float16_skip_the_step(learning, tmp_path):
     run = start_run(replace(learning, precision="float16"), tmp_path)
     hook = run.network.decoder.output_bias.register_hook(lambda gradient: gradient * torch.inf)
     before = run.network.decoder.output_bias.clone()
@@ -509,14 +502,14 @@ def score_with(monkeypatch, *scores):
 
 
 @pytest.mark.parametrize(("metric", "best"), [("BLEU-4", 3), ("CIDEr-D", 1)])
-def test_the_named_metric_chooses_the_best_checkpoint(learning, tmp_path, monkeypatch, metric, best):
+def test_the_metric_selects_the_best_checkpoint(learning, tmp_path, monkeypatch, metric, best):
     score_with(monkeypatch, 0.1, 0.2, 0.3)
     trained(replace(learning, selection=SelectionSettings(metric=metric)), tmp_path)
     card = load(tmp_path / "small" / "best.safetensors", device="cpu").header.card
     assert card["steps"] == 2 * best
 
 
-def test_a_run_ends_when_its_patience_does_also_when_it_was_resumed(learning, tmp_path, monkeypatch):
+def test_early_stopping_also_works_after_resuming(learning, tmp_path, monkeypatch):
     score_with(monkeypatch, 0.1, 0.3, 0.2, 0.3, 0.9, 0.9)
     selection = SelectionSettings(metric="BLEU-4", patience=2)
     run = start_run(replace(change(learning, epochs=6), selection=selection), tmp_path)
@@ -539,19 +532,7 @@ def test_the_checkpoints_of_the_last_epochs_are_kept(learning, tmp_path):
     assert [load(run.folder / name, device="cpu").header.card["steps"] for name in kept] == [4, 6]
 
 
-def test_rates_go_down_on_a_plateau_also_after_it_was_resumed(learning, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.loop.LOG_EVERY", 2)  # once an epoch
-    score_with(monkeypatch, 0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, 0.1)
-    options = {"schedule": "plateau", "plateau_patience": 2, "plateau_factor": 0.1, "warmup_steps": 0, "epochs": 8}
-    settings = replace(change(learning, **options), selection=SelectionSettings(metric="BLEU-4"))
-    run = start_run(settings, tmp_path)
-    break_off(monkeypatch, run, "save_state", 10)
-    resume_run(run.folder).train()
-    rates = [line["learning_rate"] for line in read_log(run.folder) if "words" in line and line["step"] > 1]
-    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001, 0.0001])
-
-
-def test_scheduled_sampling_rises_to_its_share_at_the_end(learning, tmp_path, monkeypatch):
+def test_scheduled_sampling_rises_linearly(learning, tmp_path, monkeypatch):
     plain = trained(learning, tmp_path / "plain")
     run = start_run(replace(learning, scheduled_sampling=0.6), tmp_path / "sampled")
     shares = []
@@ -603,7 +584,7 @@ def test_progress_counts_pictures_and_shows_the_loss(learning, tmp_path, monkeyp
     assert all(0 < loss < 10 for loss in second.shown)
 
 
-def test_what_the_log_holds_is_there_for_tensorboard(learning, tmp_path, monkeypatch):
+def test_tensorboard_contains_the_log(learning, tmp_path, monkeypatch):
     reading = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="the extra `train` is not installed"
     )
@@ -622,18 +603,7 @@ def test_what_the_log_holds_is_there_for_tensorboard(learning, tmp_path, monkeyp
     assert [event.value for event in events.Scalars("scores/colours/CIDEr-D")] == pytest.approx(scores)
 
 
-def test_without_tensorboard_a_run_that_asks_for_it_does_not_begin(learning, tmp_path, monkeypatch):
+def test_tensorboard_that_is_not_installed_is_reported(learning, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"\[train\]"):
         start_run(replace(learning, tensorboard=True), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_network_learns_the_same(learning, tmp_path):
-    settings = change(without_dropout(learning), epochs=1)
-    plain = trained(settings, tmp_path / "plain")
-    compiled = trained(replace(settings, compile=True), tmp_path / "compiled")
-    assert distance(plain, compiled) < 1e-4
-    assert plain.network.state_dict().keys() == compiled.network.state_dict().keys()
-    assert compiled.network.decoder._compiled_call_impl is not None

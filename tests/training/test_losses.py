@@ -26,18 +26,18 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def test_words_are_told_apart_by_their_captions():
+def test_words_are_assigned_to_their_captions():
     assert caption_numbers(CAPTIONS).tolist() == OWNERS
 
 
 def test_the_penalty_equals_the_papers_sum_divided_by_the_locations():
     _, look = make()
-    sums = [[sum(float(alpha[i]) for alpha in one) for i in range(3)] for one in look.weights.split(LENGTHS)]
-    expected = mean(mean((1 - total) ** 2 for total in one) for one in sums)
+    sums = [[sum(float(alpha[i]) for alpha in item) for i in range(3)] for item in look.weights.split(LENGTHS)]
+    expected = mean(mean((1 - total) ** 2 for total in item) for item in sums)
     assert doubly_stochastic_penalty(look.weights, torch.tensor(OWNERS)).item() == pytest.approx(expected)
 
 
-def test_looking_at_every_place_once_costs_nothing():
+def test_full_coverage_has_no_penalty():
     assert doubly_stochastic_penalty(torch.eye(5), torch.zeros(5, dtype=torch.long)).item() == 0
 
 
@@ -57,7 +57,7 @@ def test_the_loss_is_the_mean_over_words_plus_the_weighted_penalty():
     assert loss.item() == pytest.approx(parts["words"] + parts["attention"])
 
 
-def test_looking_where_one_has_looked_before_costs_its_mean_over_words():
+def test_the_coverage_loss_is_the_mean_overlap():
     """See et al. 2017, equation 13."""
     overlap = torch.tensor([0.0, 0.2, 0.7, 0.0, 0.4, 0.0])
     loss, parts = CaptionLoss(LossSettings(coverage=2.0))(*make(overlap=overlap), CAPTIONS, TARGETS)
@@ -65,7 +65,7 @@ def test_looking_where_one_has_looked_before_costs_its_mean_over_words():
     assert loss.item() == pytest.approx(sum(parts.values()))
 
 
-def test_entropy_is_rewarded_where_locations_are_chosen():
+def test_entropy_is_rewarded_for_hard_attention():
     logits, look = make(choice=torch.zeros(6))
     loss, parts = CaptionLoss(LossSettings(entropy=0.3))(logits, look, CAPTIONS, TARGETS)
     entropy = mean(sum(-float(alpha * alpha.log()) for alpha in row) for row in look.weights)
@@ -73,7 +73,7 @@ def test_entropy_is_rewarded_where_locations_are_chosen():
     assert loss.item() == pytest.approx(sum(parts.values()))
 
 
-def test_sharpness_is_the_mean_entropy_and_rises_in_a_straight_line():
+def test_sharpness_is_the_mean_entropy_and_rises_linearly():
     logits, look = make()
     entropy = mean(sum(-float(alpha * alpha.log()) for alpha in row) for row in look.weights)
     loss_of = CaptionLoss(LossSettings(sharpness=0.3, sharpness_rise=0.4))
@@ -92,7 +92,7 @@ def test_sharpness_has_a_gradient_where_weights_are_zero():
     assert weights.grad.isfinite().all()
 
 
-def test_attention_outside_of_persons_costs_words_that_name_one():
+def test_attention_outside_boxes_is_penalized_for_words_that_name_a_person():
     """Words 4 and 6 name persons; the second picture has no boxes."""
     logits, look = make()
     persons = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
@@ -121,7 +121,7 @@ def test_detectors_learn_by_noisy_or_which_words_captions_have():
     assert parts["detectors"] == pytest.approx(0.4 * expected, rel=1e-5)
 
 
-def test_attention_learns_from_detectors_and_they_do_not_learn_from_it():
+def test_detectors_supervise_attention_without_gradient():
     logits, look = make()
     loss_of = CaptionLoss(LossSettings(detectors=1e-9, detected=0.6), words=[5, 6], annotation_size=5)
     torch.nn.init.normal_(loss_of.detectors.weight)
@@ -140,7 +140,7 @@ def test_attention_learns_from_detectors_and_they_do_not_learn_from_it():
     assert loss_of.detectors.weight.grad.abs().max() < 1e-6
 
 
-def test_choices_are_rewarded_by_how_likely_their_caption_was_above_a_moving_average():
+def test_choices_are_rewarded_by_the_likelihood_above_the_baseline():
     """Show, Attend and Tell, section 4.1: over three batches, with the gradient of every choice and logit."""
     settings = LossSettings(label_smoothing=0.1, doubly_stochastic=0.0, entropy=0.0, reinforce=0.5)
     loss_of = CaptionLoss(settings)
@@ -189,7 +189,7 @@ def test_the_losses_and_gradients_of_a_steps_parts_add_up_to_those_of_the_whole(
     total = 0.0
     shares = (Share(5 / 6, 2 / 3, 1 / 2), Share(1 / 6, 1 / 3, 1 / 2))
     for image, (row, captions, share) in enumerate(zip(rows, CAPTIONS.split(1), shares, strict=True)):
-        seen = Attended._make(None if each is None else each[row] for each in look)
+        seen = Attended._make(None if entry is None else entry[row] for entry in look)
         part, its_terms = split(
             logits[row],
             seen,

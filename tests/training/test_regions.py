@@ -9,8 +9,8 @@ from captioner.caption import Rectangle
 from captioner.errors import ConfigError
 from captioner.vocabulary import SPECIAL, Vocabulary
 from training.config import LossSettings
-from training.loop import resume_run, start_run
 from training.regions import cover, find_persons, frequent_words
+from training.start import resume_run, start_run
 
 WHOLE = Rectangle(0, 0, 1, 1)
 
@@ -28,7 +28,7 @@ def test_boxes_lie_in_the_part_of_the_picture_that_is_shown():
     assert cover(np.array([[0, 0, 0.5, 0.5]]), lower_right, (2, 2), mirrored=False).sum() == 0
 
 
-def test_persons_are_told_by_their_names():
+def test_words_for_persons_are_found():
     vocabulary = Vocabulary.build(["a man and two women with a dog", "a surfer the child skiers"], 1)
     assert {vocabulary.words[index] for index in find_persons(vocabulary)} == {"man", "women", "child", "skiers"}
 
@@ -57,22 +57,22 @@ def taught(settings, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_with_detectors_ends_as_if_it_had_not_been(taught, tmp_path, stop_before_step):
+def test_an_interrupted_run_with_detectors_resumes_to_the_same_weights(taught, tmp_path, stop_before_step):
     whole = start_run(taught, tmp_path / "whole")
     whole.train()
     run = start_run(taught, tmp_path / "broken")
     stop_before_step(run, 3)
     resumed = resume_run(run.folder)
     resumed.train()
-    detectors = whole.objective.of_captions.detectors.weight
+    detectors = whole.objective.caption_loss.detectors.weight
     assert detectors.any()
-    assert torch.equal(resumed.objective.of_captions.detectors.weight, detectors)
+    assert torch.equal(resumed.objective.caption_loss.detectors.weight, detectors)
     for name, tensor in whole.averaged.state_dict().items():
         assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
     line = json.loads((whole.folder / "log.jsonl").read_text().splitlines()[0])
     assert {"sharpness", "persons", "detectors", "detected"} <= line.keys()
 
 
-def test_detectors_without_frequent_words_are_refused(settings, tmp_path):
-    with pytest.raises(ConfigError, match="no word is in the captions of 100 training pictures"):
+def test_detectors_without_frequent_words_are_rejected(settings, tmp_path):
+    with pytest.raises(ConfigError, match="no word occurs in at least 100 training pictures"):
         start_run(replace(settings, loss=LossSettings(detectors=0.1)), tmp_path / "runs")

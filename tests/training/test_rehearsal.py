@@ -27,11 +27,15 @@ def coco_commands():
 
 def write_archives(data, folder):
     """Write COCO's archives and Karpathy's, with 20 pictures to learn, 8 development and 8 test pictures."""
-    records = [one for one in read_dataset("jsonl", data / "general" / "captions.jsonl") if "coco" in one.image_id]
-    train = [one for one in records if one.split == "train" and len(one.captions) == 5][:20]
-    chosen = [("train", one) for one in train[:16]] + [("restval", one) for one in train[16:]]
-    held = [one for one in records if one.split == "dev"][:16]
-    chosen += [("val", one) for one in held[:8]] + [("test", one) for one in held[8:]]
+    records = [
+        picture
+        for picture in read_dataset("jsonl", data / "general" / "captions.jsonl")
+        if "coco" in picture.image_id
+    ]
+    train = [picture for picture in records if picture.split == "train" and len(picture.captions) == 5][:20]
+    chosen = [("train", picture) for picture in train[:16]] + [("restval", picture) for picture in train[16:]]
+    held = [picture for picture in records if picture.split == "dev"][:16]
+    chosen += [("val", picture) for picture in held[:8]] + [("test", picture) for picture in held[8:]]
     rows, pictures, annotations = [], {"train": [], "val": []}, {"train": [], "val": []}
     for split, record in chosen:
         number = int(re.search(r"\d+", record.image.stem)[0])
@@ -91,7 +95,7 @@ def weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_commands_for_coco_lead_from_nothing_to_test_scores(server, weights, tmp_path, monkeypatch, capsys):
+def test_the_commands_for_coco_run_to_test_scores(server, weights, tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     commands = coco_commands()
@@ -123,7 +127,7 @@ def test_the_commands_for_coco_lead_from_nothing_to_test_scores(server, weights,
     assert log[0]["scores"] == cards["coco-tuned"]["development_scores"]
 
 
-def test_the_configuration_opens_with_the_commands_of_readme():
+def test_the_header_of_the_configuration_has_the_documented_commands():
     text = (ROOT / "configs" / "coco.toml").read_text()
     lines = "".join(line.removeprefix("# ") + "\n" for line in text.split("\n#\n")[0].splitlines())
     assert [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()] == coco_commands()

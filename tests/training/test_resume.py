@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluation import shapes
+from evaluation.datasets.draw_shapes import generate
 from training.__main__ import main
 from training.config import DatasetSettings
 
@@ -20,7 +20,7 @@ KILLS = 20
 @pytest.fixture
 def run_settings(learning, tmp_path):
     """Eight epochs on shapes, saved after every step; their end is killed as well as their steps."""
-    shapes.generate(tmp_path / "shapes", train=60, dev=6)
+    generate(tmp_path / "shapes", train=60, dev=6)
     return replace(
         learning,
         datasets=(DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),),
@@ -85,14 +85,14 @@ def assert_equal(value, other, path="state"):
         for key in value:
             assert_equal(value[key], other[key], f"{path}.{key}")
     elif isinstance(value, list):
-        for number, (one, two) in enumerate(zip(value, other, strict=True)):
-            assert_equal(one, two, f"{path}[{number}]")
+        for number, (item, two) in enumerate(zip(value, other, strict=True)):
+            assert_equal(item, two, f"{path}[{number}]")
     else:
         assert value == other, path
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings, write_toml, tmp_path):
+def test_a_run_killed_at_twenty_moments_resumes_to_the_same_weights(run_settings, write_toml, tmp_path):
     config = write_toml(run_settings, tmp_path / "small.toml")
     whole = start("run", config, "--runs", tmp_path / "whole")
     setup, step = pace(whole, lambda: stamp(tmp_path / "whole" / "small" / "state.pt"), 8 * 15)
@@ -115,13 +115,13 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(run_settings,
     assert len(set(steps)) > KILLS / 3
     start(*command(config, runs)).join()
     expected, found = results(tmp_path / "whole" / "small"), results(runs / "small")
-    for one, other in zip(expected, found, strict=True):
-        assert_equal(one, other)
+    for item, other in zip(expected, found, strict=True):
+        assert_equal(item, other)
 
 
 @pytest.mark.slow
-def test_grids_whose_maker_is_killed_at_twenty_moments_are_the_same(settings, write_toml, tmp_path):
-    shapes.generate(tmp_path / "shapes", train=1900, dev=20)
+def test_grids_are_the_same_after_twenty_kills(settings, write_toml, tmp_path):
+    generate(tmp_path / "shapes", train=1900, dev=20)
     data = (DatasetSettings("shapes", "shapes", str(tmp_path / "shapes")),)
     config = write_toml(replace(settings, datasets=data), tmp_path / "small.toml")
 

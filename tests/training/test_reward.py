@@ -29,8 +29,8 @@ def make(pictures=30, words=12, seed=0):
     references = [[caption() for _ in range(numbers.randint(2, 5))] for _ in range(pictures)]
     shown = [numbers.randrange(pictures) for _ in range(60)]
     candidates = [
-        numbers.choice([caption(), [*numbers.choice(references[one])[:5], *caption()], [words + 5, *caption()]])
-        for one in shown
+        numbers.choice([caption(), [*numbers.choice(references[image])[:5], *caption()], [words + 5, *caption()]])
+        for image in shown
     ]
     return references, shown, [*candidates[:-2], references[shown[-2]][0], []]
 
@@ -41,21 +41,21 @@ def spell(caption):
 
 
 def by_metrics(references, shown, candidates, bleu=0.0):
-    """The same by `evaluation.metrics`, which takes one caption a picture at a time."""
-    scorer = Scorer({one: [spell(caption) for caption in each] for one, each in enumerate(references)})
+    """The same by `evaluation.metrics`, which takes one caption per picture at a time."""
+    scorer = Scorer({image: [spell(caption) for caption in several] for image, several in enumerate(references)})
     rewards = {}
     waiting = list(enumerate(zip(shown, candidates, strict=True)))
     while waiting:
-        turn = {one: (place, candidate) for place, (one, candidate) in waiting}
-        captions = {one: spell(turn[one][1]) if one in turn else "" for one in range(len(references))}
+        turn = {image: (index, candidate) for index, (image, candidate) in waiting}
+        captions = {image: spell(turn[image][1]) if image in turn else "" for image in range(len(references))}
         scores = scorer.score(captions).per_image
-        for one, (place, _) in turn.items():
-            rewards[place] = scores["CIDEr-D"][one] + bleu * scores["BLEU-4"][one]
-        waiting = [each for each in waiting if each[0] not in rewards]
-    return [rewards[place] for place in range(len(shown))]
+        for image, (index, _) in turn.items():
+            rewards[index] = scores["CIDEr-D"][image] + bleu * scores["BLEU-4"][image]
+        waiting = [several for several in waiting if several[0] not in rewards]
+    return [rewards[index] for index in range(len(shown))]
 
 
-def by_hand(references, one, candidate):
+def by_hand(references, image, candidate):
     """Vedantam et al. 2015, equations 1, 5 and 6, as they are printed, but for unseen n-grams, which occur in one
     picture as far as the logarithm knows."""
 
@@ -63,18 +63,18 @@ def by_hand(references, one, candidate):
         return Counter(tuple(caption[at : at + n]) for at in range(len(caption) - n + 1))
 
     def idf(gram):
-        holding = sum(any(gram in grams(caption, len(gram)) for caption in each) for each in references)
+        holding = sum(any(gram in grams(caption, len(gram)) for caption in several) for several in references)
         return math.log(len(references) / max(1, holding))
 
     total = 0.0
     for n in range(1, 5):
-        for reference in references[one]:
+        for reference in references[image]:
             c = {gram: count * idf(gram) for gram, count in grams(candidate, n).items()}
             s = {gram: count * idf(gram) for gram, count in grams(reference, n).items()}
             dot = sum(min(weight, s.get(gram, 0)) * s.get(gram, 0) for gram, weight in c.items())
             norm = math.hypot(*c.values()) * math.hypot(*s.values())
             gap = len(candidate) - len(reference)
-            total += math.exp(-(gap**2) / (2 * 6**2)) * (dot / norm if norm else 0) / len(references[one])
+            total += math.exp(-(gap**2) / (2 * 6**2)) * (dot / norm if norm else 0) / len(references[image])
     return 10 * total / 4
 
 
@@ -88,7 +88,7 @@ def ended(captions):
 def test_rewards_equal_the_metrics_of_evaluation(end, bleu, seed):
     references, shown, candidates = make(seed=seed)
     if end:
-        references, candidates = [ended(each) for each in references], ended(candidates)
+        references, candidates = [ended(several) for several in references], ended(candidates)
     rewards = CaptionReward(references, bleu).score(np.array(shown), pad(candidates))
     expected = by_metrics(references, shown, candidates, bleu)
     assert rewards.tolist() == pytest.approx(expected, rel=0, abs=1e-9)
@@ -99,15 +99,17 @@ def test_rewards_equal_the_papers_equations():
     references, shown, candidates = make(pictures=5)
     shown, candidates = shown[-15:], candidates[-15:]
     rewards = CaptionReward(references).score(np.array(shown), pad(candidates))
-    expected = [by_hand(references, one, candidate) for one, candidate in zip(shown, candidates, strict=True)]
+    expected = [by_hand(references, image, candidate) for image, candidate in zip(shown, candidates, strict=True)]
     assert rewards.tolist() == pytest.approx(expected, rel=0, abs=1e-9)
 
 
-def test_each_caption_is_rewarded_as_if_it_were_alone():
+def test_the_reward_of_a_caption_does_not_depend_on_the_batch():
     references, shown, candidates = make()
     reward = CaptionReward(references, bleu=0.5)
     rewards = reward.score(np.array(shown), pad(candidates))
-    alone = [reward.score(np.array([one]), pad([each]))[0] for one, each in zip(shown, candidates, strict=True)]
+    alone = [
+        reward.score(np.array([image]), pad([several]))[0] for image, several in zip(shown, candidates, strict=True)
+    ]
     assert rewards.tolist() == pytest.approx(alone)
 
 
@@ -118,8 +120,8 @@ STREETS = [["a dog sits on a street", "two children on a street"]] * 20
 def reward_of(texts, end):
     """Rewards for the picture of a horse among streets."""
     pictures = [HORSE, *STREETS]
-    vocabulary = Vocabulary.build([text for each in pictures for text in each], min_count=1)
-    reward = CaptionReward([[[*vocabulary.encode(text), *end] for text in each] for each in pictures])
+    vocabulary = Vocabulary.build([text for several in pictures for text in several], min_count=1)
+    reward = CaptionReward([[[*vocabulary.encode(text), *end] for text in several] for several in pictures])
     return reward.score(np.zeros(len(texts), dtype=int), pad([[*vocabulary.encode(text), *end] for text in texts]))
 
 
@@ -138,14 +140,14 @@ def test_counting_the_end_makes_a_wrong_last_word_better_than_none(stump):
     assert stopped > finished
 
 
-def test_words_may_have_large_numbers():
+def test_token_ids_may_be_large():
     references, shown, candidates = make()
     rewards = CaptionReward(references).score(np.array(shown), pad(candidates))
 
     def enlarge(caption):
         return [number + 2**30 for number in caption]
 
-    references, candidates = [list(map(enlarge, each)) for each in references], list(map(enlarge, candidates))
+    references, candidates = [list(map(enlarge, several)) for several in references], list(map(enlarge, candidates))
     assert np.array_equal(CaptionReward(references).score(np.array(shown), pad(candidates)), rewards)
 
 
@@ -155,8 +157,8 @@ def flickr8k():
         pytest.skip("CAPTIONER_DATA is not set")
     records = read_dataset("flickr8k", Path(os.environ["CAPTIONER_DATA"]) / "flickr8k")
     training = [record.captions for record in records if record.split == "train"]
-    vocabulary = Vocabulary.build([text for each in training for text in each], min_count=4)
-    return [[[*vocabulary.encode(text), END] for text in each] for each in training]
+    vocabulary = Vocabulary.build([text for several in training for text in several], min_count=4)
+    return [[[*vocabulary.encode(text), END] for text in several] for several in training]
 
 
 def test_captions_of_flickr8k_are_rewarded_as_evaluation_scores_them(flickr8k):
@@ -164,7 +166,7 @@ def test_captions_of_flickr8k_are_rewarded_as_evaluation_scores_them(flickr8k):
     numbers = random.Random(0)
     shown = [numbers.randrange(1000) for _ in range(200)]
     # Half of the captions are of other pictures, which the frequencies may not know.
-    candidates = [numbers.choice(references[one] + flickr8k[numbers.randrange(6000)]) for one in shown]
+    candidates = [numbers.choice(references[image] + flickr8k[numbers.randrange(6000)]) for image in shown]
     rewards = CaptionReward(references, bleu=0.5).score(np.array(shown), pad(candidates))
     assert rewards.tolist() == pytest.approx(by_metrics(references, shown, candidates, bleu=0.5), rel=0, abs=1e-9)
 
@@ -173,7 +175,7 @@ def test_captions_of_flickr8k_are_rewarded_as_evaluation_scores_them(flickr8k):
 def test_fifty_captions_of_flickr8k_take_at_most_8_milliseconds(flickr8k):
     reward = CaptionReward(flickr8k, bleu=0.5)
     shown = np.arange(50)
-    captions = pad([flickr8k[one + 1][0] for one in shown])
+    captions = pad([flickr8k[image + 1][0] for image in shown])
     seconds = []
     for _ in range(100):
         started = time.perf_counter()

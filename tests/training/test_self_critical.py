@@ -19,10 +19,10 @@ from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.batches import Batch, Share
 from training.check import check
 from training.config import DatasetSettings, LossSettings, SelfCriticalSettings
-from training.loop import resume_run, start_run
 from training.losses import CaptionLoss
 from training.reward import CaptionReward
 from training.self_critical import SelfCriticalLoss, policy_loss, write_captions
+from training.start import resume_run, start_run
 
 V = 9
 NEVER = [PAD, START, UNKNOWN]
@@ -62,7 +62,7 @@ def likelihoods(decoder, annotations, written):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_are_written_up_to_their_end_in_words_alone(kind):
+def test_sampled_captions_contain_only_words_until_the_end(kind):
     decoder, annotations = make(kind, dropout=0.5)
     written = write_captions(decoder, annotations, samples=40, max_words=6)
     assert written.shape[:2] == (3, 40)
@@ -93,7 +93,7 @@ def test_the_greedy_caption_is_that_of_a_beam_of_one(kind):
         assert END not in caption or len(found[0].words) == len(words)
 
 
-def test_captions_are_drawn_with_their_probability():
+def test_captions_are_sampled_with_their_probability():
     decoder, annotations = make("lstm", dropout=0.5)
     written = write_captions(decoder, annotations, samples=20_000, max_words=1)
     for image, captions in enumerate(written):
@@ -113,7 +113,7 @@ def test_the_loss_is_the_advantage_times_the_log_probability_of_each_caption(kin
     expected = -(advantages * likelihoods(decoder, annotations, written)).sum() / (written != PAD).sum()
     torch.testing.assert_close(loss, expected)
     for found, other in zip(
-        *(torch.autograd.grad(one, decoder.parameters(), allow_unused=True) for one in (loss, expected)),
+        *(torch.autograd.grad(item, decoder.parameters(), allow_unused=True) for item in (loss, expected)),
         strict=True,
     ):
         assert (found is None) == (other is None)
@@ -137,7 +137,7 @@ def test_the_gradient_is_on_average_that_of_the_expected_reward():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_longer_greedy_caption_leaves_no_trace_in_the_loss():
+def test_padding_for_a_longer_greedy_caption_does_not_change_the_loss():
     decoder, annotations = make("lstm")
     written = torch.tensor([[[4, END], [5, END]]] * 3)
     advantages = torch.tensor([[1.0, -1.0]] * 3)
@@ -153,7 +153,7 @@ def make_batch(annotations):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("baseline", ["greedy", "others"])
-def test_the_loss_compares_rewards_with_the_baseline_and_mixes_in_peoples_captions(kind, baseline):
+def test_the_loss_uses_the_baseline_and_mixes_in_reference_captions(kind, baseline):
     decoder, annotations = make(kind)
     batch = make_batch(annotations)
     settings = SelfCriticalSettings(samples=3, baseline=baseline, cross_entropy=0.3, bleu=0.5)
@@ -166,7 +166,7 @@ def test_the_loss_compares_rewards_with_the_baseline_and_mixes_in_peoples_captio
     written = write_captions(decoder, annotations, 3, 5, greedy=greedy)
     reward = CaptionReward(REFERENCES, bleu=0.5)
     rewards = torch.tensor(
-        [reward.score(np.full(len(each), image), each.numpy()).tolist() for image, each in enumerate(written)]
+        [reward.score(np.full(len(entry), image), entry.numpy()).tolist() for image, entry in enumerate(written)]
     )
     drawn = rewards[:, :3]
     if greedy:
@@ -178,13 +178,13 @@ def test_the_loss_compares_rewards_with_the_baseline_and_mixes_in_peoples_captio
     torch.testing.assert_close(loss, 0.7 * critical + 0.3 * of_people)
     assert parts["reward"] == pytest.approx(drawn.mean().item(), abs=1e-6)
     assert parts["baseline"] == pytest.approx(expected.mean().item(), abs=1e-6)
-    lengths = [sum(word not in (PAD, END) for word in one) for one in written[:, :3].flatten(0, 1).tolist()]
+    lengths = [sum(word not in (PAD, END) for word in item) for item in written[:, :3].flatten(0, 1).tolist()]
     assert parts["length"] == pytest.approx(sum(lengths) / len(lengths))
     loss.backward()
     assert all(weight.grad.isfinite().all() for weight in decoder.parameters() if weight.grad is not None)
 
 
-def test_without_cross_entropy_people_teach_nothing_but_by_the_reward():
+def test_without_cross_entropy_references_only_affect_the_reward():
     decoder, annotations = make("lstm")
     settings = SelfCriticalSettings(samples=3, cross_entropy=0.0)
     loss, parts = SelfCriticalLoss(settings, REFERENCES, CaptionLoss(LossSettings()), 5)(
@@ -221,14 +221,14 @@ def test_steps_along_the_gradient_raise_the_reward(kind, baseline):
         ({"bleu": -1.0}, "bleu: must be at least 0"),
     ],
 )
-def test_impossible_settings_are_refused(values, message):
+def test_contradicting_settings_are_rejected(values, message):
     with pytest.raises(ValueError, match=message):
         SelfCriticalSettings(**values)
 
 
 @pytest.fixture
 def first(settings, tmp_path):
-    """A run that has been trained on people's captions, and the settings of one that goes on from it."""
+    """A trained run, and the settings of a self-critical run that starts from it."""
     run = start_run(replace(settings, name="first"), tmp_path / "runs")
     run.train()
     start = str(run.folder / "best.safetensors")
@@ -248,7 +248,7 @@ def test_a_run_starts_from_the_weights_of_another_and_is_scored_before_its_first
     scores = {line["epoch"]: line["scores"] for line in lines if "scores" in line}
     assert list(scores) == [0, 1, 2, 3]
     assert scores[0]["colours"]["CIDEr-D"] == pytest.approx(before.best, abs=0.05)  # weights are stored in 16 bits
-    assert run.best == max(each["colours"]["CIDEr-D"] for each in scores.values())
+    assert run.best == max(entry["colours"]["CIDEr-D"] for entry in scores.values())
 
 
 def test_a_run_that_starts_from_another_uses_its_grids(first, settings, tmp_path):
@@ -256,7 +256,7 @@ def test_a_run_that_starts_from_another_uses_its_grids(first, settings, tmp_path
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_the_encoder_comes_from_the_start_as_well(learning, tmp_path):
+def test_start_from_loads_the_encoder_too(learning, tmp_path):
     before = start_run(replace(learning, name="first"), tmp_path / "runs")
     before.train()
     settings = replace(
@@ -266,20 +266,20 @@ def test_the_encoder_comes_from_the_start_as_well(learning, tmp_path):
     )
     encoder = start_run(settings, tmp_path / "runs").network.encoder
     stored, _ = load_checkpoint(before.folder / "best.safetensors")
-    for ours, theirs in zip(encoder.parameters(), stored.encoder.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-        assert not ours.requires_grad
+    for actual, reference_values in zip(encoder.parameters(), stored.encoder.parameters(), strict=True):
+        assert torch.equal(actual, reference_values)
+        assert not actual.requires_grad
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("decoder", r"has model\.decoder\.hidden_size = 48, and this run 32: set it as there"),
+        ("decoder", r"has model\.decoder\.hidden_size = 48, and this run has 32. Set it to 48"),
         ("attention", r"has model\.attention\.kind = 'additive', and this run 'concat'"),
         ("images", r"has images\.size = 64, and this run 96"),
     ],
 )
-def test_a_start_that_does_not_fit_is_refused(first, tmp_path, change, message):
+def test_a_start_with_other_settings_is_rejected(first, tmp_path, change, message):
     settings = first[1]
     model = settings.model
     changes = {
@@ -291,7 +291,7 @@ def test_a_start_that_does_not_fit_is_refused(first, tmp_path, change, message):
         start_run(replace(settings, **changes[change]), tmp_path / "runs")
 
 
-def test_words_that_the_start_has_keep_their_weights_and_new_words_are_unlikely(first, dataset, tmp_path):
+def test_known_words_keep_their_weights_and_new_words_are_unlikely(first, dataset, tmp_path):
     before, settings = first
     text = dataset.read_text().replace("snow", "sleet").replace("grass", "moss")
     (dataset.parent / "other.jsonl").write_text(text)
@@ -310,7 +310,7 @@ def test_words_that_the_start_has_keep_their_weights_and_new_words_are_unlikely(
     assert "start_from: 2 of the" in "\n".join(check(replace(settings, datasets=datasets)))
 
 
-def test_a_start_without_any_of_the_words_is_refused(first, dataset, tmp_path):
+def test_a_start_without_common_words_is_rejected(first, dataset, tmp_path):
     rows = [json.loads(line) for line in dataset.read_text().splitlines()]
     for row in rows:
         row["captions"] = ["sleet"]
@@ -321,13 +321,13 @@ def test_a_start_without_any_of_the_words_is_refused(first, dataset, tmp_path):
         start_run(replace(first[1], datasets=datasets), tmp_path / "runs")
 
 
-def test_a_start_that_is_not_there_is_refused(settings, tmp_path):
+def test_a_missing_start_is_rejected(settings, tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: no such checkpoint"):
         start_run(replace(settings, start_from=str(tmp_path / "nowhere.safetensors")), tmp_path / "runs")
 
 
 @pytest.mark.slow
-def test_an_interrupted_self_critical_run_ends_as_if_it_had_not_been(first, tmp_path, stop_before_step):
+def test_an_interrupted_self_critical_run_resumes_to_the_same_weights(first, tmp_path, stop_before_step):
     settings = replace(first[1], save_minutes=0)
     whole = start_run(settings, tmp_path / "whole")
     whole.train()
@@ -339,7 +339,7 @@ def test_an_interrupted_self_critical_run_ends_as_if_it_had_not_been(first, tmp_
         assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
 
 
-def test_a_check_measures_steps_that_draw_captions(first, monkeypatch):
+def test_a_check_measures_self_critical_steps(first, monkeypatch):
     _, settings = first
     drawn = []
 
@@ -354,7 +354,7 @@ def test_a_check_measures_steps_that_draw_captions(first, monkeypatch):
     assert set(drawn) == {int(pictures[1])}
 
 
-def test_a_check_refuses_a_start_that_is_missing(first, tmp_path):
+def test_a_check_rejects_a_missing_start(first, tmp_path):
     _, settings = first
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
         list(check(replace(settings, start_from=str(tmp_path / "nothing.safetensors"))))

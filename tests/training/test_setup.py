@@ -22,7 +22,7 @@ def test_an_encoder_starts_from_a_shipped_checkpoint_by_its_name(settings, name)
         assert torch.equal(tensor, expected[key]), key
 
 
-def test_data_is_looked_at_before_weights(settings, tmp_path):
+def test_data_is_checked_before_weights(settings, tmp_path):
     """As `check` and `run` do: that data are missing is found out first, by all three."""
     encoder = replace(settings.encoder, weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):

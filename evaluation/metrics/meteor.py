@@ -1,10 +1,9 @@
-"""METEOR 1.5 (Denkowski and Lavie 2014, "Meteor Universal"), by its authors' program, which needs a Java.
+"""METEOR 1.5 (Denkowski and Lavie 2014, "Meteor Universal"), by its authors' Java program.
 
-The extra `meteor` brings the program with pycocoevalcap. It finds which words of two captions match, by tables of
-word stems, synonyms and paraphrases; the scores are then computed here from what it counted, for single captions, a
-whole set, or any part of one. They equal the program's own.
+The program is part of pycocoevalcap (extra `meteor`). It matches the words of two captions by tables of stems,
+synonyms and paraphrases. The scores are computed here from its counts, and equal the program's own.
 
-nltk's METEOR is another metric with other numbers, and not what papers report.
+nltk's METEOR is another metric with other numbers, and not the one that papers report.
 """
 
 import subprocess
@@ -14,35 +13,52 @@ from types import TracebackType
 
 import numpy as np
 
-from evaluation.java import UnavailableError, find_program
+from evaluation.metrics.base import Captions, Metric
+from evaluation.metrics.java import UnavailableError, find_program
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-"""Weights of recall against precision, form and height of the penalty for fragments, and weight of content words
-against function words: the program's own for ranking in English."""
+"""Weight of recall against precision, exponent and weight of the fragmentation penalty, and weight of content words
+against function words: the program's values for ranking in English."""
 
 MATCHERS = (1.0, 0.6, 0.8, 0.6)
-"""Weights of matches by exact word, stem, synonym and paraphrase."""
+"""Weights of matches of exact words, stems, synonyms and paraphrases."""
 
 COUNTS = 4 + 4 * len(MATCHERS) + 3
-"""How many counts the program gives of a caption: the words of caption and reference and the function words among
-them; of each matcher, the content words it matched in both, and the function words; chunks, and matched words of
-both."""
+"""Number of counts of a caption: the words of caption and reference, and the function words among them; by matcher,
+the matched content words of both, and the matched function words of both; chunks, and matched words of both."""
 
 
-class Meteor:
-    """The program, kept running from the first caption to the end of the `with` block."""
+class Meteor(Metric):
+    """METEOR 1.5, 0..1."""
+
+    names = ("METEOR",)
+    needs_java = True
+
+    def counts(self, captions: Captions) -> np.ndarray:
+        """Return the program's counts of each image (images, `COUNTS`), such that they add up."""
+        with MeteorProgram() as program:
+            pairs = zip(captions.words, captions.references.words, strict=True)
+            return np.array([to_additive(program.count(*pair)) for pair in pairs])
+
+    def score(self, counts: np.ndarray) -> np.ndarray:
+        """Return METEOR of each row of counts."""
+        return meteor(counts)[:, None]
+
+
+class MeteorProgram:
+    """The Java program, running from the first caption to the end of the `with` block."""
 
     def __init__(self) -> None:
-        """Find the program and a Java.
+        """Find the program and Java.
 
         Raises:
-            UnavailableError: when one of them is missing.
+            UnavailableError: if one of them is missing.
         """
         self._java, self._jar = find_program("meteor", "meteor-1.5.jar")
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def __enter__(self) -> "Meteor":
+    def __enter__(self) -> "MeteorProgram":
         return self
 
     def __exit__(
@@ -54,10 +70,10 @@ class Meteor:
             self._process = None
 
     def count(self, candidate: Sequence[str], references: Iterable[Sequence[str]]) -> tuple[float, ...]:
-        """Return the counts (`COUNTS`) of a tokenized caption against that of its references which fits it best.
+        """Return the counts (`COUNTS`) of a tokenized caption and the reference that matches it best.
 
         Raises:
-            UnavailableError: when the program does not run.
+            UnavailableError: if the program fails.
         """
         line = " ||| ".join(["SCORE", *map(_join, references), _join(candidate)])
         with self._lock:
@@ -67,7 +83,7 @@ class Meteor:
         except ValueError:
             counts = ()
         if len(counts) != COUNTS:
-            raise UnavailableError(f"the program answered {answer[:80]!r} to {line[:80]!r}")
+            raise UnavailableError(f"unexpected answer {answer[:80]!r} to {line[:80]!r}")
         return counts
 
     def _ask(self, line: str) -> str:
@@ -76,7 +92,7 @@ class Meteor:
                 [self._java, "-Xmx2G", "-jar", str(self._jar), "-", "-", "-stdio", "-l", "en", "-norm"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # nobody would empty it, and it would stop when that is full
+                stderr=subprocess.DEVNULL,  # an unread pipe would block the program when full
                 cwd=self._jar.parent,
                 text=True,
                 encoding="utf-8",
@@ -88,29 +104,29 @@ class Meteor:
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except OSError as error:
-            raise UnavailableError(f"java ended ({error.strerror}); does it have 2 GB of memory?") from error
+            raise UnavailableError(f"java exited ({error.strerror}); it needs 2 GB of memory") from error
         if not answer:
-            raise UnavailableError(f"java ended with status {self._process.wait()}; does it have 2 GB of memory?")
+            raise UnavailableError(f"java exited with status {self._process.wait()}; it needs 2 GB of memory")
         return answer.strip()
 
 
 def _join(words: Sequence[str]) -> str:
-    """Return the words as the program reads them; `|||` is its own sign, and coco-caption drops it likewise."""
+    """Return the words as one line for the program, without its separator `|||`, which coco-caption drops too."""
     return " ".join(" ".join(words).replace("|||", "").split())
 
 
 def to_additive(counts: Sequence[float]) -> list[float]:
-    """Return the counts of a caption as they add up: one that matches its reference throughout has no fragments."""
-    *others, chunks, matched, reference_matched = counts
+    """Return additive counts of a caption: a caption that equals its reference has no fragments."""
+    *rest, chunks, matched, reference_matched = counts
     perfect = (matched, reference_matched, chunks) == (counts[0], counts[1], 1)
-    return [*others, 0.0 if perfect else chunks, matched, reference_matched]
+    return [*rest, 0.0 if perfect else chunks, matched, reference_matched]
 
 
 def meteor(counts: np.ndarray) -> np.ndarray:
-    """Return the scores (N,) of counts (N, `COUNTS`), each of a caption or the sum of several `to_additive` ones.
+    """Return the scores (N,) of counts (N, `COUNTS`), of captions or sums of captions.
 
-    Denkowski and Lavie 2014, equations 1-5: a weighted harmonic mean of precision and recall, times 1 less a
-    penalty for matches in many pieces.
+    Denkowski and Lavie 2014, equations 1-5: a weighted harmonic mean of precision and recall, times 1 minus a
+    penalty for fragmented matches.
     """
     lengths, functions = counts[:, 0:2], counts[:, 2:4]  # of caption and reference
     matched = counts[:, 4:20].reshape(-1, len(MATCHERS), 2, 2)  # content and function, of caption and reference
