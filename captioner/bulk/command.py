@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from captioner.cli import (
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="caption-bulk",
-        description="Caption data sets of any size, on one machine or on a Ray cluster. docs/scale.md tells how.",
+        description="Caption data sets of any size, on one machine or on a Ray cluster. See docs/scale.md.",
     )
     parser.add_argument(
         "inputs",
@@ -158,8 +159,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 OWN_COLUMNS = frozenset(
-    {"key", "source", "caption", "log_prob", "score", "words", "log_probs", "visual", "alternatives", "candidates"}
-    | {"attention", "rectangle", "error"}
+    {
+        "key",
+        "source",
+        "caption",
+        "log_prob",
+        "score",
+        "confidence",
+        "words",
+        "log_probs",
+        "word_confidences",
+        "visual",
+    }
+    | {"alternatives", "candidates", "attention", "rectangle", "error"}
 )
 """Names that columns of the input cannot keep."""
 
@@ -216,6 +228,8 @@ def _run(options: argparse.Namespace) -> int:
         return DONE
     resources = Resources(options.workers, options.device, options.threads, options.address)
     with ExitStack() as stack:
+        # Ray prints the logs of lost machines to standard output.
+        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         stack.enter_context(cluster(resources, len(model)))
         signal.signal(signal.SIGTERM, _interrupt)  # in place of Ray's
         start, workers = start_workers(job, resources, str(path), model)
@@ -261,14 +275,14 @@ class _Show:
     """A bar on a terminal, or else a line a minute."""
 
     def __init__(self, rows: int | None, units: int, done: int, workers: int) -> None:
-        self._rows = rows if not done else None  # of the units that are done, nobody has counted them
+        self._rows = rows if not done else None  # the rows of units that are done are not counted
         self._units = f"{units:,}"
         self._done = done
         self._workers = workers
         self._bar: Any = None
 
     def __enter__(self) -> "_Show":
-        self.began = self._told = time.monotonic()
+        self.began = self._printed = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -290,8 +304,8 @@ class _Show:
             self._bar.update(counts.rows - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._told >= LINE_SECONDS:
-            self._told = now
+        if now - self._printed >= LINE_SECONDS:
+            self._printed = now
             speed = counts.rows / (now - self.began)
             _say(f"{counts.rows:,} rows, {units}, {speed:.1f} pictures a second, {counts.failed:,} failed")
 

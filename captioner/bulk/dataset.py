@@ -34,7 +34,7 @@ def caption_dataset(
     threads: int = 1,
     batch_size: int = 32,
 ) -> "ray.data.Dataset":
-    """Return a data set with the columns `caption`, `log_prob`, `score` and `error` added, lazily as Ray Data does.
+    """Return a data set with the columns `caption`, `log_prob`, `score`, `confidence` and `error` added, lazily.
 
     Each row has a caption or an error. `captioner.bulk.output.caption_columns` documents all columns.
 
@@ -44,7 +44,7 @@ def caption_dataset(
         model: a shipped checkpoint by its name, or a model file. Its contents are sent to the workers.
         search: how to choose the words. None: as the model was chosen with. With `candidates` above 1, there is a
             column `candidates`.
-        words: whether to add `words` and `log_probs`.
+        words: whether to add `words`, `log_probs` and `word_confidences`.
         attention: whether to add `attention`.
         workers: number of actors. None: on CPUs, as many as leave one CPU of each machine to the other steps of the
             pipeline, such as reading (Ray Data waits for ever where actors hold every CPU); on GPUs, one for each.

@@ -20,7 +20,7 @@ from captioner.output import to_unicode
 
 @dataclass(frozen=True)
 class Fields:
-    """What is written of each row, besides its key, source, caption, log_prob, score and error."""
+    """What is written of each row, besides key, source, caption, log_prob, score, confidence and error."""
 
     keep: tuple[str, ...] = ()
     """Columns of the input."""
@@ -160,8 +160,9 @@ FORMATS: dict[str, type[Writer]] = {
 def caption_columns(results: Sequence[Caption | str], fields: Fields) -> dict[str, Any]:
     """Return Arrow arrays of captions and errors by the names of their columns, without those of the input.
 
-    The columns are `caption`, `log_prob`, `score` and `error`, and after `fields` also `words` and `log_probs`,
-    `candidates` (a list of `{caption, log_prob, score}`) and `attention` (float16; words, rows, columns).
+    The columns are `caption`, `log_prob`, `score`, `confidence` (null without a calibration) and `error`, and after
+    `fields` also `words`, `log_probs` and `word_confidences`, `candidates` (a list of
+    `{caption, log_prob, score}`) and `attention` (float16; words, rows, columns).
     """
     import pyarrow as arrow
 
@@ -175,10 +176,14 @@ def caption_columns(results: Sequence[Caption | str], fields: Fields) -> dict[st
         "caption": column(lambda caption: caption.text, arrow.string()),
         "log_prob": column(lambda caption: to_number(caption.log_prob), floats),
         "score": column(lambda caption: to_number(caption.score), floats),
+        "confidence": column(
+            lambda caption: None if caption.confidence is None else to_number(caption.confidence), floats
+        ),
     }
     if fields.words:
         columns["words"] = column(lambda caption: caption.words, arrow.list_(arrow.string()))
         columns["log_probs"] = column(lambda caption: list(map(to_number, caption.log_probs)), arrow.list_(floats))
+        columns["word_confidences"] = column(lambda caption: caption.word_confidences, arrow.list_(floats))
     if fields.candidates:
         kind = arrow.struct({"caption": arrow.string(), "log_prob": floats, "score": floats})
         columns["candidates"] = column(

@@ -31,7 +31,7 @@ ROW_DEATHS = 2
 """Workers that may die of a row, read carefully, before it is left out."""
 
 GIVE_UP = 12
-"""Workers that may die of a unit without telling a further row to leave out."""
+"""Workers that may die of a unit without revealing another row to leave out."""
 
 MOST_FAILURES = 3
 """Times that the storage may fail a unit, after all its own tries."""
@@ -40,7 +40,7 @@ MOST_SETBACKS = 10
 """Workers that may die, or units that may fail, one for each worker and so many more, without any success."""
 
 MOST_ERRORS = 10
-"""Failed rows that are reported, before the output alone tells of them."""
+"""Maximum number of errors that are printed; the output has all of them."""
 
 STALLED = 900.0
 """Seconds without a report after which a worker is killed. It reports every few."""
@@ -66,7 +66,7 @@ class Work:
     failed: int = 0
 
     def note_death(self) -> None:
-        """Decide how to go on after a worker died of the unit, or beside it."""
+        """Decide how to retry after a worker died while it had the unit."""
         self.deaths += 1
         if self.is_careful:
             self.suspects[self.rows] += 1
@@ -119,7 +119,7 @@ class Pool:
         """By the reference of each call: worker, work and time of the call. Without work it is its start."""
         self._idle: list[Any] = []
         self._queue: collections.deque[Work] = collections.deque()
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         self._setbacks = 0
         """Workers that died, or units that failed, since the last success."""
 
@@ -203,8 +203,8 @@ class Pool:
         work.failed += progress.failed
         self.counts.rows += progress.rows
         for error in progress.errors:
-            if error not in self._told and len(self._told) < MOST_ERRORS:
-                self._told.add(error)
+            if error not in self._printed and len(self._printed) < MOST_ERRORS:
+                self._printed.add(error)
                 self._say(f"error: {error}")
         self.counts.failed += progress.failed
         if progress.is_done:
@@ -251,7 +251,7 @@ class Pool:
     def _note_setback(self, reason: str) -> None:
         self._setbacks += 1
         if self._setbacks >= MOST_SETBACKS + self._count:
-            raise CaptionerError(f"nothing works any more: {reason}")
+            raise CaptionerError(f"too many failures without any success: {reason}")
 
 
 def _one_line(error: Exception) -> str:

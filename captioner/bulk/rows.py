@@ -32,7 +32,7 @@ class Unit:
     start: int = 0
     """First row of a table."""
     rows: int | None = None
-    """Number of rows. None: nobody knows before it is read."""
+    """Number of rows. None: unknown before it is read."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Row(NamedTuple):
     """A row of the input. Each has one row of the output."""
 
     key: str | None
-    """None: not a row, but the rest of a damaged file, of which nobody knows how many rows it had."""
+    """None: not a row, but the rest of a damaged file, with an unknown number of rows."""
     source: str | None
     """The shard or table that it is in. None for a picture with a file of its own."""
     picture: Callable[[], bytes] | bytes | ImageError
@@ -151,7 +151,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str | None, str, tarfile.Ta
     """Yield key, suffix (`jpg`, `seg.png`) and member; where the archive is damaged, None and the reason, last."""
     try:
         for info in tar:
-            tar.members = []  # or it keeps them all
+            tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
             folder, slash, name = info.name.rpartition("/")
             stem, dot, suffix = name.partition(".")
             if info.isreg() and stem and dot:

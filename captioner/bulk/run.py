@@ -7,10 +7,11 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from captioner.bulk import storage
@@ -30,6 +31,9 @@ OWN = "_captioner"
 
 OBJECT_STORE = 100 << 20
 """Bytes of Ray's object store, besides the model's, where this process starts Ray. Rows never go through it."""
+
+START_TRIES = 3
+"""Tries to start Ray here. It gives up when its processes need more than 15 seconds, as on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
     Raises:
         CaptionerError: if there is no such cluster.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if resources.address.startswith("ray://"):
@@ -150,23 +155,25 @@ def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
             raise CaptionerError(
                 f"--address {resources.address}: no Ray cluster answers there ({error})."
             ) from error
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    try:
-        if resources.address == "local":
-            needed = (resources.workers or 0) * resources.threads
-            ray.init(
-                address="local",
-                num_cpus=max(count_cores(), needed, resources.threads),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE + 2 * model_bytes,
-                **quiet,
-            )
+    options: dict[str, Any] = {"address": resources.address}
+    if resources.address == "local":
+        needed = (resources.workers or 0) * resources.threads
+        options |= {
+            "num_cpus": max(count_cores(), needed, resources.threads),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE + 2 * model_bytes,
+        }
+    for tries_left in reversed(range(START_TRIES if resources.address == "local" else 1)):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        except Exception as error:  # Ray raises plain ones, too
+            if not tries_left:
+                reason = " ".join(str(error).split())[:300]
+                raise CaptionerError(
+                    f"--address {resources.address}: cannot use a Ray cluster ({reason})"
+                ) from error
         else:
-            ray.init(address=resources.address, **quiet)
-    except Exception as error:  # Ray raises plain ones, too
-        reason = " ".join(str(error).split())[:300]
-        raise CaptionerError(f"--address {resources.address}: cannot use a Ray cluster ({reason})") from error
+            break
     try:
         yield
     finally:
@@ -204,11 +211,13 @@ def start_workers(job: Job, resources: Resources, name: str, model: bytes) -> tu
     content = ray.put(model)
     device = "cuda" if is_gpu and resources.device == "auto" else resources.device if is_gpu else "cpu"
     actor = ray.remote(_Actor).options(max_restarts=0, **options)
-    return partial(actor.remote, job, name, content, device, resources.threads), count
+    return partial(actor.remote, job, name, content, device, resources.threads, str(Path.cwd())), count
 
 
 class _Actor(Worker):
     """A worker as an actor."""
 
-    def __init__(self, job: Job, name: str, model: bytes, device: str, threads: int) -> None:
+    def __init__(self, job: Job, name: str, model: bytes, device: str, threads: int, folder: str) -> None:
+        with suppress(OSError):  # paths are relative to the folder of the command, on machines that share it
+            os.chdir(folder)
         super().__init__(job, partial(load_model, name, model, device, threads))

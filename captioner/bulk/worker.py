@@ -61,7 +61,7 @@ class Assignment(NamedTuple):
     bad: frozenset[int] = frozenset()
     """Indices of rows that end the process that reads them, and so are not read."""
     careful: bool = False
-    """Whether to read and report one row at a time, so that a row that ends the process can be told from others."""
+    """Whether to read and report one row at a time, so that a row that ends the process is found."""
 
 
 class Progress(NamedTuple):
@@ -76,7 +76,7 @@ class Progress(NamedTuple):
 
 
 class Worker:
-    """Works on one unit at a time, step by step, so that whoever drives it sees it live."""
+    """Works on one unit at a time, in short steps, each of which reports progress."""
 
     def __init__(self, job: Job, load: "Callable[[], Captioner]") -> None:
         """Hold the settings."""

@@ -1,5 +1,13 @@
 import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import tempfile
+from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -32,3 +40,79 @@ def no_waiting(monkeypatch):
     from captioner.bulk import storage
 
     monkeypatch.setattr(storage, "WAIT", 0.001)
+
+
+START_SECONDS = 240
+"""Time that Ray has to start, on a machine that may be busy."""
+
+
+class RayCluster:
+    """A Ray cluster in a process of its own: `ray_cluster.py`."""
+
+    def __init__(self, process, folder):
+        self.process = process
+        self.folder = folder
+        self.address = self.read_line(START_SECONDS)
+
+    def read_line(self, seconds):
+        """Return the next line of the process; its messages are the error when none comes in time."""
+        timer = Timer(seconds, self.kill)
+        timer.start()
+        line = self.process.stdout.readline().strip()
+        timer.cancel()
+        if not line:
+            self.kill()
+            pytest.fail(f"Ray does not work here: {(self.folder / 'messages').read_text()[-3000:]}")
+        return line
+
+    def remove_node(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.read_line(60)
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+    def find_workers(self):
+        """Return the ids of the processes of `caption-bulk`'s workers."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                name, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if name.startswith(b"ray::_Actor") and str(self.folder).encode() in environment:
+                found.append(int(process.name))
+        return found
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """Three nodes with a CPU each, which all tests share."""
+    pytest.importorskip("ray", reason='needs the extra: pip install -e ".[bulk]"')
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, as names of sockets are
+    environment = {
+        **os.environ,
+        "RAY_raylet_start_wait_time_s": "200",
+        "RAY_TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    with (folder / "messages").open("w") as messages:
+        process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("ray_cluster.py")],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        cluster = RayCluster(process, folder)
+        yield cluster
+        process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        shutil.rmtree(folder, ignore_errors=True)

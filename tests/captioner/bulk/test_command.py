@@ -26,7 +26,7 @@ def bulk(tiny_checkpoint, tmp_path):
             env={**os.environ, "CAPTIONER_MODEL": str(tiny_checkpoint), "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=300,
             preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores]),
         )
         assert done.stdout == ""
@@ -35,6 +35,7 @@ def bulk(tiny_checkpoint, tmp_path):
     return bulk
 
 
+@pytest.mark.slow
 def test_one_core_captions_shards_and_resumes(bulk, tmp_path):
     for number in range(3):
         write_shard(tmp_path / f"{number}.tar", [(f"{index}.png", draw(10 * number + index)) for index in range(4)])
@@ -81,10 +82,9 @@ def test_what_cannot_be_done_is_told_in_one_line(arguments, said, run_here, tmp_
 
 
 @pytest.fixture
-def run_here(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+def run_here(tmp_path, monkeypatch, capsys):
     from captioner.bulk.command import main
 
-    monkeypatch.setenv("CAPTIONER_MODEL", str(tiny_checkpoint))
     monkeypatch.chdir(tmp_path)
 
     def run_here(*arguments):
@@ -97,13 +97,15 @@ def run_here(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     return run_here
 
 
-def test_starting_over_deletes_the_parts_of_the_run_and_nothing_else(bulk, tmp_path):
+@pytest.mark.slow
+def test_starting_over_deletes_the_parts_of_the_run_and_nothing_else(bulk, ray_cluster, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").touch()
     (out / "part-00000009.parquet").touch()
     (tmp_path / "a.png").write_bytes(draw(0))
-    assert bulk("a.png", "-o", "out", "-f", "jsonl", "--overwrite")[0] == 0
+    code, said = bulk("a.png", "-o", "out", "-f", "jsonl", "--overwrite", "--address", ray_cluster.address)
+    assert code == 0, said
     assert sorted(path.name for path in out.iterdir()) == ["_captioner", "mine.txt", "part-00000000.jsonl"]
     assert json.loads((out / "part-00000000.jsonl").read_text())["key"] == "a.png"
 

@@ -41,7 +41,7 @@ def bucket(serve_http, faults, monkeypatch):
     server.start()
     host, port = server.get_host_and_port()
     chance, lock = random.Random(0), threading.Lock()
-    faults.rate = 0.0
+    faults.rate, faults.kinds = 0.0, ["slow", "refused", "lost", "reset"]
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -49,7 +49,7 @@ def bucket(serve_http, faults, monkeypatch):
         def forward(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with lock:
-                fault = chance.choice(["slow", "refused", "lost", "reset"]) if chance.random() < faults.rate else ""
+                fault = chance.choice(faults.kinds) if chance.random() < faults.rate else ""
                 faults[fault] += 1
             if fault == "slow":
                 time.sleep(0.5)
@@ -140,7 +140,7 @@ def test_a_storage_that_fails_now_and_then_loses_nothing(bucket, faults, tiny, t
             report = worker.step(None)
     assert find_done(job) == set(range(units))
     faults.rate = 0.0
-    assert min(faults[fault] for fault in ("slow", "refused", "lost", "reset")) >= 3
+    assert min(faults[fault] for fault in faults.kinds) >= 3
 
     found = [
         json.loads(line)
@@ -159,7 +159,7 @@ def test_a_storage_that_fails_now_and_then_loses_nothing(bucket, faults, tiny, t
 
 def test_a_storage_that_is_gone_is_an_error_of_one_line(bucket, faults, monkeypatch):
     monkeypatch.setattr(storage, "TRIES", 2)
-    faults.rate = 1.0
+    faults.rate, faults.kinds = 1.0, ["refused"]
     with pytest.raises(storage.StorageError, match="the storage failed 2 times") as caught:
         storage.read(f"{bucket}/x", 100)
     assert "\n" not in str(caught.value)

@@ -69,8 +69,8 @@ def test_a_table_has_columns_for_all_that_is_asked_for(work, shard, tiny):
     path, _ = work(shard, "parquet", ("txt",), Fields(("txt",), True, True, True), search)
     table = parquet.read_table(path)
     captions = tiny.caption([draw(number) for number in range(10)], search)
-    names = "key source caption log_prob score words log_probs candidates attention error txt"
-    assert table.column_names == names.split()
+    names = "key source caption log_prob score confidence words log_probs word_confidences candidates attention"
+    assert table.column_names == [*names.split(), "error", "txt"]
     for number, (row, caption) in enumerate(zip(table.to_pylist(), captions, strict=True)):
         assert row["txt"] == f"text {number}"
         assert (row["caption"], row["words"], row["error"]) == (caption.text, list(caption.words), None)
