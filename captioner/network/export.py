@@ -151,8 +151,8 @@ def _export(
                 verbose=False,
             )
             assert program is not None
-            # Constants that depend on weights must not be folded, nor batch norms fused: the graph would contain their
-            # values. Initializers that are inputs of the graph are not fused.
+            # Constants that depend on weights must not be folded, nor batch norms fused: the graph would contain
+            # their values. Initializers that are inputs of the graph are not fused.
             graph = program.model.graph
             count = len(graph.inputs)
             graph.inputs.extend(value for name, value in graph.initializers.items() if name in weights)
