@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from captioner import config
+from captioner import config, hub
 from captioner.confidence import LARGEST, MAX_AXES, Calibration, Tables
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import is_file, is_folder
@@ -138,7 +138,10 @@ class Header:
 
 
 def find_checkpoint(name: str | os.PathLike[str]) -> Path:
-    """Return the path of a model file from the name of a shipped model, the folder of a training run, or a path."""
+    """Return the path of a model file from the name of a shipped model, the folder of a training run, a path, or an
+    address of the Hugging Face Hub (`hf://user/repo`), from where it is downloaded once."""
+    if os.fspath(name).startswith(hub.SCHEME):
+        return hub.download_model(os.fspath(name), MAX_BYTES)
     path = Path(name)
     return SHIPPED.get(os.fspath(name)) or (path / "best.safetensors" if is_folder(path) else path)
 

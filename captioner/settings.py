@@ -4,6 +4,7 @@ These classes know neither pixels nor tensors, so that a model file can be read 
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
@@ -49,6 +50,27 @@ ENCODERS: dict[str, EncoderFamily] = {
 }
 """The encoders by name."""
 
+TIMM = EncoderFamily("timm_features", strides=(8, 16, 32))
+"""Networks of timm, whose names begin with `timm:`."""
+
+_TIMM_NAME = re.compile(r"timm:[a-z0-9][\w.]{0,99}")
+
+
+def encoder_family(name: str) -> EncoderFamily:
+    """Return what is known of an encoder.
+
+    Raises:
+        ValueError: if there is none of this name. Names that begin with `timm:` are only checked for their form:
+            timm is imported when a network is built.
+    """
+    if _TIMM_NAME.fullmatch(name):
+        return TIMM
+    if name not in ENCODERS:
+        close = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(ENCODERS)}, and timm:NAME"
+        raise ValueError(f"name: unknown encoder {name[:120]!r}; {hint}")
+    return ENCODERS[name]
+
 
 @dataclass(frozen=True)
 class EncoderSettings:
@@ -59,20 +81,17 @@ class EncoderSettings:
     """
 
     name: str = "efficientnet_v2_b0"
-    """`efficientnet_v2_b0`; `small_cnn`, for small generated images; or the name of a torchvision network, such as
-    `resnet50`."""
+    """`efficientnet_v2_b0`; `small_cnn`, for small generated images; the name of a torchvision network, such as
+    `resnet50`; or `timm:` and the name of a timm network, such as `timm:convnext_tiny.fb_in22k_ft_in1k`."""
     stride: Literal[8, 16, 32] = 32
-    """Height and width in pixels of a cell of the grid: 8 for `small_cnn`, 16 or 32 for the others."""
+    """Height and width in pixels of a cell of the grid: 8 for `small_cnn`; 16 or 32 for the others; for networks of
+    timm, those that the network has (a vision transformer has one, the size of its patches)."""
     grid: tuple[Annotated[int, Range(1, 1000)], Annotated[int, Range(1, 1000)]] | None = None
     """Average the cells into this many rows and columns. None: use the network's own grid."""
 
     def __post_init__(self) -> None:
         config.check(self)
-        if self.name not in ENCODERS:
-            close = difflib.get_close_matches(self.name, ENCODERS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(ENCODERS)}"
-            raise ValueError(f"name: unknown encoder {self.name!r}; {hint}")
-        strides = ENCODERS[self.name].strides
+        strides = encoder_family(self.name).strides
         if self.stride not in strides:
             expected = " or ".join(map(str, strides))
             raise ValueError(f"stride: expected {expected} for {self.name}, got {self.stride!r}")

@@ -17,7 +17,7 @@ LAYERS = [
     {"search.sampling"},
     {"search.loop"},
     {"search.__init__"},
-    {"vocabulary", "images"},
+    {"vocabulary", "images", "hub"},
     {"model_file"},
     {"network.additive_score"},
     {"network.attention"},

@@ -78,6 +78,12 @@ def _main(arguments: list[str] | None) -> int:
         help="maximum number of training pictures to encode (%(default)s)",
     )
     calibrate.add_argument("--device", type=console.text, default="auto", help="(%(default)s)")
+    push = commands.add_parser("push", help="publish a model on the Hugging Face Hub, with a model card")
+    push.add_argument("model", type=console.path, help="the model file, or a run's folder")
+    push.add_argument("repository", type=console.text, metavar="USER/REPO")
+    push.add_argument("--overlay", type=console.path, metavar="PNG", help="a figure that the card shows")
+    push.add_argument("--private", action="store_true", help="create a private repository")
+    push.add_argument("--dry-run", type=console.path, metavar="DIR", help="write the files there instead")
     options = parser.parse_args(arguments)
     try:
         _run(options)
@@ -92,6 +98,9 @@ def _main(arguments: list[str] | None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.command == "download":
         write_stdout(f"{download(options.name, options.directory, options.base)}\n")
+        return
+    if options.command == "push":
+        _push(options)
         return
     from captioner.network.engine import limit_threads
 
@@ -160,6 +169,20 @@ def _export(options: argparse.Namespace) -> None:
     add_graphs(options.model, graphs)
     size = (len(graphs.start) + len(graphs.step)) / 1e6
     write_stdout(f"{options.model}: graphs of {size:.1f} MB; ONNX Runtime can use it now\n")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from captioner.model_file import find_checkpoint
+    from training.push import push
+
+    where = push(
+        find_checkpoint(options.model),
+        options.repository,
+        overlay=options.overlay,
+        folder=options.dry_run,
+        private=options.private,
+    )
+    write_stdout(f"{where}\n")
 
 
 def _calibrate(options: argparse.Namespace) -> None:

@@ -15,8 +15,9 @@ import torch
 from captioner import config
 from captioner.config import Range
 from captioner.console import escape_controls
-from captioner.errors import ConfigError
+from captioner.errors import CaptionerError, ConfigError
 from captioner.images import ImageSettings
+from captioner.network.encoder import read_timm_images
 from captioner.network.model import build_network
 from captioner.search import SearchSettings
 from captioner.settings import ModelSettings
@@ -289,6 +290,10 @@ def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:
         raise ConfigError(f"{source}: cannot read this TOML file ({error})") from error
     for override in overrides:
         _override(values, override)
+    try:
+        _set_timm_images(values)
+    except CaptionerError as error:
+        raise ConfigError(f"{source}: {error}") from error
     settings = config.from_dict(TrainingSettings, values, source=source)
     try:
         with torch.device("meta"):  # check the network before any work
@@ -296,6 +301,15 @@ def read_settings(file: Path, overrides: list[str]) -> TrainingSettings:
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     return settings
+
+
+def _set_timm_images(values: dict[str, Any]) -> None:
+    """Let images be what a network of timm was trained on, where the configuration does not say otherwise."""
+    name, images = values, values.setdefault("images", {})
+    for key in ("model", "encoder", "name"):
+        name = name.get(key, {}) if isinstance(name, dict) else {}
+    if isinstance(name, str) and name.startswith("timm:") and isinstance(images, dict):
+        values["images"] = {**read_timm_images(name), **images}
 
 
 def _override(values: dict[str, Any], override: str) -> None:

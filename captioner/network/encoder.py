@@ -8,7 +8,9 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError
 from captioner.installation import install_hint
-from captioner.settings import ENCODERS, EncoderSettings
+from captioner.settings import TIMM, EncoderSettings, encoder_family
 
 
 class Encoder(nn.Module):
@@ -36,9 +38,9 @@ class Encoder(nn.Module):
         """Build the network with random weights; `load_encoder_weights` loads trained ones."""
         super().__init__()
         self.settings = settings
-        builder: Builder = globals()[ENCODERS[settings.name].builder]
+        builder: Builder = globals()[encoder_family(settings.name).builder]
         self.features, self.size = builder(settings.name, settings.stride)
-        self.stages = tuple(name for name, layer in self.features.named_children() if layer.state_dict())
+        self.stages = tuple(_stages(self.features))
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -64,13 +66,16 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: if the settings ask for more cells than the network has.
         """
-        stride = self.settings.stride
-        up = ENCODERS[self.settings.name].rounded_up or stride
-        cells = math.ceil(size / up) // (stride // up)
-        grid = self.settings.grid or (cells, cells)
-        if max(grid) > cells:
+        stride, family = self.settings.stride, encoder_family(self.settings.name)
+        if family is TIMM:
+            rows, columns = _timm_grid(self.settings.name, stride, size)
+        else:
+            up = family.rounded_up or stride
+            rows = columns = math.ceil(size / up) // (stride // up)
+        grid = self.settings.grid or (rows, columns)
+        if grid[0] > rows or grid[1] > columns:
             raise ConfigError(
-                f"encoder.grid: {self.settings.name} gives {cells} x {cells} cells to average, got {grid}"
+                f"encoder.grid: {self.settings.name} gives {rows} x {columns} cells to average, got {grid}"
             )
         return grid
 
@@ -88,8 +93,22 @@ class Encoder(nn.Module):
             stages = ", ".join(self.stages)
             raise ConfigError(f"{self.settings.name} has no stage {stage!r}; its stages: {stages}")
         first = len(self.stages) if stage is None else self.stages.index(stage)
-        for index, name in enumerate(self.stages):
-            self.features.get_submodule(name).requires_grad_(index >= first)
+        self.features.requires_grad_(False)
+        for layer in list(_stages(self.features).values())[first:]:
+            layer.requires_grad_(True)
+
+
+def _stages(features: nn.Module) -> dict[str, nn.Module]:
+    """Return the parts that have weights by name, first to last; of timm's lists of blocks or stages, the items."""
+    if isinstance(features, TimmFeatures):
+        features = features.network
+    stages: dict[str, nn.Module] = {}
+    for name, layer in features.named_children():
+        if name in ("blocks", "layers", "stages"):
+            stages |= {f"{name}.{part}": stage for part, stage in layer.named_children()}
+        elif layer.state_dict():
+            stages[name] = layer
+    return stages
 
 
 def load_encoder_weights(encoder: Encoder, source: str) -> None:
@@ -97,9 +116,10 @@ def load_encoder_weights(encoder: Encoder, source: str) -> None:
 
     Args:
         encoder: changed in place; device and dtype are kept.
-        source: `none` changes nothing; `imagenet` downloads torchvision's default weights; anything else is the
-            path of a `.safetensors` file of the network alone, or of a model that contains it as `encoder`. Layers
-            after the last stage of `encoder`, such as a classifier, are ignored.
+        source: `none` changes nothing; `imagenet` downloads the weights that torchvision has by default, or timm by
+            the network's name; anything else is the path of a `.safetensors` file of the network alone, or of a
+            model that contains it as `encoder`. Layers after the last stage of `encoder`, such as a classifier, are
+            ignored.
 
     Raises:
         ConfigError: if there is no download for this network.
@@ -111,11 +131,12 @@ def load_encoder_weights(encoder: Encoder, source: str) -> None:
     tensors = _download(name) if source == "imagenet" else _read(Path(source))
     if any(key.startswith("encoder.") for key in tensors):
         tensors = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items()}
-    if not any(key.startswith("features.") for key in tensors):  # such as torchvision's resnets
-        tensors = {f"features.{key}": tensor for key, tensor in tensors.items()}
-    prefixes = tuple(f"features.{stage}." for stage in encoder.stages)
-    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(prefixes)}
     expected = encoder.state_dict()
+    if not any(key.startswith("features.") for key in tensors):  # such as torchvision's resnets
+        prefix = "features.network." if encoder_family(name) is TIMM else "features."
+        tensors = {prefix + key: tensor for key, tensor in tensors.items()}
+    prefixes = tuple(f"features.{stage}." for stage in encoder.stages)
+    weights = {key: tensor for key, tensor in tensors.items() if key in expected or key.startswith(prefixes)}
     problems = [f"{key} is missing" for key in expected if key not in weights]
     problems += [f"{key} is unknown" for key in weights if key not in expected]
     problems += [
@@ -143,7 +164,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    if ENCODERS[name].builder != "torchvision_features":
+    if encoder_family(name) is TIMM:
+        return dict(_create_timm_network(name, pretrained=True).state_dict())
+    if encoder_family(name).builder != "torchvision_features":
         raise ConfigError(f"imagenet: torchvision has no weights of {name}; set a .safetensors file of them")
     from torchvision import models
 
@@ -153,7 +176,7 @@ def _download(name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{name}: cannot download the ImageNet weights ({error})") from error
 
 
-Builder = Callable[[str, int], tuple[nn.Sequential, int]]
+Builder = Callable[[str, int], tuple[nn.Module, int]]
 
 
 def torchvision_features(name: str, stride: int) -> tuple[nn.Sequential, int]:
@@ -192,6 +215,84 @@ def _torchvision_layers(name: str) -> dict[str, nn.Module]:
     if isinstance(network, models.DenseNet):
         layers["relu"] = nn.ReLU(inplace=True)  # applied in its `forward`
     return layers
+
+
+class TimmFeatures(nn.Module):
+    """A network of timm, cut after the last part whose grid has a stride; class tokens and the head are dropped."""
+
+    def __init__(self, name: str, stride: int) -> None:
+        super().__init__()
+        self.network = _create_timm_network(name)
+        parts = self.network.feature_info
+        strides = [part["reduction"] for part in parts]
+        if stride not in strides:
+            known = ", ".join(map(str, sorted(set(strides))))
+            raise ConfigError(f"encoder.stride: {name} has grids of stride {known}, got {stride}")
+        self.index = len(strides) - 1 - strides[::-1].index(stride)
+        self.channels: int = parts[self.index]["num_chs"]
+        self.network.prune_intermediate_layers([self.index], prune_norm=True, prune_head=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D, rows, columns)."""
+        grids = self.network.forward_intermediates(
+            images, indices=[self.index], stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return cast(Tensor, grids[0])
+
+
+def timm_features(name: str, stride: int) -> tuple[nn.Module, int]:
+    """Return the layers of a network of timm that have a grid of `stride`, and their number of channels."""
+    features = TimmFeatures(name, stride)
+    return features, features.channels
+
+
+@lru_cache
+def _timm_grid(name: str, stride: int, size: int) -> tuple[int, int]:
+    """Return the grid of square images of `size` pixels: a run on the meta device, which computes shapes only."""
+    with torch.device("meta"):
+        features = TimmFeatures(name, stride).eval()
+        try:
+            rows, columns = features(torch.empty(1, 3, size, size)).shape[-2:]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"images.size: {name} does not take images of {size} x {size} pixels ({reason})"
+            ) from error
+    return rows, columns
+
+
+def read_timm_images(name: str) -> dict[str, Any]:
+    """Return the values of `ImageSettings` that a network of timm was trained with (its `pretrained_cfg`).
+
+    Raises:
+        ConfigError: if timm knows no such network, or it takes frames that are not square.
+        MissingExtraError: if timm is not installed.
+    """
+    settings = _create_timm_network(name, device="meta").pretrained_cfg
+    _, rows, columns = settings["input_size"]
+    if rows != columns:
+        raise ConfigError(
+            f"encoder.name: {name} takes frames of {columns} x {rows} pixels; only squares are supported"
+        )
+    frame = {"center": "crop", "border": "pad", "squash": "stretch"}[settings.get("crop_mode", "center")]
+    return {"size": rows, "frame": frame, "mean": list(settings["mean"]), "std": list(settings["std"])}
+
+
+def _create_timm_network(name: str, **options: Any) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the encoder {name!r} needs timm, which is not installed. {install_hint('timm')}"
+        ) from error
+    try:
+        network = timm.create_model(name.removeprefix("timm:"), num_classes=0, **options)
+    except Exception as error:  # whatever timm and its downloads raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"encoder.name: timm cannot build {name!r} ({reason})") from error
+    if not hasattr(network, "prune_intermediate_layers"):
+        raise ConfigError(f"encoder.name: timm's {name!r} does not give its grids (no prune_intermediate_layers)")
+    return network
 
 
 # EfficientNetV2-B0: Tan and Le 2021 (arXiv 2104.00298), with the widths of EfficientNet-B0. Defined here because

@@ -151,13 +151,18 @@ def _export(
                 verbose=False,
             )
             assert program is not None
-            # Constants that depend on weights must not be folded: the graph would contain their values.
+            # Constants that depend on weights must not be folded, nor batch norms fused: the graph would contain
+            # their values. Initializers that are inputs of the graph are not fused.
+            graph = program.model.graph
+            count = len(graph.inputs)
+            graph.inputs.extend(value for name, value in graph.initializers.items() if name in weights)
             optimizer.optimize_ir(
                 program.model,
                 should_fold=lambda node: (
                     False if any(value is not None and value.name in weights for value in node.inputs) else None
                 ),
             )
+            del graph.inputs[count:]
     except Exception as error:  # the exceptions of the exporter have no other base class
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UnsupportedError(f"this network cannot be exported to ONNX: {reason}") from error
@@ -194,12 +199,14 @@ def _make_external(tensor: Any, kind: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Any:
     """Suppress progress messages and warnings of the exporter."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

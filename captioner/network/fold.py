@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, fx, nn
 
 from captioner.model_file import Fold
-from captioner.network.encoder import Encoder
+from captioner.network.encoder import Encoder, TimmFeatures
 
 
 class _Tracer(fx.Tracer):
@@ -51,7 +51,10 @@ def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
 
 def _find_pairs(features: nn.Module) -> list[_Pair]:
     """Return the pairs of a convolution and the batch norm that alone uses its output."""
-    if not any(isinstance(module, nn.BatchNorm2d) for module in features.modules()):
+    # Batch norms of timm contain an activation, and its networks cannot be traced. ONNX Runtime folds them itself.
+    if isinstance(features, TimmFeatures) or not any(
+        isinstance(part, nn.BatchNorm2d) for part in features.modules()
+    ):
         return []
     modules = dict(features.named_modules())
     pairs = []
