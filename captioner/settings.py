@@ -57,7 +57,7 @@ _TIMM_NAME = re.compile(r"timm:[a-z0-9][\w.]{0,99}")
 
 
 def encoder_family(name: str) -> EncoderFamily:
-    """Return what is known of an encoder.
+    """Return the family of an encoder.
 
     Raises:
         ValueError: if there is none of this name. Names that begin with `timm:` are only checked for their form:

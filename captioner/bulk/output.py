@@ -101,7 +101,7 @@ class ParquetWriter(Writer):
 
 
 class JsonLinesWriter(Writer):
-    """An object a line: `key`, `source`, then what `Caption.to_dict` returns or `error`, and the kept columns."""
+    """One object per row: `key`, `source`, then what `Caption.to_dict` returns or `error`, and the kept columns."""
 
     suffix = ".jsonl"
 
@@ -188,8 +188,12 @@ def caption_columns(results: Sequence[Caption | str], fields: Fields) -> dict[st
         kind = arrow.struct({"caption": arrow.string(), "log_prob": floats, "score": floats})
         columns["candidates"] = column(
             lambda caption: [
-                {"caption": each.text, "log_prob": to_number(each.log_prob), "score": to_number(each.score)}
-                for each in caption.candidates
+                {
+                    "caption": candidate.text,
+                    "log_prob": to_number(candidate.log_prob),
+                    "score": to_number(candidate.score),
+                }
+                for candidate in caption.candidates
             ],
             arrow.list_(kind),
         )

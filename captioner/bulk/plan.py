@@ -109,17 +109,17 @@ def _expand(name: str) -> Iterator[str]:
     if storage.is_local(name) and not glob.has_magic(name) and "{" not in name and storage.exists(name):
         yield name  # whatever it is called
         return
-    for each in expand_braces(name):
+    for pattern in expand_braces(name):
         is_empty = True
-        if glob.has_magic(each):
-            for file in storage.find_matches(each):
+        if glob.has_magic(pattern):
+            for file in storage.find_matches(pattern):
                 is_empty = False
                 yield file
-        elif not _is_file_name(each):
-            if not storage.is_folder(each):
-                raise DataError(f"{each}: no such file or folder")
+        elif not _is_file_name(pattern):
+            if not storage.is_folder(pattern):
+                raise DataError(f"{pattern}: no such file or folder")
             kinds = set()
-            for file in storage.find(each):
+            for file in storage.find(pattern):
                 kind = _kind_of(file)
                 last = file.rpartition("/")[2]
                 if (kind == "pictures" and not images.is_image_path(last)) or last.startswith("_"):
@@ -127,16 +127,16 @@ def _expand(name: str) -> Iterator[str]:
                 kinds.add(kind)
                 if len(kinds) > 1:
                     raise DataError(
-                        f"{each}: this folder has {' and '.join(sorted(_PLURALS[k] for k in kinds))}. "
-                        f"Name those that you mean, such as '{storage.join(each, '*.tar')}'."
+                        f"{pattern}: this folder has {' and '.join(sorted(_PLURALS[k] for k in kinds))}. "
+                        f"Name those that you mean, such as '{storage.join(pattern, '*.tar')}'."
                     )
                 is_empty = False
                 yield file
         else:
             is_empty = False
-            yield each
+            yield pattern
         if is_empty:
-            raise DataError(f"{each}: no pictures, shards (.tar) or tables (.parquet) here")
+            raise DataError(f"{pattern}: no pictures, shards (.tar) or tables (.parquet) here")
 
 
 _PLURALS = {"pictures": "pictures", "shard": "shards", "table": "tables"}

@@ -60,7 +60,7 @@ class Row(NamedTuple):
     source: str | None
     """The shard or table that it is in. None for a picture with a file of its own."""
     picture: Callable[[], bytes] | bytes | ImageError
-    """The contents of the picture's file, how to get them, or what is wrong."""
+    """The contents of the picture's file, a function that returns them, or the error."""
     kept: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     """Arrow scalars of a table, or texts of a shard, by the names of `Columns.keep`."""
 
@@ -195,10 +195,8 @@ def _row_of_fields(file: str, key: str, fields: dict[str, bytes | ImageError | N
 
 
 def picture_kind(of: Any) -> Literal["bytes", "text", "struct"] | None:
-    """Return how a column of an Arrow type holds pictures: as their files, as paths or as `{bytes, path}`.
-
-    None: it does not.
-    """
+    """Return how a column of an Arrow type stores pictures: as bytes, paths or `{bytes, path}`; None if it stores
+    none."""
     from pyarrow import types
 
     if types.is_dictionary(of):

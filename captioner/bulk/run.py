@@ -128,9 +128,9 @@ def _differing(found: Any, expected: Any, name: str = "") -> list[str]:
         return [] if found == expected else [name or "format"]
     names = sorted({*found, *expected})
     return [
-        each
+        setting
         for key in names
-        for each in _differing(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
+        for setting in _differing(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
     ]
 
 

@@ -165,10 +165,10 @@ def test_the_keyboard_alone_reaches_the_words_in_a_browser(visit):
         document("dog", figure(Image.new("RGB", (300, 300), GREEN), make_caption(["dog", "ball"], TWO_PLACES)))
     )
     photograph = tab.locator(".captioned > .panel")
-    for place in (1, 5):
+    for index in (1, 5):
         tab.keyboard.press("Tab")
-        assert_lit(look_at(photograph), place, place)
-        assert tab.locator(".figures").nth(place // 5).is_visible()
+        assert_lit(look_at(photograph), index, index)
+        assert tab.locator(".figures").nth(index // 5).is_visible()
     tab.keyboard.press("Tab")
     assert_as_it_is(look_at(photograph))
 
@@ -182,9 +182,9 @@ def test_the_page_of_an_overlay_cuts_nothing_off_and_covers_no_word(visit, width
     caption = make_caption(words, alternatives=others, visual=(1.0,) * 12)
     tab = visit(overlay_page(Image.new("RGB", size, GREEN), caption, "dog.jpg"), width)
     top = min(box["y"] for box in (word.bounding_box() for word in tab.locator(".word").all()))
-    for place in range(12):
+    for index in range(12):
         tab.keyboard.press("Tab")
-        assert tab.locator(":focus").text_content().startswith(words[place])
+        assert tab.locator(":focus").text_content().startswith(words[index])
         figures = tab.locator(":focus .figures")
         assert figures.evaluate("figures => figures.scrollWidth <= figures.clientWidth")
         box = figures.bounding_box()

@@ -108,8 +108,8 @@ def serve(hub):
                 return self.answer(200, {"files": files})
             if self.path.endswith("/info/lfs/objects/batch"):
                 objects = [
-                    {**each, "actions": {"upload": {"href": f"{url}/upload/{each['oid']}", "header": {}}}}
-                    for each in json.loads(body)["objects"]
+                    {**entry, "actions": {"upload": {"href": f"{url}/upload/{entry['oid']}", "header": {}}}}
+                    for entry in json.loads(body)["objects"]
                 ]
                 return self.answer(200, {"transfer": "basic", "objects": objects})
             if "/commit/" in self.path:

@@ -59,7 +59,7 @@ def test_a_model_is_pushed_with_its_card_and_loads_again_without_a_connection(re
     card = hf.ModelCard(files["README.md"].decode()).data
     assert (card.library_name, card.pipeline_tag, card.license) == ("captioner", "image-to-text", "apache-2.0")
     scores = read_header(MODEL).card["development_scores"]
-    assert {(each.dataset_name, each.metric_name): each.metric_value for each in card.eval_results} == {
+    assert {(result.dataset_name, result.metric_name): result.metric_value for result in card.eval_results} == {
         (name, metric): round(100 * values[metric], 1)
         for name, values in scores.items()
         for metric in ("BLEU-4", "ROUGE-L", "CIDEr-D")

@@ -139,7 +139,7 @@ def test_a_unit_that_ends_its_workers_whatever_is_left_out_is_left_undone(cluste
 
 def test_a_unit_whose_storage_fails_is_tried_again_and_then_left_undone(cluster):
     counts = cluster.run([StorageError("slow")], ["ok"])
-    assert [each.number for each in cluster.assigned].count(0) == 3
+    assert [unit.number for unit in cluster.assigned].count(0) == 3
     assert cluster.committed == [1]
     assert counts.undone == 1
     assert cluster.said == ["error: 0.tar: left undone: slow"]

@@ -19,7 +19,7 @@ from tests.captioner.bulk.conftest import draw, write_shard
 
 @pytest.fixture
 def work(tiny, tmp_path):
-    """Caption one unit, and return the file and the last report."""
+    """Caption a unit, and return the file and the last report."""
 
     def work(unit, format="jsonl", keep=(), fields=None, search=None, **assignment):
         (tmp_path / "out").mkdir(exist_ok=True)
@@ -58,10 +58,10 @@ def test_captions_are_those_of_caption(work, shard, tiny, run, tmp_path):
     path, reports = work(shard)
     found = lines(path)
     assert reports[-1].rows == 10
-    for one, other in zip(found, expected, strict=True):
-        assert Path(other.pop("image")).name == f"{one.pop('key')}.png"
-        assert one.pop("source") == shard.files[0]
-        assert one == other
+    for line, other in zip(found, expected, strict=True):
+        assert Path(other.pop("image")).name == f"{line.pop('key')}.png"
+        assert line.pop("source") == shard.files[0]
+        assert line == other
 
 
 def test_a_table_has_columns_for_all_that_is_asked_for(work, shard, tiny):
@@ -74,7 +74,7 @@ def test_a_table_has_columns_for_all_that_is_asked_for(work, shard, tiny):
     for number, (row, caption) in enumerate(zip(table.to_pylist(), captions, strict=True)):
         assert row["txt"] == f"text {number}"
         assert (row["caption"], row["words"], row["error"]) == (caption.text, list(caption.words), None)
-        assert [each["caption"] for each in row["candidates"]] == [each.text for each in caption.candidates]
+        assert [record["caption"] for record in row["candidates"]] == list(map(str, caption.candidates))
         np.testing.assert_array_equal(np.array(row["attention"], np.float16), caption.attention.astype(np.float16))
     assert str(table.schema.field("attention").type).count("halffloat") == 1
 
@@ -84,8 +84,12 @@ def test_a_shard_of_output_is_a_shard_to_read(work, shard):
     first = lines(work(shard)[0])
     path = path.rename(path.with_name("in.tar"))
     again, _ = work(Unit("shard", (str(path),)), keep=("txt",))
-    for one, other in zip(lines(again), first, strict=True):
-        assert (one["key"], one["caption"], one["txt"]) == (other["key"], other["caption"], other["caption"] + "\n")
+    for line, other in zip(lines(again), first, strict=True):
+        assert (line["key"], line["caption"], line["txt"]) == (
+            other["key"],
+            other["caption"],
+            other["caption"] + "\n",
+        )
 
 
 def test_pictures_with_paths_get_keys_without_dots_in_shards(work, tmp_path):
