@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from captioner.errors import CaptionerError
+from captioner.network.checkpoint import load_checkpoint, save_checkpoint
 from captioner.overlay import GAP, group_words
 from evaluation.datasets import read_dataset
 from scripts import gallery
 from scripts.gallery import TITLE_HEIGHT, WIDTH, draw_gallery
 from scripts.make_general import main, read_ids
+from scripts.mix_weights import mix
 
 
 def test_the_known_part_of_general_is_made_from_coco(tmp_path):
@@ -57,3 +61,21 @@ def test_the_gallery_is_written_as_one_picture(tmp_path, tiny_checkpoint):
     with Image.open(file) as figure:
         assert figure.format == "JPEG"
         assert figure.height > 4 * TITLE_HEIGHT
+
+
+def test_mixed_weights_are_the_sum_of_weights_times_factors(tmp_path, tiny_checkpoint):
+    network, header = load_checkpoint(tiny_checkpoint)
+    for weight in network.parameters():
+        weight.data += 1
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, network, header)
+    mixture, mixed_header = mix({tiny_checkpoint: 1.5, other: -0.5})
+    expected, _ = load_checkpoint(tiny_checkpoint)
+    for weight, start in zip(mixture.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(weight, start - 0.5)
+    assert list(mixed_header.card["mixture"].values()) == [1.5, -0.5]
+
+
+def test_factors_of_a_mixture_sum_to_one(tiny_checkpoint):
+    with pytest.raises(CaptionerError, match=r"must sum to 1, got 0\.5"):
+        mix({tiny_checkpoint: 0.5})

@@ -275,8 +275,8 @@ def test_start_from_loads_the_encoder_too(learning, tmp_path):
     ("change", "message"),
     [
         ("decoder", r"has model\.decoder\.hidden_size = 48, and this run has 32. Set it to 48"),
-        ("attention", r"has model\.attention\.kind = 'additive', and this run 'concat'"),
-        ("images", r"has images\.size = 64, and this run 96"),
+        ("attention", r"has model\.attention\.kind = 'additive', and this run has 'concat'"),
+        ("images", r"has images\.size = 64, and this run has 96"),
     ],
 )
 def test_a_start_with_other_settings_is_rejected(first, tmp_path, change, message):

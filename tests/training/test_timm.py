@@ -15,7 +15,7 @@ from captioner.network.encoder import Encoder, load_encoder_weights
 from captioner.network.export import export_graphs
 from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
 from training.config import read_settings
-from training.loop import start_run
+from training.start import start_run
 
 timm = pytest.importorskip("timm", reason="needs timm: the extra `timm`")
 
