@@ -1,12 +1,13 @@
-"""`caption-web`: a page to caption pictures on, and the same for programs.
+"""`caption-web`: a page to caption pictures on, and the same for programs; with `--static`, the page as files.
 
-Exit code 0: stopped by Ctrl-C or SIGTERM, after everything that was accepted had its answer; 2: wrong usage, no
-usable model, or no such address.
+Exit code 0: the files are written, or the server was stopped by Ctrl-C or SIGTERM, after everything that was
+accepted had its answer; 2: wrong usage, no usable model, or no such address.
 """
 
 import argparse
 import ipaddress
 import logging
+import shlex
 import signal
 import socket
 import warnings
@@ -30,6 +31,7 @@ from captioner.console import Parser, open_standard_streams, say, text, whole_nu
 from captioner.errors import CaptionerError, MissingExtraError
 from captioner.installation import install_hint
 from captioner.version import __version__
+from captioner.web.site import RUNTIME, RUNTIME_VERSION, write_site
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -45,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
-        _serve(make_parser().parse_args(arguments))
+        options = make_parser().parse_args(arguments)
+        if options.static is None and options.onnxruntime_web is None:
+            _serve(options)
+        else:
+            _write(options)
     except BrokenPipeError:  # the reader of --help has seen enough
         return DONE
     except CaptionerError as error:
@@ -78,6 +84,20 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="answer requests for this name too, such as a proxy's; may be repeated (default: localhost where "
         "that is all that can call, and otherwise any)",
+    )
+
+    static = parser.add_argument_group("without a server")
+    static.add_argument(
+        "--static",
+        type=text,
+        metavar="FOLDER",
+        help="write the page as files for any static host, and exit; browsers then compute the captions themselves",
+    )
+    static.add_argument(
+        f"--{RUNTIME}",
+        type=text,
+        metavar="FOLDER",
+        help=f"folder of the npm package {RUNTIME} for --static (default: npm fetches version {RUNTIME_VERSION})",
     )
 
     model = parser.add_argument_group("model")
@@ -124,6 +144,23 @@ def make_parser() -> argparse.ArgumentParser:
     words.add_argument("--length-penalty", type=float, metavar="X", help="higher favours longer captions")
 
     return parser
+
+
+def _write(options: argparse.Namespace) -> None:
+    """Write the site of `--static`."""
+    used = ("static", "onnxruntime_web", "model")
+    defaults = make_parser().parse_args([])
+    unused = [
+        name for name, value in vars(options).items() if name not in used and value != getattr(defaults, name)
+    ]
+    if options.static is None:
+        unused = ["onnxruntime_web"]
+    if unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise CaptionerError(f"{names}: --static FOLDER goes with --model and --{RUNTIME} alone")
+    runtime = Path(options.onnxruntime_web) if options.onnxruntime_web else None
+    write_site(Path(options.static), model_name(options), runtime)
+    _say(f"try it: python -m http.server -d {shlex.quote(options.static)} (and open http://localhost:8000)")
 
 
 def _serve(options: argparse.Namespace) -> None:
