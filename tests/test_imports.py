@@ -34,7 +34,7 @@ LAYERS = [
     {"jobs"},
     {"__init__"},
     {"cli", "web.uploads", "web.reference", "bulk.storage"},
-    {"web.batching", "bulk.rows"},
+    {"web.batching", "web.site", "bulk.rows"},
     {"web.server", "bulk.plan", "bulk.output"},
     {"web.command", "bulk.worker"},
     {"bulk.pool", "bulk.run", "bulk.dataset"},

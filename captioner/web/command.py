@@ -1,12 +1,13 @@
-"""`caption-web`: a web page that captions pictures, and an HTTP API.
+"""`caption-web`: a web page that captions pictures, and an HTTP API; with `--static`, the page as files.
 
-Exit code 0: stopped by Ctrl-C or SIGTERM, after every accepted request was answered; 2: invalid usage, no usable
-model, or no such address.
+Exit code 0: the files are written, or the server was stopped by Ctrl-C or SIGTERM, after every accepted request was
+answered; 2: invalid usage, no usable model, or no such address.
 """
 
 import argparse
 import ipaddress
 import logging
+import shlex
 import signal
 import socket
 import warnings
@@ -29,6 +30,7 @@ from captioner.console import Parser, run_command, say, text, whole_number
 from captioner.errors import CaptionerError, MissingExtraError
 from captioner.installation import install_hint
 from captioner.version import __version__
+from captioner.web.site import RUNTIME, RUNTIME_VERSION, write_site
 
 BACKLOG = 1024
 """Maximum number of connections that wait to be accepted."""
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Pillow warns about irregular files, which are the clients' responsibility.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    return run_command("caption-web", lambda: _serve(make_parser().parse_args(arguments)))
+    return run_command("caption-web", lambda: _run(make_parser().parse_args(arguments)))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,6 +71,20 @@ def make_parser() -> argparse.ArgumentParser:
         "is this machine only, otherwise any)",
     )
 
+    static = parser.add_argument_group("without a server")
+    static.add_argument(
+        "--static",
+        type=text,
+        metavar="FOLDER",
+        help="write the page as files for any static host, and exit; browsers then compute the captions themselves",
+    )
+    static.add_argument(
+        f"--{RUNTIME}",
+        type=text,
+        metavar="FOLDER",
+        help=f"folder of the npm package {RUNTIME} for --static (default: npm fetches version {RUNTIME_VERSION})",
+    )
+
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", type=text, metavar="MODEL", help=MODEL_HELP)
     add_engine_options(model)
@@ -86,6 +102,31 @@ def make_parser() -> argparse.ArgumentParser:
 
     add_search_options(parser.add_argument_group("search"), leave_out=("candidates", "alternatives"))
     return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.static is None and options.onnxruntime_web is None:
+        return _serve(options)
+    return _write(options)
+
+
+def _write(options: argparse.Namespace) -> int:
+    """Write the site of `--static`."""
+    used = ("static", "onnxruntime_web", "model")
+    defaults = make_parser().parse_args([])
+    unused = [
+        name for name, value in vars(options).items() if name not in used and value != getattr(defaults, name)
+    ]
+    if options.static is None:
+        unused = ["onnxruntime_web"]
+    if unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise CaptionerError(f"{names}: --static FOLDER goes with --model and --{RUNTIME} alone")
+    runtime = Path(options.onnxruntime_web) if options.onnxruntime_web else None
+    write_site(Path(options.static), model_name(options), runtime)
+    folder = shlex.quote(options.static)
+    say("caption-web", f"try it: python -m http.server -d {folder} (and open http://localhost:8000)")
+    return DONE
 
 
 def _serve(options: argparse.Namespace) -> int:

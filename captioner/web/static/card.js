@@ -4,6 +4,7 @@
 
 import { copyText } from "./clipboard.js";
 import { describeTrust, describeWord, toSentence } from "./figures.js";
+import { nameOf } from "./folder.js";
 import { Light } from "./light.js";
 import { save, toStems } from "./results.js";
 import { drawSheet } from "./sheet.js";
@@ -31,6 +32,8 @@ export class Card {
   #state = "waiting";
   /** @type {Sentence | undefined} the caption that is shown */
   #sentence;
+  /** @type {Reply | undefined} */
+  #reply;
 
   /**
    * @param {File} file
@@ -47,13 +50,13 @@ export class Card {
     const template = /** @type {HTMLTemplateElement} */ (document.getElementById("card"));
     this.element = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
     const heading = this.#part("h2");
-    heading.textContent = heading.title = file.name;
+    heading.textContent = heading.title = this.name;
     heading.id = `name-${this.#number}`;
     this.element.setAttribute("aria-labelledby", heading.id);
     this.#part(".figures").id = `figures-${this.#number}`;
     this.#light = new Light(this.#part("canvas"));
     this.#words = new Words(this.#part(".caption"), (place) => this.#lookAt(place));
-    this.#part(".edited").setAttribute("aria-label", `Alt text of ${file.name}`);
+    this.#part(".edited").setAttribute("aria-label", `Alt text of ${this.name}`);
     this.#part(".edited").addEventListener("input", () => this.#retell());
     this.#part(".copy").addEventListener("click", () => this.#copy());
     this.#part(".edit").addEventListener("click", () => this.#edit(this.#part(".edited").hidden));
@@ -65,6 +68,16 @@ export class Card {
   /** The picture's file. */
   get file() {
     return this.#file;
+  }
+
+  /** The name of the file, with its path in the folder that was chosen. */
+  get name() {
+    return nameOf(this.#file);
+  }
+
+  /** All that is known of the picture; nothing while it has no caption. */
+  get reply() {
+    return this.#reply;
   }
 
   /** How far the caption has come. */
@@ -115,7 +128,7 @@ export class Card {
   showProblem(text, passing) {
     this.#enter("failed", text);
     this.#part(".again").hidden = !passing;
-    this.#say(`${this.#file.name}: ${text}`);
+    this.#say(`${this.name}: ${text}`);
   }
 
   /**
@@ -124,6 +137,7 @@ export class Card {
    */
   showReply(reply) {
     const sentences = [reply, ...(reply.candidates ?? [])];
+    this.#reply = reply;
     this.#enter("captioned", "");
     this.#shape(reply.width, reply.height);
     this.#part("fieldset").append(...sentences.map((sentence) => this.#toChoice(sentence)));
@@ -178,7 +192,7 @@ export class Card {
     this.#part(".trust").textContent = trust && `${toSentence(trust)} `;
     this.#edit(false);
     this.#part(".save").hidden = !sentence.words.length || this.#part("img").hidden;
-    this.#say(`${this.#file.name}: ${sentence.caption || "no words"}${trust && `, ${trust}`}`);
+    this.#say(`${this.name}: ${sentence.caption || "no words"}${trust && `, ${trust}`}`);
   }
 
   /** @param {Sentence} sentence */
@@ -226,7 +240,7 @@ export class Card {
 
   async #save() {
     const image = await this.drawSheet();
-    if (image) save(`${toStems([this.#file.name])[0]}-words.png`, image);
+    if (image) save(`${toStems([this.name])[0]}-words.png`, image);
   }
 
   async #copy() {

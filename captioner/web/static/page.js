@@ -4,12 +4,28 @@
 
 import { Card } from "./card.js";
 import { copyText } from "./clipboard.js";
-import { save, toFile, toLines, toStems, toTable } from "./results.js";
-import { caption, check, getExample, Problem } from "./server.js";
+import { canWriteBeside, chooseFolder, writeBeside } from "./folder.js";
+import { Problem } from "./problem.js";
+import { save, toFile, toJsonLines, toLines, toStems, toTable } from "./results.js";
 import { zip } from "./zip.js";
+
+/**
+ * @typedef {object} Options
+ * @property {AbortSignal} signal is aborted when nobody waits for the caption any more
+ * @property {(seconds: number) => void} tellWait is told of each wait for a busy server
+ */
+/**
+ * What captions pictures: a server, or this browser. What its functions throw is a `Problem`.
+ * @typedef {object} Captioner
+ * @property {(file: File) => Promise<void>} check refuses a file that cannot be captioned, before any work is spent
+ * @property {(file: File, options: Options) => Promise<import("./server.js").Reply>} caption
+ * @property {() => Promise<File>} getExample gets a picture to try the page with
+ */
 
 const MOMENT = 2500; // milliseconds for which a button tells what it did
 
+/** @type {Captioner} */
+let captioner;
 /** @type {Card[]} in the order of the page */
 let cards = [];
 const shelf = /** @type {HTMLElement} */ (document.getElementById("cards"));
@@ -17,10 +33,21 @@ const together = /** @type {HTMLElement} */ (document.getElementById("together")
 const count = /** @type {HTMLElement} */ (document.getElementById("count"));
 const copyAll = /** @type {HTMLButtonElement} */ (document.getElementById("copy-all"));
 const saveZip = /** @type {HTMLButtonElement} */ (document.getElementById("save-zip"));
+const saveBeside = /** @type {HTMLButtonElement} */ (document.getElementById("save-beside"));
+const progress = /** @type {HTMLProgressElement} */ (document.getElementById("progress"));
+const folder = /** @type {HTMLButtonElement} */ (document.getElementById("folder"));
 const example = /** @type {HTMLButtonElement} */ (document.getElementById("example"));
 const choose = /** @type {HTMLInputElement} */ (document.getElementById("choose"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
 const said = /** @type {HTMLElement} */ (document.getElementById("said"));
+
+/**
+ * Start the page.
+ * @param {Captioner} chosen
+ */
+export function showPage(chosen) {
+  captioner = chosen;
+}
 
 choose.addEventListener("change", () => {
   add(choose.files);
@@ -39,26 +66,30 @@ document.getElementById("save-text")?.addEventListener("click", () => {
 document.getElementById("save-table")?.addEventListener("click", () => {
   save("captions.csv", toFile("text/csv", toTable(results())));
 });
-saveZip.addEventListener("click", async () => {
-  saveZip.disabled = true;
-  try {
-    save("captions.zip", await zip(await toFiles()));
-  } finally {
-    saveZip.disabled = false;
-  }
+document.getElementById("save-lines")?.addEventListener("click", () => {
+  const known = captioned().map((card) => ({ name: card.name, text: card.text, reply: card.reply ?? {} }));
+  save("captions.jsonl", new Blob([toJsonLines(known)], { type: "application/jsonl" }));
 });
-example.addEventListener("click", async () => {
-  example.disabled = true;
-  try {
-    add([await getExample()]);
+saveBeside.addEventListener("click", () =>
+  report(saveBeside, async () => {
+    const { written, skipped } = await writeBeside(captioned());
+    const others = skipped ? `, ${skipped} skipped: their files are there already, or would be the same` : "";
+    notice.textContent = `${written} text files written${others}.`;
+  }),
+);
+saveZip.addEventListener("click", () => report(saveZip, async () => save("captions.zip", await zip(await toFiles()))));
+example.addEventListener("click", () =>
+  report(example, async () => {
+    add([await captioner.getExample()]);
     choose.focus();
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    notice.textContent = error.message;
-  } finally {
-    example.disabled = false;
-  }
-});
+  }),
+);
+folder.addEventListener("click", () =>
+  report(folder, async () => {
+    const files = await chooseFolder();
+    if (files) add(files, "There are no pictures in this folder.");
+  }),
+);
 document.getElementById("remove-all")?.addEventListener("click", () => {
   if (results().length && !confirm("Remove all pictures and their captions from this page?")) return;
   for (const card of cards) card.remove();
@@ -89,6 +120,23 @@ document.addEventListener("drop", (event) => {
 });
 
 /**
+ * Do what a button asks for, and say what goes wrong. Meanwhile it cannot be pressed again.
+ * @param {HTMLButtonElement} button
+ * @param {() => Promise<void>} task
+ */
+async function report(button, task) {
+  button.disabled = true;
+  try {
+    await task();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    notice.textContent = error.message;
+  } finally {
+    button.disabled = false;
+  }
+}
+
+/**
  * Show files below those that are there, and caption them in their order.
  * @param {Iterable<File> | null | undefined} files
  * @param {string} [nothing] what to tell if there is none
@@ -112,14 +160,15 @@ async function process(card) {
   const { signal } = card;
   try {
     card.showProgress("waiting", "Waiting …");
-    const checked = check(card.file);
+    const checked = captioner.check(card.file);
     const replied = inTurn(async () => {
       await checked;
       signal.throwIfAborted();
       card.showProgress("working", "Looking …");
-      return caption(card.file, signal, (seconds) =>
-        card.showProgress("waiting", `The server is busy. Trying again in ${seconds} s …`),
-      );
+      return captioner.caption(card.file, {
+        signal,
+        tellWait: (seconds) => card.showProgress("waiting", `The server is busy. Trying again in ${seconds} s …`),
+      });
     });
     await checked;
     card.showPicture();
@@ -162,13 +211,13 @@ function captioned() {
 
 /** The captions that there are. */
 function results() {
-  return captioned().map((card) => ({ name: card.file.name, text: card.text }));
+  return captioned().map((card) => ({ name: card.name, text: card.text }));
 }
 
 /** A text file for each caption and, where it can be drawn, the picture lit for each word. */
 async function toFiles() {
   const done = captioned();
-  const stems = toStems(done.map((card) => card.file.name));
+  const stems = toStems(done.map((card) => card.name));
   /** @type {{name: string, content: Blob}[]} */
   const files = [];
   for (const [place, card] of done.entries()) {
@@ -185,6 +234,10 @@ function showCount() {
   const done = captioned().length;
   together.hidden = cards.length < 2;
   together.classList.toggle("none", done === 0);
+  progress.max = cards.length;
+  progress.value = done + failed;
+  progress.hidden = done + failed === cards.length;
+  saveBeside.hidden = !cards.some((card) => canWriteBeside(card.file));
   count.textContent = `${done} of ${cards.length} captioned` + (failed ? `, ${failed} failed` : "");
 }
 

@@ -22,6 +22,14 @@ export function toTable(results) {
 }
 
 /**
+ * Return a line of JSON for each picture, as `caption --format jsonl` does, with the sentence as `alt`.
+ * @param {{name: string, text: string, reply: object}[]} results
+ */
+export function toJsonLines(results) {
+  return results.map(({ name, text, reply }) => `${JSON.stringify({ image: name, alt: text, ...reply })}\n`).join("");
+}
+
+/**
  * Return a text as a file. Spreadsheets take a table for UTF-8 if it begins with a byte-order mark.
  * @param {string} type
  * @param {string} text

@@ -2,6 +2,8 @@
  * What the page asks of its server. Addresses are relative, so that the page may stand below any path.
  */
 
+import { Problem } from "./problem.js";
+
 const TRIES = 6; // while the server is busy
 const LONGEST_WAIT = 20; // seconds between two of them
 
@@ -25,27 +27,18 @@ const LONGEST_WAIT = 20; // seconds between two of them
 
 /** @typedef {Sentence & {width: number, height: number, candidates?: Sentence[]}} Reply of an upright picture */
 
-/** What went wrong, in words for people. */
-export class Problem extends Error {
-  /**
-   * @param {string} message
-   * @param {boolean} passing whether it may be over when one tries again
-   */
-  constructor(message, passing) {
-    super(message);
-    this.passing = passing;
-  }
-}
-
 /** @type {Promise<{bytes: number, candidates: number}> | undefined} what the server permits, once it is asked */
 let limits;
+
+/** @type {import("./page.js").Captioner} */
+export const server = { check, caption, getExample };
 
 /**
  * Refuse a file that the server would not take, before it is sent.
  * @param {File} file
  * @throws {Problem}
  */
-export async function check(file) {
+async function check(file) {
   const { bytes } = await getLimits();
   if (file.size > bytes) {
     throw new Problem(
@@ -64,12 +57,11 @@ export async function check(file) {
 /**
  * Return what the server says of a picture; while it is busy, wait and ask again.
  * @param {File} file
- * @param {AbortSignal} signal
- * @param {(seconds: number) => void} tellWait is told of each wait
+ * @param {import("./page.js").Options} options
  * @returns {Promise<Reply>}
  * @throws {Problem} or the signal's reason
  */
-export async function caption(file, signal, tellWait) {
+async function caption(file, { signal, tellWait }) {
   const { candidates } = await getLimits();
   const headers = { "Content-Type": "application/octet-stream" };
   for (let tries = 1; ; tries++) {
@@ -90,7 +82,7 @@ export async function caption(file, signal, tellWait) {
  * Return the picture that the server has to try the page with.
  * @throws {Problem}
  */
-export async function getExample() {
+async function getExample() {
   const response = await reach("example.jpg");
   if (!response.ok) throw new Problem(`The server has no example (${response.status}).`, false);
   return new File([await response.blob()], "example.jpg", { type: "image/jpeg" });

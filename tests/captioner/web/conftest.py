@@ -1,18 +1,24 @@
 import http.client
 import io
 import json
+import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+
+from captioner.errors import CaptionerError
+from captioner.web.site import open_runtime
 
 
 class Client:
@@ -129,6 +135,21 @@ def serve_long():
 @pytest.fixture(scope="module")
 def client(tiny, serve_long):
     return serve_long(tiny, max_bytes=1 << 20)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_web(tmp_path_factory):
+    """The folder of the npm package onnxruntime-web: that of a variable, or what npm fetches."""
+    named = os.environ.get("ONNXRUNTIME_WEB")
+    if named:
+        return Path(named)
+    folder = tmp_path_factory.mktemp("onnxruntime-web")
+    try:
+        with open_runtime(None) as files:
+            shutil.copytree(files, folder / "dist")
+    except CaptionerError as error:
+        pytest.skip(f"needs onnxruntime-web: set ONNXRUNTIME_WEB to the folder of that npm package ({error})")
+    return folder
 
 
 @pytest.fixture(scope="session")

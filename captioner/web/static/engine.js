@@ -1,0 +1,110 @@
+/**
+ * The network of a model file in onnxruntime-web. What captioner/onnx.py does, for one picture at a time.
+ */
+
+import { placeWeights } from "./model.js";
+
+/** @typedef {{type: string, data: any, dims: readonly number[]}} Tensor of onnxruntime-web */
+/** @typedef {Record<string, Tensor>} Tensors by name */
+/** @typedef {{inputNames: readonly string[], outputNames: readonly string[], run(inputs: Tensors): Promise<Tensors>}} Session */
+/**
+ * @typedef {object} Runtime onnxruntime-web
+ * @property {new (type: string, data: any, dims: readonly number[]) => Tensor} Tensor
+ * @property {{create(graph: Uint8Array, options: object): Promise<Session>}} InferenceSession
+ */
+/** @typedef {{data: Float32Array, width: number}} Rows values of each hypothesis, one after another */
+/** @typedef {Record<string, Rows | undefined> & {attention: Rows}} Look where the network looked; see captioner/engine.py */
+/** @typedef {Tensors} State by name: "image.*" of the picture (1, ...), "row.*" of the hypotheses (1, K, ...) */
+
+const [IMAGE, ROW, NEXT] = ["image.", "row.", "next."];
+const LOOKS = ["attention", "visual"];
+
+/** A captioning network. Hypotheses are rows, K of them. */
+export class Engine {
+  #runtime;
+  #start;
+  #step;
+
+  /**
+   * @param {Runtime} runtime
+   * @param {Session} start
+   * @param {Session} step
+   */
+  constructor(runtime, start, step) {
+    this.#runtime = runtime;
+    this.#start = start;
+    this.#step = step;
+  }
+
+  /**
+   * Build the sessions of a model file.
+   * @param {import("./model.js").ModelFile} model
+   * @param {Runtime} runtime
+   */
+  static async load(model, runtime) {
+    /** @param {string} name */
+    const create = (name) => {
+      const { graph, weights } = placeWeights(model.readBytes(`graph.${name}`), (weight) => model.readWeight(weight));
+      const externalData = [{ path: "weights", data: weights }];
+      return runtime.InferenceSession.create(graph, { externalData, executionProviders: ["wasm"] });
+    };
+    // One after the other, as each holds its weights twice for a moment.
+    const start = await create("start");
+    const step = await create("step");
+    return new Engine(runtime, start, step);
+  }
+
+  /**
+   * Encode a picture.
+   * @param {Float32Array} pixels (3, size, size)
+   * @returns {Promise<State>} of one row
+   */
+  async start(pixels) {
+    const size = Math.sqrt(pixels.length / 3);
+    return this.#start.run({ pixels: new this.#runtime.Tensor("float32", pixels, [1, 3, size, size]) });
+  }
+
+  /**
+   * Read the previous word of each row and predict the next.
+   * @param {number[]} words K of them
+   * @param {State} state of as many rows
+   * @returns {Promise<{logProbs: Rows, state: State, look: Look}>} log-probabilities may be changed
+   */
+  async step(words, state) {
+    const ids = new this.#runtime.Tensor("int64", BigInt64Array.from(words, BigInt), [1, words.length]);
+    const found = await this.#step.run({ words: ids, ...state });
+    /** @param {string} name */
+    const toRows = (name) => found[name] && { data: found[name].data, width: found[name].data.length / words.length };
+    /** @type {State} */
+    const next = {};
+    for (const name in state) next[name] = name.startsWith(ROW) ? found[NEXT + name] : state[name];
+    const look = Object.fromEntries(LOOKS.map((name) => [name, toRows(name)]));
+    return { logProbs: /** @type {Rows} */ (toRows("log_probs")), state: next, look: /** @type {Look} */ (look) };
+  }
+
+  /**
+   * Return the state of some rows, each of which may be named several times or not at all.
+   * @param {State} state
+   * @param {number[]} rows
+   * @returns {State}
+   */
+  select(state, rows) {
+    /** @type {State} */
+    const selected = {};
+    for (const [name, tensor] of Object.entries(state)) {
+      selected[name] = name.startsWith(IMAGE) ? tensor : this.#selectRows(tensor, rows);
+    }
+    return selected;
+  }
+
+  /**
+   * @param {Tensor} tensor (1, K, ...)
+   * @param {number[]} rows
+   */
+  #selectRows({ type, data, dims }, rows) {
+    const width = data.length / dims[1];
+    const selected = new data.constructor(rows.length * width);
+    rows.forEach((row, place) => selected.set(data.subarray(row * width, (row + 1) * width), place * width));
+    return new this.#runtime.Tensor(type, selected, [1, rows.length, ...dims.slice(2)]);
+  }
+}
