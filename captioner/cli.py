@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # imports ONNX Runtime, which is loaded when a picture needs 
 
 DONE, SOME_FAILED = 0, 1
 
-MODEL_HELP = "name of a shipped model, or a .safetensors file (default: $CAPTIONER_MODEL, or default)"
+MODEL_HELP = "shipped model, .safetensors file, or hf://user/repo (default: $CAPTIONER_MODEL, or default)"
 
 EXAMPLE = Path(__file__).parent / "example.jpg"
 """What `--example` captions: the cat Chelsea, photographed by Stéfan van der Walt, CC0, from scikit-image."""

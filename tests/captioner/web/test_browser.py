@@ -15,7 +15,7 @@ from PIL import Image
 from captioner import images
 from captioner.captioning import load
 from captioner.confidence import Calibration
-from captioner.engine import Look, Step
+from captioner.engine import AttentionMaps, StepResult
 from captioner.images import ImageSettings
 from captioner.model_file import FORMAT, Header
 from captioner.network.checkpoint import save_checkpoint
@@ -195,7 +195,7 @@ class Chain:
         self.visual = random.random(VOCABULARY).astype(np.float32)
 
     def step(self, words, state):
-        return Step(self.table[words], state, Look(self.attention[words], self.visual[words]))
+        return StepResult(self.table[words], state, AttentionMaps(self.attention[words], self.visual[words]))
 
     def select(self, images, rows):  # as a state, which knows nothing
         return self
@@ -419,7 +419,7 @@ def test_first_predictions_are_those_of_the_package(loaded, tiny_checkpoint):
         }"""
     )
     assert found[0] == pytest.approx(expected.log_probs[0, 0], abs=1e-4)
-    assert found[1] == pytest.approx(expected.look.attention[0, 0], abs=1e-5)
+    assert found[1] == pytest.approx(expected.maps.attention[0, 0], abs=1e-5)
 
 
 @pytest.mark.slow
