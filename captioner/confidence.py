@@ -33,9 +33,8 @@ MAX_AXES = 1024
 LARGEST = 1e6
 """Maximum absolute value of the tables of a calibration, and of projections of annotations."""
 
-TOLERATED = 2.0
-"""Standard deviations above the mean log-distance of development pictures without a penalty: 2 % of these exceed it
-if it is normally distributed."""
+TOLERATED = 3.0
+"""Standard deviations above the mean log-distance of development pictures without a penalty."""
 
 PENALTY = 2.0
 """Penalty on the log-odds for each standard deviation above `TOLERATED`."""
@@ -73,6 +72,8 @@ class CaptionWeights:
     constant: Weight
     product: Weight
     """Weight of the log-odds of the product of the probabilities of the things."""
+    weakest: Weight
+    """Weight of the log-odds of the least likely thing."""
 
     def __post_init__(self) -> None:
         config.check(self)
@@ -207,7 +208,9 @@ class Confidence:
         weights = calibration.caption
         whole = 0.0  # a caption without things has nothing to confirm
         if is_thing.any():
-            whole = float(probability(weights.constant + weights.product * product_odds(odds[is_thing]) - penalty))
+            product, weakest = caption_features(odds[is_thing])
+            whole_odds = weights.constant + weights.product * product + weights.weakest * weakest
+            whole = float(probability(whole_odds - penalty))
         return replace(caption, confidence=whole, word_confidences=tuple(of_words))
 
 
@@ -217,9 +220,10 @@ def weigh(features: np.ndarray, weights: WordWeights) -> np.ndarray:
     return weights.constant + features @ np.array(slopes)
 
 
-def product_odds(odds: np.ndarray) -> float:
-    """Return the log-odds of the product of probabilities with log-odds (n,)."""
-    return float(log_odds(probability(odds).prod().clip(_RAREST, _MOST)))
+def caption_features(odds: np.ndarray) -> np.ndarray:
+    """Return the log-odds of the product and of the smallest of probabilities with log-odds (n,), float64 (2,)."""
+    probabilities = probability(odds)
+    return log_odds(np.array([probabilities.prod(), probabilities.min()]).clip(_RAREST, _MOST))
 
 
 def log_odds(probabilities: np.ndarray) -> np.ndarray:

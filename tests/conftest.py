@@ -78,7 +78,7 @@ def calibrated_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
         things=3,
         thing=WordWeights(0.5, 0.2, 0.9, -0.3, 0.4),
         other=WordWeights(0.1, 0.1, 0.5, -0.1, 0.2),
-        caption=CaptionWeights(0.2, 0.8),
+        caption=CaptionWeights(0.2, 0.8, 0.1),
         distance=Distance(0.0, 10.0),
     )
     path = tmp_path_factory.mktemp("checkpoints") / "calibrated.safetensors"

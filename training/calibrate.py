@@ -23,7 +23,7 @@ from captioner.confidence import (
     Distance,
     Tables,
     WordWeights,
-    product_odds,
+    caption_features,
     weigh,
 )
 from captioner.errors import DataError
@@ -217,7 +217,7 @@ def learn(
 
 
 def fit(knowledge: Knowledge, examples: Sequence[Example], chosen: np.ndarray) -> Calibration:
-    """Fit a calibration to captions of development pictures.
+    """Fit a calibration to captions of development pictures. All data sets have the same weight.
 
     Args:
         knowledge: statistics of training pictures.
@@ -227,48 +227,52 @@ def fit(knowledge: Knowledge, examples: Sequence[Example], chosen: np.ndarray) -
     picked = [example for example, is_chosen in zip(examples, chosen, strict=True) if is_chosen]
     blank = WordWeights(0, 0, 0, 0, 0)
     draft = Calibration(
-        knowledge.words, knowledge.things, blank, blank, CaptionWeights(0, 1), distance=Distance(0, 1)
+        knowledge.words, knowledge.things, blank, blank, CaptionWeights(0, 1, 0), distance=Distance(0, 1)
     )
     reader = Confidence(draft, knowledge.tables)
     seen = reader.see(np.stack([example.annotation for example in picked]))
-    of_words: dict[bool, list[tuple[np.ndarray, bool]]] = {True: [], False: []}
-    of_captions: list[tuple[np.ndarray, bool]] = []
+    sizes = Counter(example.dataset for example in picked)
+    of_words: dict[bool, list[tuple[np.ndarray, bool, float]]] = {True: [], False: []}
+    of_captions: list[tuple[np.ndarray, bool, float]] = []
     for example, projection in zip(picked, seen.projections, strict=True):
         caption, confirmed = example.caption, forms_of(example.captions)
+        weight = len(picked) / len(sizes) / sizes[example.dataset]
         columns, features = reader.features(caption.words, caption.log_probs, projection)
         named = [word for word, column in zip(caption.words, columns, strict=True) if column >= 0]
         is_thing = columns[columns >= 0] < knowledge.things
         for word, row, thing in zip(named, features, is_thing.tolist(), strict=True):
-            of_words[thing].append((row, is_confirmed(word, confirmed)))
+            of_words[thing].append((row, is_confirmed(word, confirmed), weight))
         if is_thing.any():
-            of_captions.append((features[is_thing], confirms_all(caption.words, confirmed)))
+            of_captions.append((features[is_thing], confirms_all(caption.words, confirmed), weight))
     if not of_captions:
         raise DataError("no caption of the development pictures names a thing")
     thing, other = (_fit_words(of_words[kind]) for kind in (True, False))
-    products = np.array([[product_odds(weigh(features, thing))] for features, _ in of_captions])
+    features_of_captions, confirmed_captions, weights = zip(*of_captions, strict=True)
+    of_things = np.array([caption_features(weigh(features, thing)) for features in features_of_captions])
     return Calibration(
         words=knowledge.words,
         things=knowledge.things,
         thing=thing,
         other=other,
-        caption=CaptionWeights(*regress(products, np.array([confirmed for _, confirmed in of_captions]))),
+        caption=CaptionWeights(*regress(of_things, np.array(confirmed_captions), np.array(weights))),
         distance=Distance(float(seen.log_distances.mean()), max(1e-3, float(seen.log_distances.std()))),
     )
 
 
-def _fit_words(rows: Sequence[tuple[np.ndarray, bool]]) -> WordWeights:
+def _fit_words(rows: Sequence[tuple[np.ndarray, bool, float]]) -> WordWeights:
     if not rows:
         return WordWeights(0, 0, 0, 0, 0)
-    features, confirmed = zip(*rows, strict=True)
-    return WordWeights(*regress(np.array(features), np.array(confirmed)))
+    features, confirmed, weights = map(np.array, zip(*rows, strict=True))
+    return WordWeights(*regress(features, confirmed, weights))
 
 
-def regress(features: np.ndarray, confirmed: np.ndarray) -> list[float]:
+def regress(features: np.ndarray, confirmed: np.ndarray, sample_weights: np.ndarray) -> list[float]:
     """Return the bias and the weights of a logistic regression, by Newton's method.
 
     Args:
         features: float64 (n, F).
         confirmed: bool (n,).
+        sample_weights: float64 (n,), of mean 1.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0).clip(1e-6)
     design = np.column_stack([np.ones(len(features)), (features - mean) / deviation])
@@ -276,8 +280,8 @@ def regress(features: np.ndarray, confirmed: np.ndarray) -> list[float]:
     weights = np.zeros(design.shape[1])
     for _ in range(100):
         expected = 1 / (1 + np.exp(-(design @ weights).clip(-50, 50)))
-        slope = design.T @ (confirmed - expected) - penalty @ weights
-        curvature = (design.T * (expected * (1 - expected))) @ design + penalty
+        slope = design.T @ (sample_weights * (confirmed - expected)) - penalty @ weights
+        curvature = (design.T * (sample_weights * expected * (1 - expected))) @ design + penalty
         step = np.linalg.solve(curvature, slope)
         weights += step
         if np.abs(step).max() < 1e-9:

@@ -37,7 +37,7 @@ CALIBRATION = Calibration(
     things=2,
     thing=WordWeights(0.1, 0.2, 0.3, -0.4, 0.5),
     other=WordWeights(-0.1, 0.1, 0.2, 0.3, 0.4),
-    caption=CaptionWeights(0.25, 0.75),
+    caption=CaptionWeights(0.25, 0.75, 0.5),
     distance=Distance(0.0, 0.5),
 )
 
@@ -66,14 +66,14 @@ def test_confidence_equals_the_documented_formula():
     cat = 0.1 + 0.2 * -8 + 0.3 * odds(0.005) - 0.4 * odds(0.2) + 0.5 * odds(0.8)  # both limits
     assert rated.word_confidences[0] is None
     assert rated.word_confidences[1:] == pytest.approx([sigmoid(red), sigmoid(dog), sigmoid(cat)], abs=1e-5)
-    whole = 0.25 + 0.75 * odds(sigmoid(dog) * sigmoid(cat))
+    whole = 0.25 + 0.75 * odds(sigmoid(dog) * sigmoid(cat)) + 0.5 * min(dog, cat)
     assert rated.confidence == pytest.approx(sigmoid(whole), abs=1e-5)
 
 
 def test_pictures_far_from_the_training_pictures_have_less_confidence():
     confidence = Confidence(CALIBRATION, TABLES)
     caption = caption_of(["dog"], [-0.5])
-    rows = [[1, math.exp(0.5 * deviations), 0] for deviations in (-3, 0, 2, 3, 5)]
+    rows = [[1, math.exp(0.5 * deviations), 0] for deviations in (-3, 0, 3, 4, 6)]
     seen = confidence.see(np.array(rows, np.float32))
     near, usual, edge, far, farther = (confidence.rate(caption, seen, number).confidence for number in range(5))
     assert near == usual == pytest.approx(edge)
@@ -248,7 +248,7 @@ def test_extreme_tables_and_weights_give_probabilities():
     tables = TABLES._replace(
         detectors=np.full((1, 3), 1e6, np.float32), rates=np.array([[0, 1, 0.5]] * 2, np.float32)
     )
-    calibration = replace(CALIBRATION, thing=extreme, other=extreme, caption=CaptionWeights(-1000, 1000))
+    calibration = replace(CALIBRATION, thing=extreme, other=extreme, caption=CaptionWeights(-1000, 1000, 1000))
     confidence = Confidence(calibration, tables)
     for annotation in ([1e5, 0, 0], [-1e5, 1e5, 0], [1, 0, 0]):
         seen = confidence.see(np.array([annotation], np.float32))

@@ -60,16 +60,27 @@ def test_regression_recovers_the_true_weights():
     random = np.random.default_rng(0)
     features = random.normal(1, 2, (20_000, 2))
     odds = 0.5 + features @ [1.0, -0.7]
-    found = regress(features, random.uniform(size=20_000) < 1 / (1 + np.exp(-odds)))
+    found = regress(features, random.uniform(size=20_000) < 1 / (1 + np.exp(-odds)), np.ones(20_000))
     assert found == pytest.approx([0.5, 1.0, -0.7], abs=0.06)
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_regression_with_one_class_stays_finite(confirmed):
-    found = regress(np.random.default_rng(0).normal(size=(50, 3)), np.full(50, confirmed))
+    found = regress(np.random.default_rng(0).normal(size=(50, 3)), np.full(50, confirmed), np.ones(50))
     assert np.isfinite(found).all()
     assert (found[0] > 0) == confirmed
     assert max(map(abs, found)) < 1000
+
+
+def test_a_sample_weight_counts_as_repetition():
+    random = np.random.default_rng(0)
+    features, confirmed = random.normal(size=(40, 2)), random.uniform(size=40) < 0.5
+    weights = np.repeat([1.0, 3.0], 20)
+    repeated = np.repeat(np.arange(40), weights.astype(int))
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    features = (features - mean) / deviation  # the penalty is on features of variance 1
+    expected = regress(features[repeated], confirmed[repeated], np.ones(len(repeated)))
+    assert regress(features, confirmed, weights) == pytest.approx(expected, abs=0.05)
 
 
 def test_detectors_rates_and_agreement_are_those_of_the_training_pictures(knowledge):

@@ -11,12 +11,12 @@ import { Problem } from "./problem.js";
  * @property {number} things
  * @property {WordWeights} thing
  * @property {WordWeights} other
- * @property {{constant: number, product: number}} caption
+ * @property {{constant: number, product: number, weakest: number}} caption
  * @property {{mean: number, deviation: number}} distance
  */
 /** @typedef {{projection: number[], penalty: number}} Seen what is known of a picture */
 
-const TOLERATED = 2;
+const TOLERATED = 3;
 const PENALTY = 2;
 const LEAST_LOG_PROB = -8;
 const [LEAST, MOST] = [0.005, 0.99];
@@ -78,7 +78,8 @@ export class Confidence {
   rate({ words, log_probs: logProbs }, { projection, penalty }) {
     const { things, thing, other, caption } = this.#calibration;
     const count = this.#calibration.words.length;
-    let product; // of the probabilities of the things
+    let [product, weakest] = [1, 1]; // of the probabilities of the things
+    let namesThing = false;
     /** @type {(number | null)[]} */
     const ofWords = [];
     for (const [number, word] of words.entries()) {
@@ -98,13 +99,20 @@ export class Confidence {
         weights.detector * logOdds(clip(detected, LEAST, MOST)) +
         weights.rate * logOdds(clip(this.#rates[place], RAREST, 1 - RAREST)) +
         weights.agreement * logOdds(clip(this.#rates[count + place], RAREST, 1 - RAREST));
-      if (place < things) product = (product ?? 1) * probability(odds);
+      if (place < things) {
+        namesThing = true;
+        product *= probability(odds);
+        weakest = Math.min(weakest, probability(odds));
+      }
       ofWords.push(round(probability(odds - penalty)));
     }
     // A caption that names no thing has nothing that could be confirmed.
     const whole =
-      product === undefined ? 0 : caption.constant + caption.product * logOdds(clip(product, RAREST, MOST)) - penalty;
-    return { confidence: product === undefined ? 0 : round(probability(whole)), word_confidences: ofWords };
+      caption.constant +
+      caption.product * logOdds(clip(product, RAREST, MOST)) +
+      caption.weakest * logOdds(clip(weakest, RAREST, MOST)) -
+      penalty;
+    return { confidence: namesThing ? round(probability(whole)) : 0, word_confidences: ofWords };
   }
 }
 
