@@ -70,7 +70,7 @@ const toText = (floats) => new Promise((resolve) => {
 
 def to_levels(pixels, settings):
     """Return normalised pixels as 0 to 255."""
-    mean, std = (np.array(each, np.float32)[:, None, None] for each in (settings.mean, settings.std))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (settings.mean, settings.std))
     return 255 * (pixels.reshape(3, settings.size, settings.size) * std + mean)
 
 
@@ -260,17 +260,17 @@ def test_searches_find_the_sentences_that_the_package_finds(tab, settings, sprea
             ending_earlier=True,
         )
         found = tab.evaluate(SEARCH, [chain.to_json(), asdict(settings), more, once, repeatable])
-        assert [each["words"] for each in found] == [each.words for each in expected]
-        for mine, its in zip(found, expected, strict=True):
-            assert mine["score"] == pytest.approx(its.score, abs=1e-6)
-            assert mine["logProb"] == pytest.approx(its.log_prob, abs=1e-6)
-            assert mine["logProbs"] == pytest.approx(its.log_probs, abs=1e-6)
-            assert mine["attention"] == pytest.approx(its.attention, abs=1e-7)
-            assert mine["visual"] == pytest.approx(its.visual, abs=1e-7)
+        assert [sentence["words"] for sentence in found] == [hypothesis.words for hypothesis in expected]
+        for sentence, hypothesis in zip(found, expected, strict=True):
+            assert sentence["score"] == pytest.approx(hypothesis.score, abs=1e-6)
+            assert sentence["logProb"] == pytest.approx(hypothesis.log_prob, abs=1e-6)
+            assert sentence["logProbs"] == pytest.approx(hypothesis.log_probs, abs=1e-6)
+            assert sentence["attention"] == pytest.approx(hypothesis.attention, abs=1e-7)
+            assert sentence["visual"] == pytest.approx(hypothesis.visual, abs=1e-7)
             if more:
                 assert [
-                    [one["id"] for one in word] for word in mine["alternatives"]
-                ] == its.alternatives.ids.tolist()
+                    [other["id"] for other in word] for word in sentence["alternatives"]
+                ] == hypothesis.alternatives.ids.tolist()
 
 
 def test_the_scripts_have_the_defaults_of_the_search_settings(tab):
@@ -362,19 +362,28 @@ def assert_equal_captions(model, count, settings):
     for pixels in draw_pixels(count, size):
         prepared = SimpleNamespace(pixels=pixels, rectangle=rectangle)
         (expected,) = (
-            each.to_dict(attention=True) for each in model.captioner.caption_prepared([prepared], settings)
+            caption.to_dict(attention=True) for caption in model.captioner.caption_prepared([prepared], settings)
         )
         model.tab.files["pixels"] = pixels.tobytes()
         found = model.tab.evaluate(CAPTION_PIXELS, [rectangle, asdict(settings)])
         candidates = zip([found, *found["candidates"]], [expected, *expected.get("candidates", [])], strict=True)
-        for mine, its in candidates:
-            assert mine.keys() - {"candidates"} == its.keys() - {"candidates"}
+        for record, expected in candidates:
+            assert record.keys() - {"candidates"} == expected.keys() - {"candidates"}
             for name in ("caption", "words"):
-                assert mine[name] == its[name]
-            for name in {"log_prob", "score", "log_probs", "visual", "confidence", "word_confidences"} & its.keys():
-                assert mine[name] == pytest.approx(its[name], abs=1e-3), name
-            assert np.array(mine["attention"]) == pytest.approx(np.array(its["attention"]), abs=1e-4)
-            assert [[*others] for others in mine["alternatives"]] == [[*others] for others in its["alternatives"]]
+                assert record[name] == expected[name]
+            for name in {
+                "log_prob",
+                "score",
+                "log_probs",
+                "visual",
+                "confidence",
+                "word_confidences",
+            } & expected.keys():
+                assert record[name] == pytest.approx(expected[name], abs=1e-3), name
+            assert np.array(record["attention"]) == pytest.approx(np.array(expected["attention"]), abs=1e-4)
+            assert [[*others] for others in record["alternatives"]] == [
+                [*others] for others in expected["alternatives"]
+            ]
 
 
 ASKED = SearchSettings(candidates=4, alternatives=3, max_words=8)

@@ -32,22 +32,22 @@ class Scripted(Captioner):
     """Says the same of every picture, and looks where the tests expect it."""
 
     def caption_prepared(self, pictures, settings):
-        told = []
+        captions_of_picture = []
         for picture in pictures:
             captions = [make_caption(words.split(), picture.rectangle) for words in SENTENCES]
-            told.append(replace(captions[0], candidates=tuple(captions[1 : settings.candidates])))
-        return told
+            captions_of_picture.append(replace(captions[0], candidates=tuple(captions[1 : settings.candidates])))
+        return captions_of_picture
 
 
-def map_of(place):
-    """Where a word looks: the first two at their place alone, the others there a little more than elsewhere."""
-    weights = np.full((7, 7), 0.0 if place < 2 else 1.0)
-    weights[PLACES[place % 4]] = 2
+def map_of(index):
+    """Where a word looks: the first two at their index alone, the others there a little more than elsewhere."""
+    weights = np.full((7, 7), 0.0 if index < 2 else 1.0)
+    weights[PLACES[index % 4]] = 2
     return weights / weights.sum()
 
 
 def make_caption(words, rectangle):
-    maps = np.array([map_of(place) for place in range(len(words))], np.float32)
+    maps = np.array([map_of(index) for index in range(len(words))], np.float32)
     return Caption(
         text=" ".join(words).replace(" 's", "'s"),
         words=tuple(words),
@@ -63,7 +63,7 @@ def make_caption(words, rectangle):
 
 @pytest.fixture
 def visit(browser, serve, tiny):
-    """Open the page in a window. Nothing on it may complain, and it may ask nobody but its server."""
+    """Open the page in a window. Nothing on it may complain, and it may send requests to its server only."""
     opened = []
 
     def visit(width=1280, captioner=None, is_failing=False, script="", **options):
@@ -130,10 +130,10 @@ def look_at(tab, card=0):
     return np.asarray(shown.resize((70, 70)))[10:60, 10:60].astype(int)
 
 
-def assert_lit(pixels, place, rectangle=(0, 0, 1, 1)):
+def assert_lit(pixels, index, rectangle=(0, 0, 1, 1)):
     """As the overlays light it: the word's cell shines, and the others are dim."""
     photograph = Image.new("RGB", (70, 70), GREEN)
-    expected = np.asarray(light_up(photograph, map_of(place), Rectangle(*rectangle)))[10:60, 10:60]
+    expected = np.asarray(light_up(photograph, map_of(index), Rectangle(*rectangle)))[10:60, 10:60]
     assert np.abs(pixels - expected).max() <= 8
     assert pixels[..., 1].max() > 1.5 * pixels[..., 1].min()
 
@@ -181,9 +181,9 @@ def test_pointing_at_a_word_lights_where_the_network_looked(visit, size, width):
     margin = (long - short) / 2 / long  # that the network did not see on either side
     rectangle = (margin, 0, 1 - margin, 1) if size[0] > size[1] else (0, margin, 1, 1 - margin)
     words = tab.locator(".word")
-    for place in (0, 3):
-        words.nth(place).hover()
-        assert_lit(look_at(tab), place, rectangle)
+    for index in (0, 3):
+        words.nth(index).hover()
+        assert_lit(look_at(tab), index, rectangle)
     tab.mouse.move(0, 0)
     assert_as_it_is(look_at(tab))
 
@@ -236,9 +236,9 @@ def test_light_passes_smoothly_to_where_it_belongs(visit):
 def test_a_tap_lights_a_word(visit):
     tab = visit(360, has_touch=True, is_mobile=True)
     choose(tab, to_file())
-    for place in (2, 1):
-        tab.locator(".word").nth(place).tap()
-        assert_lit(look_at(tab), place)
+    for index in (2, 1):
+        tab.locator(".word").nth(index).tap()
+        assert_lit(look_at(tab), index)
 
 
 @pytest.mark.slow
@@ -447,10 +447,10 @@ def test_the_picture_is_saved_lit_for_each_word(visit):
     assert name == "dog-words.png"
     sheet = Image.open(path).convert("RGB")
     assert sheet.size == (4 * (320 + 16) + 16, 320 + 40 + 2 * 16)
-    for place in range(4):
-        left = 16 + place * (320 + 16)
+    for index in range(4):
+        left = 16 + index * (320 + 16)
         panel = sheet.crop((left, 16, left + 320, 16 + 320)).resize((70, 70))
-        assert_lit(np.asarray(panel)[10:60, 10:60].astype(int), place)
+        assert_lit(np.asarray(panel)[10:60, 10:60].astype(int), index)
         word = np.asarray(sheet.crop((left, 16 + 320, left + 320, 16 + 320 + 40)))
         assert word.min() < 100 < word.max()
 
@@ -692,7 +692,7 @@ def test_a_narrow_window_never_scrolls_sideways(visit, size):
     tab.locator(".word").nth(1).hover()
     assert tab.evaluate("document.documentElement.scrollWidth") == 360
     for part in (".word", ".figures", ".candidate", "button"):
-        for box in (each.bounding_box() for each in tab.locator(part).all()):
+        for box in (element.bounding_box() for element in tab.locator(part).all()):
             assert box is None or (box["x"] >= 0 and box["x"] + box["width"] <= 360)
 
 

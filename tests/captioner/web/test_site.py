@@ -44,7 +44,7 @@ class Host:
 
 @pytest.fixture
 def visit(browser, folder):
-    """Open the site in a browser of its own. It may not complain, and asks nobody but its host."""
+    """Open the site in a browser of its own. It may not complain, and sends requests to its host only."""
     opened = []
 
     def visit(script="", **options):
@@ -164,7 +164,7 @@ def test_axe_finds_nothing_on_the_page(visit, pictures):
             caption_all(tab, pictures[:2])
             tab.evaluate(script)
             found = tab.evaluate("axe.run()")
-            assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
+            assert [(violation["id"], violation["nodes"][0]["html"]) for violation in found["violations"]] == []
 
 
 @pytest.mark.parametrize(
@@ -183,17 +183,17 @@ def test_what_cannot_be_written_is_told_in_one_line(
     monkeypatch.setenv("CAPTIONER_MODEL", str(tiny_checkpoint))
     (tmp_path / "other").touch()
     assert command.main([option.format(tmp=tmp_path) for option in options]) == 2
-    told = capsys.readouterr().err
-    assert problem in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert problem in message
+    assert message.count("\n") == 1
 
 
 def test_without_npm_the_error_says_what_to_do(capsys, monkeypatch, tmp_path, tiny_checkpoint):
     monkeypatch.setenv("PATH", "")
     assert command.main(["--static", str(tmp_path / "site"), "--model", str(tiny_checkpoint)]) == 2
-    told = capsys.readouterr().err
-    assert "npm is needed to fetch onnxruntime-web@" in told
-    assert "--onnxruntime-web FOLDER" in told
+    message = capsys.readouterr().err
+    assert "npm is needed to fetch onnxruntime-web@" in message
+    assert "--onnxruntime-web FOLDER" in message
 
 
 def test_an_archive_of_other_bytes_is_refused(monkeypatch, tmp_path):
