@@ -335,7 +335,7 @@ def odd_checkpoints(tmp_path_factory):
             DecoderSettings(hidden_size=16, embedding_size=12),
         ),
         "entmax, coverage": (
-            AttentionSettings(size=8, coverage=True, normalize="entmax"),
+            AttentionSettings(size=8, coverage=True, normalize="entmax15"),
             DecoderSettings(hidden_size=16, embedding_size=12),
         ),
         "transformer": (
