@@ -386,10 +386,8 @@ def load(
     use_torch = engine == "torch" or device not in ("auto", "cpu")
     if engine == "auto" and not use_torch:
         use_torch = _finds_accelerator(device) or read_header(path).graphs is None
-    calibration = read_tables(path)
-    confidence = Confidence(*calibration) if calibration else None
     if not use_torch:
-        return Captioner(*load_onnx_engine(path, threads), path, confidence)
+        return _make_captioner(path, *load_onnx_engine(path, threads))
     if find_spec("torch") is None:
         feature = f"{path}: holds no ONNX graphs and"
         if device not in ("auto", "cpu"):
@@ -399,7 +397,13 @@ def load(
         raise MissingExtraError(f"{feature} needs PyTorch, which is not installed. {install_hint('torch')}")
     from captioner.network.engine import load_torch_engine
 
-    return Captioner(*load_torch_engine(path, device), path, confidence)
+    return _make_captioner(path, *load_torch_engine(path, device))
+
+
+def _make_captioner(path: Path, engine: Engine, header: Header) -> Captioner:
+    tables = read_tables(path, header)
+    confidence = Confidence(header.calibration, tables) if header.calibration and tables else None
+    return Captioner(engine, header, path, confidence)
 
 
 def _finds_accelerator(device: str) -> bool:

@@ -100,7 +100,7 @@ def add_engine_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_batch_size(group: argparse._ArgumentGroup, default: int) -> None:
+def add_batch_size(group: argparse._ActionsContainer, default: int) -> None:
     """Add the option `--batch-size`."""
     group.add_argument(
         "--batch-size",

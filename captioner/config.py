@@ -15,7 +15,6 @@ import difflib
 import inspect
 import textwrap
 import types
-from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -93,17 +92,6 @@ def field_docs(kind: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
             docs[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
     return docs
-
-
-def check_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Check ranges that are not part of the types of a dataclass, for its `__post_init__`.
-
-    Raises:
-        ValueError: for the first field out of its range (lowest and highest value), or NaN.
-    """
-    for name, bounds in ranges.items():
-        if (value := getattr(settings, name)) not in Range(*bounds):
-            raise ValueError(f"{name}: must be {Range(*bounds)}, got {_show(value)}")
 
 
 @cache

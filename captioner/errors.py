@@ -4,6 +4,11 @@ A message states the problem, its location and the remedy, in one line for users
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, or the name of its class if there is no message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class CaptionerError(Exception):
     """Base class of the errors that invalid input, settings or files cause."""
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import CheckpointError, MissingExtraError
+from captioner.errors import CheckpointError, MissingExtraError, first_line
 from captioner.installation import install_hint
 from captioner.version import __version__
 
@@ -82,6 +82,6 @@ def download_model(address: str, max_bytes: int) -> Path:
     except errors.EntryNotFoundError as error:
         raise CheckpointError(f"{address}: the repository has no {FILE}") from error
     except Exception as error:  # versions of huggingface_hub use different HTTP libraries
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{address}: the download failed ({reason}). Try again later.") from error
     raise CheckpointError(f"{address}: {FILE} has {size:,} bytes; the maximum is {max_bytes:,}")

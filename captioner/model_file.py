@@ -238,16 +238,15 @@ def read_graphs(path: Path, file: Any, info: GraphInfo) -> Graphs:
     return Graphs(**graphs, folds=info.folds)
 
 
-def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
-    """Return the calibration of a model file and its tables; None if it has none.
+def read_tables(path: Path, header: Header) -> Tables | None:
+    """Return the tables of the calibration in the header of a model file; None if it has none.
 
     Raises:
         CheckpointError: if the file cannot be read, or tables are missing, not finite or of the wrong shape.
     """
+    if header.calibration is None:
+        return None
     with open_file(path) as file:
-        calibration = header_of(path, file).calibration
-        if calibration is None:
-            return None
         shapes = {}
         for name in Tables._fields:
             try:
@@ -257,7 +256,7 @@ def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
             shapes[name] = tuple(part.get_shape())
             if part.get_dtype() not in FLOATS:
                 raise CheckpointError(f"{path}: the table {name!r} of confidence is not of a float type. {DAMAGED}")
-        words, axes = len(calibration.words), shapes["axes"][1:]
+        words, axes = len(header.calibration.words), shapes["axes"][1:]
         expected = {
             "mean": shapes["mean"][:1],
             "axes": (*shapes["mean"], *axes[:1]),
@@ -273,7 +272,7 @@ def read_tables(path: Path) -> tuple[Calibration, Tables] | None:
     for name, table in tables._asdict().items():
         if not (np.abs(table) <= (1 if name == "rates" else LARGEST)).all():
             raise CheckpointError(f"{path}: the table {name!r} of confidence has values out of range. {DAMAGED}")
-    return calibration, tables
+    return tables
 
 
 def _digest(graph: bytes) -> str:

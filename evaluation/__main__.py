@@ -13,7 +13,7 @@ from typing import Any
 
 from captioner import console
 from captioner.captioning import Captioner, load
-from captioner.cli import MOST_AT_ONCE
+from captioner.cli import add_batch_size
 from captioner.console import Parser, run_command, say, whole_number, write_stdout
 from captioner.errors import CaptionerError, DataError
 from captioner.files import write_atomically
@@ -92,9 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
         command.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
         command.add_argument("--length-penalty", type=float, metavar="X", help="as in `caption`")
-        command.add_argument(
-            "--batch-size", type=whole_number(1, MOST_AT_ONCE), default=64, metavar="N", help="(%(default)s)"
-        )
+        add_batch_size(command, 64)
         command.add_argument("--device", type=console.text, default="auto", help="(%(default)s)")
         command.add_argument(
             "--boxes",

@@ -85,7 +85,12 @@ def main(arguments: list[str]) -> int:
         sys.exit(__doc__)
     parts = [text.rpartition("=") for text in arguments[1:]]
     factors = {find_checkpoint(name): float(factor) for name, _, factor in parts}
-    return run_command("mix_weights", lambda: write_stdout(f"{write(Path(arguments[0]), factors)}\n") or 0)
+
+    def run() -> int:
+        write_stdout(f"{write(Path(arguments[0]), factors)}\n")
+        return 0
+
+    return run_command("mix_weights", run)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captioner import console
 from captioner.console import Parser, require_stdout, run_command, say, whole_number, write_stdout
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, first_line
 from training.download import SOURCES, download
 from training.interruption import StoppedError
 
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CaptionerError(
             f"not enough memory ({reason}). Lower optimizer.batch_size, or raise optimizer.accumulate"
         ) from error

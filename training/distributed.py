@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, first_line
 from captioner.network.engine import choose_device
 
 Value = TypeVar("Value")
@@ -119,7 +119,7 @@ def _meeting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CaptionerError(
             f"another process of this run ended or cannot be reached ({reason}). "
             "See its own message, and resume the run"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner import hub
-from captioner.errors import CaptionerError, MissingExtraError
+from captioner.errors import CaptionerError, MissingExtraError, first_line
 from captioner.files import write_atomically
 from captioner.installation import install_hint
 from captioner.model_file import Header, read_header
@@ -141,7 +141,6 @@ def push(path: Path, repository: str, *, overlay: Path | None, folder: Path | No
             commit_message=f"Publish {path.name}",
         )
     except Exception as error:  # versions of huggingface_hub use different HTTP libraries
-        cause = error.__cause__ or error
-        reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        reason = first_line(error.__cause__ or error)
         raise CaptionerError(f"{repository}: the upload failed ({reason}). To log in: hf auth login") from error
     return str(commit.repo_url)

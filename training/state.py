@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, first_line
 from captioner.files import cannot_write, write_atomically
 
 FORMAT = 3
@@ -47,7 +47,7 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
 
 def damaged(file: Path, error: Exception) -> ConfigError:
     """Return the error of an unusable state."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = first_line(error)
     return ConfigError(f"{file}: damaged, or not of this run ({reason:.200}). Restart the run")
 
 

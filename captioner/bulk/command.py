@@ -17,9 +17,9 @@ from typing import Any
 from captioner.cli import (
     DONE,
     MODEL_HELP,
-    MOST_AT_ONCE,
     MOST_THREADS,
     SOME_FAILED,
+    add_batch_size,
     add_search_options,
     model_name,
     search_settings,
@@ -85,13 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", type=text, metavar="MODEL", help=MODEL_HELP)
-    model.add_argument(
-        "--batch-size",
-        type=whole_number(1, MOST_AT_ONCE),
-        default=32,
-        metavar="N",
-        help="pictures at once (%(default)s)",
-    )
+    add_batch_size(model, 32)
 
     workers = parser.add_argument_group("workers")
     workers.add_argument(

@@ -57,10 +57,7 @@ def add_graphs(path: Path, graphs: Graphs) -> None:
     Raises:
         CheckpointError: if the file cannot be read.
     """
-    with open_file(path, "pt") as file:
-        header = header_of(path, file)
-        names = [name for name in file.keys() if not name.startswith(GRAPH)]  # noqa: SIM118 (not a dictionary)
-        tensors = {name: file.get_tensor(name) for name in names}
+    header, tensors = _read_without(path, GRAPH)
     _write_with_graphs(path, tensors, header, graphs)
 
 
@@ -76,15 +73,19 @@ def add_calibration(path: Path, calibration: Calibration, tables: Tables, measur
     Raises:
         CheckpointError: if the file cannot be read.
     """
-    with open_file(path, "pt") as file:
-        header = header_of(path, file)
-        names = [name for name in file.keys() if not name.startswith(CONFIDENCE)]  # noqa: SIM118 (not a dictionary)
-        tensors = {name: file.get_tensor(name) for name in names}
+    header, tensors = _read_without(path, CONFIDENCE)
     for name, table in tables._asdict().items():
         dtype = torch.float16 if name in ("axes", "detectors") else torch.float32
         tensors[CONFIDENCE + name] = torch.from_numpy(table).to(dtype)
     card = {**header.card, "calibration": measured}
     _write(path, tensors, replace(header, calibration=calibration, card=card))
+
+
+def _read_without(path: Path, prefix: str) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Return the header and the tensors of a model file, except those whose names start with `prefix`."""
+    with open_file(path, "pt") as file:
+        names = [name for name in file.keys() if not name.startswith(prefix)]  # noqa: SIM118 (not a dictionary)
+        return header_of(path, file), {name: file.get_tensor(name) for name in names}
 
 
 def _write_with_graphs(path: Path, tensors: dict[str, torch.Tensor], header: Header, graphs: Graphs | None) -> None:

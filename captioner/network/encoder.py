@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError
+from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError, first_line
 from captioner.installation import install_hint
 from captioner.settings import TIMM, EncoderSettings, encoder_family
 
@@ -132,8 +132,8 @@ def load_encoder_weights(encoder: Encoder, source: str) -> None:
     if any(key.startswith("encoder.") for key in tensors):
         tensors = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items()}
     expected = encoder.state_dict()
-    if not any(key.startswith("features.") for key in tensors):  # such as torchvision's resnets
-        prefix = "features.network." if encoder_family(name) is TIMM else "features."
+    prefix = "features.network." if encoder_family(name) is TIMM else "features."
+    if not any(key.startswith(prefix) for key in tensors):  # such as torchvision's resnets
         tensors = {prefix + key: tensor for key, tensor in tensors.items()}
     prefixes = tuple(f"features.{stage}." for stage in encoder.stages)
     weights = {key: tensor for key, tensor in tensors.items() if key in expected or key.startswith(prefixes)}
@@ -254,7 +254,7 @@ def _timm_grid(name: str, stride: int, size: int) -> tuple[int, int]:
         try:
             rows, columns = features(torch.empty(1, 3, size, size)).shape[-2:]
         except (AssertionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise ConfigError(
                 f"images.size: {name} does not take images of {size} x {size} pixels ({reason})"
             ) from error
@@ -288,7 +288,7 @@ def _create_timm_network(name: str, **options: Any) -> Any:
     try:
         network = timm.create_model(name.removeprefix("timm:"), num_classes=0, **options)
     except Exception as error:  # whatever timm and its downloads raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise ConfigError(f"encoder.name: timm cannot build {name!r} ({reason})") from error
     if not hasattr(network, "prune_intermediate_layers"):
         raise ConfigError(f"encoder.name: timm's {name!r} does not give its grids (no prune_intermediate_layers)")

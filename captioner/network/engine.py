@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.cores import count_cores
 from captioner.engine import AttentionMaps, StepResult
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, first_line
 from captioner.model_file import Header
 from captioner.network.checkpoint import load_checkpoint
 from captioner.network.decoder import State
@@ -104,7 +104,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CaptionerError(f"device {name!r} cannot be used ({reason}). Try 'cpu' or 'auto'.") from error
     if device.type == "meta":
         raise CaptionerError("device 'meta' cannot compute. Try 'cpu' or 'auto'.")

@@ -131,12 +131,13 @@ def test_confidence_round_trips_through_a_record(calibrated_checkpoint, pictures
 
 
 def test_a_calibration_round_trips_through_a_file(calibrated_checkpoint, tiny_checkpoint):
-    calibration, tables = read_tables(calibrated_checkpoint)
+    model = load(calibrated_checkpoint, device="cpu")
+    calibration, tables = model.confidence.calibration, model.confidence.tables
     assert calibration == read_header(calibrated_checkpoint).calibration
     assert calibration.words[:3] == ("dog", "cat", "ball")
     assert {table.dtype for table in tables} == {np.dtype(np.float32)}
     assert read_header(calibrated_checkpoint).card["calibration"] == {"about": "made up"}
-    assert read_tables(tiny_checkpoint) is None
+    assert read_tables(tiny_checkpoint, read_header(tiny_checkpoint)) is None
     left, other = (load_checkpoint(path)[0].state_dict() for path in (calibrated_checkpoint, tiny_checkpoint))
     assert left.keys() == other.keys()
     assert all(torch.equal(left[name], other[name]) for name in left)
@@ -153,8 +154,9 @@ def test_adding_graphs_keeps_a_calibration(calibrated_checkpoint, tmp_path):
 def test_other_weights_have_no_calibration(calibrated_checkpoint, tmp_path):
     network, header = load_checkpoint(calibrated_checkpoint)
     save_checkpoint(tmp_path / "trained.safetensors", network, header)
-    assert read_header(tmp_path / "trained.safetensors").calibration is None
-    assert read_tables(tmp_path / "trained.safetensors") is None
+    header = read_header(tmp_path / "trained.safetensors")
+    assert header.calibration is None
+    assert read_tables(tmp_path / "trained.safetensors", header) is None
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from captioner.caption import Caption, Rectangle
 from captioner.captioning import load
 from captioner.confidence import Confidence
-from captioner.model_file import read_header, read_tables
+from captioner.model_file import read_header
 from captioner.vocabulary import SPECIAL, Vocabulary
 from evaluation.datasets import Record
 from training import calibrate as calibration
@@ -149,7 +149,7 @@ def test_the_command_calibrates_a_model_file_in_place_and_again(model, dataset, 
     output = capsys.readouterr().out
     assert f"{dataset.parent.name}, 40 captions" in output
     assert output.endswith(f"{model}: calibrated\n")
-    found, _ = read_tables(model)
+    found = read_header(model).calibration
     assert set(found.words) == {"dog", "cat", "ball", "runs", "red"}
     assert found.things == 3
     caption = load(model, device="cpu").caption(dataset.parent / "1.png")

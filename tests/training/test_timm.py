@@ -102,6 +102,15 @@ def test_weights_are_read_from_a_file_of_timm(tmp_path):
     torch.testing.assert_close(encoder.features.network.conv1[0].weight, network.conv1[0].weight)
 
 
+def test_weights_are_read_from_a_file_of_timm_whose_names_begin_as_ours(tmp_path):
+    network = timm.create_model("densenet121", num_classes=0)
+    assert "features.conv0.weight" in network.state_dict()
+    save_file(network.state_dict(), tmp_path / "densenet.safetensors")
+    encoder = Encoder(EncoderSettings("timm:densenet121"))
+    load_encoder_weights(encoder, str(tmp_path / "densenet.safetensors"))
+    torch.testing.assert_close(encoder.features.network.features.conv0.weight, network.features.conv0.weight)
+
+
 def test_pretrained_weights_are_downloaded_only_when_training_asks(monkeypatch):
     asked = []
     create = timm.create_model
