@@ -218,6 +218,11 @@ def header_of(path: Path, file: Any) -> Header:
         raise CheckpointError(f"{path}: its header cannot be read ({error}). {DAMAGED}") from error
 
 
+def no_graphs(path: Path) -> CheckpointError:
+    """Return the error of a model file without ONNX graphs."""
+    return CheckpointError(f"{path}: holds no ONNX graphs. Add them with: python -m training export {path}")
+
+
 def read_graphs(path: Path, file: Any, info: GraphInfo) -> Graphs:
     """Return the ONNX graphs of an open model file; only checksums are verified.
 

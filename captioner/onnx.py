@@ -26,6 +26,7 @@ from captioner.model_file import (
     Graphs,
     Header,
     header_of,
+    no_graphs,
     open_file,
     read_graphs,
     read_weights,
@@ -277,9 +278,7 @@ def load_onnx_engine(path: Path, threads: int | None = None) -> tuple[OnnxEngine
         with open_file(path) as file:
             header = header_of(path, file)
             if header.graphs is None:
-                raise CheckpointError(
-                    f"{path}: holds no ONNX graphs. Add them with: python -m training export {path}"
-                )
+                raise no_graphs(path)
             graphs = read_graphs(path, file, header.graphs)
             shapes = weight_shapes(file, graphs.folds)
             start, step = (check_graph(graph, shapes) for graph in graphs[:2])

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from captioner import images
 from captioner.captioning import Captioner, Prepared
+from captioner.cli import EXAMPLE
 from captioner.errors import CaptionerError, ImageError, ImageTooLargeError
 from captioner.search import SearchSettings
 from captioner.version import __version__
@@ -32,9 +33,6 @@ from captioner.web.reference import reference_page
 from captioner.web.uploads import FIELD, RefusalResponse, RefusedError, Uploads, find_picture, is_form
 
 STATIC = Path(__file__).parent / "static"
-
-EXAMPLE = Path(__file__).parents[1] / "example.jpg"
-"""The example photograph of the package."""
 
 MOST_CANDIDATES = 5
 MOST_ALTERNATIVES = 10

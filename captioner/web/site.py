@@ -12,24 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from captioner.errors import CaptionerError, CheckpointError, OutputError
-from captioner.model_file import find_checkpoint, read_header
+from captioner.cli import EXAMPLE
+from captioner.errors import CaptionerError, OutputError
+from captioner.model_file import find_checkpoint, no_graphs, read_header
 
 STATIC = Path(__file__).parent / "static"
 
-EXAMPLE = Path(__file__).parents[1] / "example.jpg"
-"""The photograph of the package, to try the page with."""
-
 RUNTIME = "onnxruntime-web"
-"""The package of npm that runs the ONNX graphs."""
+"""npm package that runs the ONNX graphs."""
 
 RUNTIME_VERSION = "1.30.0"
 
 RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""Checksum of the archive that npm has of this version, in Base64."""
+"""SHA-512 of the npm archive of this version, in Base64."""
 
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""What the page needs of the package's folder `dist`."""
+"""Files of the package's folder `dist` that the page needs."""
 
 WORKER = "service-worker.js"
 MANIFEST = {
@@ -44,25 +42,25 @@ MANIFEST = {
 }
 
 NPM_SECONDS = 300
-"""How long npm may take."""
+"""Timeout of npm."""
 
 
 def write_site(folder: Path, checkpoint: str, runtime: Path | None = None) -> None:
     """Write the site.
 
     Args:
-        folder: a new or an empty one, or one that holds such a site, which is replaced.
+        folder: a new or empty folder, or an existing site, which is replaced.
         checkpoint: name or path of the model file, with ONNX graphs.
         runtime: folder of the npm package onnxruntime-web. None: npm fetches it.
 
     Raises:
-        CheckpointError: when the model file cannot be used, or holds no graphs.
-        OutputError: when the folder holds anything else, or cannot be written.
-        CaptionerError: when onnxruntime-web is not there, and cannot be fetched.
+        CheckpointError: if the model file cannot be used, or has no graphs.
+        OutputError: if the folder contains anything else, or cannot be written.
+        CaptionerError: if onnxruntime-web is missing, and cannot be downloaded.
     """
     model = find_checkpoint(checkpoint)
     if read_header(model).graphs is None:
-        raise CheckpointError(f"{model}: holds no ONNX graphs. Add them with: python -m training export {model}")
+        raise no_graphs(model)
     try:
         if folder.exists() and not (folder / WORKER).is_file() and any(folder.iterdir()):
             raise OutputError(f"{folder}: holds other files. Name a new folder.")
@@ -85,7 +83,7 @@ def write_site(folder: Path, checkpoint: str, runtime: Path | None = None) -> No
 
 
 def _choose_browser(page: str) -> str:
-    """Return the page with what is for browsers instead of what is for servers."""
+    """Return the page with its parts for browsers instead of those for servers."""
     return re.sub(r"<!-- server -->.*?<!-- browser\n(.*?)\s*-->", r"\1", page, flags=re.DOTALL)
 
 
@@ -104,12 +102,12 @@ def _list_files(folder: Path) -> str:
 
 @contextmanager
 def open_runtime(package: Path | None) -> Iterator[Path]:
-    """Give the folder with `RUNTIME_FILES`: that of a package, or else one that npm fetches, until the block ends.
+    """Yield a folder with `RUNTIME_FILES`: of a package, or of a temporary copy that npm downloads.
 
-    npm is asked rather than a server, so that its settings (mirrors, proxies) apply.
+    npm downloads it, so that its settings (mirrors, proxies) apply.
 
     Raises:
-        CaptionerError: when the files are not there, or npm does not give them.
+        CaptionerError: if files are missing, or npm cannot download them.
     """
     if package is not None:
         dist = package / "dist"
@@ -129,7 +127,7 @@ def open_runtime(package: Path | None) -> Iterator[Path]:
 
 
 def _fetch(folder: Path) -> Path:
-    """Return the archive of the package, fetched by npm into a folder."""
+    """Download the archive of the package into a folder with npm."""
     what = f"{RUNTIME}@{RUNTIME_VERSION}"
     hint = f"Or name a copy of the package: --{RUNTIME} FOLDER"
     npm = shutil.which("npm")
