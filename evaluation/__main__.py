@@ -13,9 +13,9 @@ from typing import Any
 
 from captioner import console
 from captioner.captioning import Captioner, load
-from captioner.cli import add_batch_size
+from captioner.cli import add_batch_size, add_search_options, search_settings
 from captioner.console import Parser, run_command, say, whole_number, write_stdout
-from captioner.errors import CaptionerError, DataError
+from captioner.errors import DataError
 from captioner.files import write_atomically
 from captioner.search import SearchSettings
 from evaluation import bootstrap, report, speed, statistics, table, tables
@@ -65,14 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=whole_number(0, 10_000),
         default=12,
         metavar="N",
-        help="number of best, worst and random pictures (%(default)s of each)",
-    )
-    report.add_argument(
-        "--seed",
-        type=whole_number(0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="seed of the random pictures (%(default)s)",
+        help="number of best, worst and random pictures (%(default)s of each); --seed chooses the random ones",
     )
     report.set_defaults(do=_report)
 
@@ -90,8 +83,6 @@ def make_parser() -> argparse.ArgumentParser:
             help=f"data set; layouts: {', '.join(READERS)}",
         )
         command.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="(%(default)s)")
-        command.add_argument("--beam-size", type=int, default=5, metavar="N", help="(%(default)s)")
-        command.add_argument("--length-penalty", type=float, metavar="X", help="as in `caption`")
         add_batch_size(command, 64)
         command.add_argument("--device", type=console.text, default="auto", help="(%(default)s)")
         command.add_argument(
@@ -100,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="boxes around people, to measure attention on pictures without instances",
         )
+        add_search_options(command.add_argument_group("search"), leave_out=("candidates", "alternatives"))
 
     scoring = commands.add_parser("score", help="score a file of captions")
     scoring.add_argument(
@@ -237,11 +229,7 @@ class Evaluation:
         records = read_dataset(layout, path, [options.split])
         if not records:
             raise DataError(f"{options.data}: no pictures in the split {options.split!r}")
-        given = {"beam_size": options.beam_size, "length_penalty": options.length_penalty}
-        try:
-            settings = SearchSettings(**{name: value for name, value in given.items() if value is not None})
-        except ValueError as error:
-            raise CaptionerError(str(error)) from error
+        settings = search_settings(options, options.checkpoint)
         model = load(options.checkpoint, options.device)
         truth = read_truth(layout, path, records, options.instances, options.boxes)
         return cls(model, records, settings, truth, options.batch_size)
@@ -262,7 +250,7 @@ def _report(options: argparse.Namespace) -> None:
     with write_atomically(options.output, overwrite=options.overwrite) as file:  # fails before the work starts
         evaluation = Evaluation.from_options(options)
         findings = evaluation.run()
-        galleries = report.choose(findings.scores.per_image["CIDEr-D"], options.pictures, options.seed)
+        galleries = report.choose(findings.scores.per_image["CIDEr-D"], options.pictures, evaluation.settings.seed)
         # Attention of all pictures would take much memory; those to show are captioned once more.
         chosen = set().union(*galleries.values())
         shown = [record for record in evaluation.records if record.image_id in chosen]
@@ -278,7 +266,7 @@ def _report(options: argparse.Namespace) -> None:
                 "Model": options.checkpoint,
                 "Data": options.data,
                 "Split": f"{options.split}, {tables.count_images(findings.scores)}",
-                "Search": f"beam of {settings.beam_size}, length penalty {settings.length_penalty:g}",
+                "Search": _describe(settings),
             },
             evaluation.records,
             findings,
@@ -286,6 +274,14 @@ def _report(options: argparse.Namespace) -> None:
             training,
         )
         file.write(page.encode("utf-8", "backslashreplace"))  # file names may contain what UTF-8 cannot encode
+
+
+def _describe(settings: SearchSettings) -> str:
+    """Return the beam size, the length penalty and all other settings that are not the default."""
+    standard = asdict(SearchSettings())
+    changed = [name for name, value in asdict(settings).items() if value != standard[name]]
+    names = dict.fromkeys(["beam_size", "length_penalty", *changed])
+    return ", ".join(f"{name.replace('_', ' ')} {getattr(settings, name)}" for name in names)
 
 
 def _parse_data(data: str) -> tuple[str, Path]:

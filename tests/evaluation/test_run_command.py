@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,19 @@ def test_a_checkpoint_is_scored_on_the_pictures_of_a_split(tiny, tiny_checkpoint
     assert scores["corpus"] == expected.corpus
 
 
+def test_search_options_change_the_settings_of_the_model(tiny_checkpoint, dataset, pictures, tmp_path):
+    tiny, path = load(tiny_checkpoint, device="cpu"), tmp_path / "captions.json"
+    word = tiny.caption(pictures[0]).words[0]
+    command = ["run", str(tiny_checkpoint), "--data", f"jsonl:{dataset}", "--device", "cpu"]
+    assert main([*command, "--captions", str(path), "--ban", word, "--max-words", "3"]) == 0
+    captions = {row["image_id"]: row["caption"] for row in json.loads(path.read_text())}
+    settings = replace(tiny.search_settings, ban=(word,), max_words=3)
+    assert captions == {
+        pictures[number].name: tiny.caption(pictures[number], settings).text for number in (0, 1, 3)
+    }
+    assert not any(word in caption.split() for caption in captions.values())
+
+
 def test_an_unreadable_picture_ends_the_scoring_and_is_named(tiny_checkpoint, dataset, pictures, capsys):
     pictures[1].write_bytes(b"")
     assert main(["run", str(tiny_checkpoint), "--data", f"jsonl:{dataset}", "--device", "cpu"]) == 2
@@ -47,7 +61,7 @@ def test_an_unreadable_picture_ends_the_scoring_and_is_named(tiny_checkpoint, da
     [
         (["--data", "coco2099:x"], "unknown data set layout"),
         (["--data", "jsonl:DATA", "--split", "test"], "no pictures in the split 'test'"),
-        (["--data", "jsonl:DATA", "--beam-size", "0"], "beam_size: must be at least 1"),
+        (["--data", "jsonl:DATA", "--beam-size", "0"], "--beam-size: must be at least 1"),
     ],
 )
 def test_wrong_usage_is_refused(tiny_checkpoint, dataset, capsys, arguments, message):
