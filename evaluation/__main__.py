@@ -31,7 +31,7 @@ from evaluation.datasets import READERS, Record, read_dataset
 from evaluation.findings import Findings, caption_pictures, evaluate
 from evaluation.grounding import Truth, read_truth, tally_hallucinations
 from evaluation.instances import read_instances
-from evaluation.metrics import Scorer
+from evaluation.metrics import Scorer, Scores
 
 PROGRAM = "python -m evaluation"
 
@@ -301,8 +301,8 @@ def _score(options: argparse.Namespace) -> None:
     candidates = read_candidates(options.candidates, references)
     instances = read_instances(options.instances, references.captions) if options.instances else {}
     scores = Scorer(references.captions).score(candidates, java=True)
-    tallies = tally_hallucinations(candidates, references.captions, instances) if instances else {}
-    findings = Findings(candidates, scores, tallies)
+    objects = Scores(tally_hallucinations(candidates, references.captions, instances) if instances else {})
+    findings = Findings(candidates, scores, objects)
     Output.from_options(options).write(findings.to_json(), findings.to_text())
 
 

@@ -1,6 +1,6 @@
 """Measure attention on known objects while a caption names them, against maps that ignore the picture.
 
-Counts are per image, as tallies; `evaluation.bootstrap.ratios` returns their ratios with intervals.
+Counts are per image, as tallies: those of `evaluation.metrics.OBJECT_METRICS`.
 """
 
 from collections.abc import Hashable, Sequence

@@ -6,7 +6,8 @@ there are, and each sample is scored as a corpus from the sum of its counts. CID
 of all images.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -45,43 +46,18 @@ class Difference(NamedTuple):
     1 / (samples + 1)."""
 
 
-class Ratio(NamedTuple):
-    """The sum of all parts of a tally over the sum of its wholes, and its interval; None if the wholes sum to 0."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    whole: float
-    """The sum of the wholes."""
-
-
 def intervals(scores: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
-    """Return the confidence interval of each score."""
+    """Return the confidence interval of each score; NaN if the score is."""
+    if not scores.counts:
+        return {}
     (samples,) = _resample([scores], list(scores.counts), rounds, seed)
     return {name: Interval(*middle(values)) for name, values in samples.items()}
 
 
-def ratios(tallies: Mapping[str, Tally[Key]], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Ratio]:
-    """Return the ratio of each tally, all of the same images, with the samples of `intervals` and `compare`.
-
-    A sample whose wholes sum to 0, as few images may yield, is left out.
-    """
-    if not tallies:
-        return {}
-    images = list(next(iter(tallies.values())))
-    counts = np.array([[tally[image] for tally in tallies.values()] for image in images], float)
-    sums = _sum_samples(counts.reshape(len(images), -1), rounds, seed)  # from (images, tallies, 2)
-    found = {}
-    for index, name in enumerate(tallies):
-        part, whole = counts[:, index].sum(axis=0).tolist()
-        parts, wholes = sums[:, 2 * index : 2 * index + 2].T
-        values = parts[wholes > 0] / wholes[wholes > 0]
-        found[name] = Ratio(part / whole, *middle(values), whole) if whole else Ratio(None, None, None, 0)
-    return found
-
-
 def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Difference]:
     """Return the difference of each score that both have, `first` minus `second`, with paired samples.
+
+    A score that is NaN is left out, as are samples in which it is.
 
     Raises:
         DataError: if they are of different images.
@@ -93,14 +69,20 @@ def compare(first: Scores[Key], second: Scores[Key], rounds: int = ROUNDS, seed:
     found = {}
     for name, values in samples.items():
         value = first.corpus[name] - second.corpus[name]
+        if math.isnan(value):
+            continue
         differences = values - other_samples[name]
         extreme = np.abs(differences - value) >= abs(value)
-        found[name] = Difference(value, *middle(differences), float((extreme.sum() + 1) / (rounds + 1)))
+        drawn = np.count_nonzero(~np.isnan(differences))
+        found[name] = Difference(value, *middle(differences), float((extreme.sum() + 1) / (drawn + 1)))
     return found
 
 
 def middle(values: np.ndarray) -> tuple[float, float]:
-    """Return the bounds of the middle `LEVEL` of the values of samples (rounds,)."""
+    """Return the bounds of the middle `LEVEL` of the values of samples (rounds,) but for NaN; NaN without any."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return math.nan, math.nan
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

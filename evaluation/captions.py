@@ -25,7 +25,7 @@ from typing import Any
 
 from captioner.errors import DataError
 from evaluation.datasets.files import parse_json, shorten_names
-from evaluation.metrics import METRICS, Scores
+from evaluation.metrics import METRICS, OBJECT_METRICS, Scores
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,9 @@ def read_scores(path: str | Path) -> Scores[str]:
         if not images or any(rows.keys() != images for rows in counts.values()):
             raise ValueError("counts of different images")
         scores = Scores(counts)
-        if not all(map(math.isfinite, scores.corpus.values())):
-            raise ValueError("a score is not finite")
+        for name, value in scores.corpus.items():
+            if math.isinf(value) or (math.isnan(value) and name not in OBJECT_METRICS):  # NaN: no objects
+                raise ValueError(f"{name} is not finite")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise DataError(
             f"{path}: not a file that `run` or `score` of this version wrote with --json ({error!r:.100})"

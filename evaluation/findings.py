@@ -1,5 +1,6 @@
 """Evaluate the captions of a set of pictures: scores with intervals, objects, attention, confidence."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,12 +13,12 @@ from captioner.captioning import Captioner
 from captioner.errors import ImageError
 from captioner.search import SearchSettings
 from evaluation import bootstrap
-from evaluation.bootstrap import Interval, Ratio, Tally
+from evaluation.bootstrap import Interval
 from evaluation.captions import to_json
 from evaluation.datasets import Record
-from evaluation.grounding import NOTHING, Truth, objects_to_text, tally
+from evaluation.grounding import NOTHING, Truth, tally
 from evaluation.metrics import Scorer, Scores
-from evaluation.tables import scores_to_text
+from evaluation.tables import objects_to_text, scores_to_text
 from evaluation.trust import Rated, Trust, measure, rate_captions
 from evaluation.trust import to_json as trust_to_json
 from evaluation.trust import to_text as trust_to_text
@@ -30,8 +31,8 @@ class Findings:
     captions: Mapping[str, str]
     """By image id."""
     scores: Scores[str]
-    tallies: Mapping[str, Tally[str]]
-    """Counts of known objects; see `evaluation.grounding`."""
+    objects: Scores[str]
+    """Scores of `OBJECT_METRICS`, with no counts if no objects are known; see `evaluation.grounding`."""
     rated: Mapping[str, Rated] = field(default_factory=dict)
     """Confidences of a calibrated model; see `evaluation.trust`."""
 
@@ -46,16 +47,21 @@ class Findings:
         return bootstrap.intervals(self.scores)
 
     @cached_property
-    def objects(self) -> dict[str, Ratio]:
-        """The ratios of the tallies, with intervals."""
-        return bootstrap.ratios(self.tallies)
+    def object_intervals(self) -> dict[str, Interval]:
+        """The confidence intervals of the scores of objects."""
+        return bootstrap.intervals(self.objects)
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers as JSON types; `evaluation.captions.read_scores` reads the scores."""
         numbers = {**to_json(self.scores), "intervals": self.intervals, "unavailable": self.scores.unavailable}
-        if self.tallies:
+        if self.objects.counts:
+            numbers["counts"] = {**self.scores.counts, **self.objects.counts}
             numbers["objects"] = {
-                name: {**ratio._asdict(), "per_image": self.tallies[name]} for name, ratio in self.objects.items()
+                name: {
+                    field: None if math.isnan(number) else number
+                    for field, number in (("value", value), *self.object_intervals[name]._asdict().items())
+                }
+                for name, value in self.objects.corpus.items()
             }
         if self.rated:
             numbers["confidence"] = trust_to_json(self.trust)
@@ -65,8 +71,8 @@ class Findings:
         """Return the tables for a terminal."""
         lines = [scores_to_text(self.scores, self.intervals)]
         lines += [f"{metric:<10}  unavailable: {reason}" for metric, reason in self.scores.unavailable.items()]
-        if self.tallies:
-            lines.append(objects_to_text(self.objects))
+        if self.objects.counts:
+            lines.append(objects_to_text(self.objects, self.object_intervals))
         if self.rated:
             lines.append(trust_to_text(self.trust))
         return "\n".join(lines)
@@ -93,7 +99,7 @@ def evaluate(
     scores = Scorer({record.image_id: record.captions for record in records}).score(captions, java=True)
     grounded = results if truth != NOTHING else []
     rated = rate_captions([caption for _, caption in results], [record.captions for record, _ in results])
-    return Findings(captions, scores, tally(grounded, truth, model, batch_size), rated)
+    return Findings(captions, scores, Scores(tally(grounded, truth, model, batch_size)), rated)
 
 
 def caption_pictures(

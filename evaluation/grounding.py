@@ -1,6 +1,6 @@
 """Compare captions with the objects of their pictures: hallucinated objects, true sentences, attention.
 
-Counts are per image, as tallies; `evaluation.bootstrap.ratios` returns their ratios with intervals.
+Counts are per image, as tallies: those of `evaluation.metrics.OBJECT_METRICS`.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from captioner.caption import Caption
 from captioner.captioning import Captioner
 from evaluation.attention import GroundedCaption, Noun, tally_attention
-from evaluation.bootstrap import Ratio, Tally
+from evaluation.bootstrap import Tally
 from evaluation.boxes import Boxes, read_boxes
 from evaluation.datasets import Record
 from evaluation.datasets.scenes import Scene
@@ -25,15 +25,6 @@ from evaluation.shapes import is_true, mentions
 from evaluation.tokenize import tokenize
 
 Key = TypeVar("Key", bound=Hashable)
-
-_COUNTED = {
-    "CHAIR-i": "mentions",
-    "CHAIR-s": "captions",
-    "true": "captions",
-    "true of three": "captions",
-    "own map above other": "pairs",
-}
-"""Units of the wholes of tallies; those of all others are nouns."""
 
 
 class Truth(NamedTuple):
@@ -179,27 +170,3 @@ def tally_hallucinations(
 
 def _list_categories(captions: Iterable[str]) -> list[str]:
     return [mention.category for caption in captions for mention in find_mentions(tokenize(caption))]
-
-
-def count_of(name: str) -> str:
-    """Return the unit of the whole of a tally."""
-    return _COUNTED.get(name, "nouns")
-
-
-def format_value(name: str, value: float) -> str:
-    """Return a ratio as text: in percent, or in nats if its name says so."""
-    return f"{value:.2f}" if name.endswith("nats") else f"{100 * value:.1f}"
-
-
-def objects_to_text(ratios: Mapping[str, Ratio]) -> str:
-    """Return one line per ratio: its value, its interval and its count."""
-    width = max(14, *(2 + len(name) for name in ratios))
-    lines = [f"{'%':>{width + 6}}{'95 % interval':>17}"]
-    for name, (value, low, high, whole) in ratios.items():
-        if value is None or low is None or high is None:
-            lines.append(f"{name:<{width}}{'none':>6}")
-        else:
-            interval = f"{format_value(name, low)} to {format_value(name, high)}"
-            count = f"{whole:,.0f} {count_of(name)}"
-            lines.append(f"{name:<{width}}{format_value(name, value):>6}{interval:>17}  of {count}")
-    return "\n".join(lines)

@@ -17,9 +17,9 @@ from captioner.installation import install_hint
 from captioner.page import document, figure
 from evaluation.datasets import Record
 from evaluation.findings import Findings
-from evaluation.grounding import count_of, format_value
 from evaluation.metrics import Scores
 from evaluation.statistics import describe, to_rows
+from evaluation.tables import count_wholes, format_interval, format_score
 from evaluation.tokenize import tokenize
 
 SHOWN = ("CIDEr-D", "BLEU-4", "ROUGE-L")
@@ -138,12 +138,12 @@ def _object_table(findings: Findings) -> str:
     rows = [
         (
             name,
-            format_value(name, value),
-            f"{format_value(name, low)} to {format_value(name, high)}",
-            f"{whole:,.0f} {count_of(name)}",
+            format_score(name, value),
+            format_interval(name, *findings.object_intervals[name]),
+            count_wholes(findings.objects, name),
         )
-        for name, (value, low, high, whole) in findings.objects.items()
-        if value is not None and low is not None and high is not None
+        for name, value in findings.objects.corpus.items()
+        if not math.isnan(value)
     ]
     return _parts().table("Objects", ("%", "Share", "95% interval", "Of"), rows) if rows else ""
 

@@ -17,13 +17,12 @@ from captioner.errors import DataError
 from captioner.model_file import read_header, read_shapes
 from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings
-from evaluation.bootstrap import ratios
 from evaluation.datasets import Record, read_dataset
 from evaluation.datasets.scenes import Scene
 from evaluation.datasets.shapes import read_scenes
 from evaluation.findings import caption_pictures
 from evaluation.grounding import Truth, tally
-from evaluation.metrics import Scorer
+from evaluation.metrics import Scorer, Scores
 
 
 class UnfinishedError(DataError):
@@ -118,8 +117,8 @@ def measure(run: FinishedRun, device: str = "auto") -> Row:
     scores = Scorer({record.image_id: record.captions for record in run.records}).score(
         {record.image_id: caption.text for record, caption in captions}
     )
-    known = tally(captions, Truth(run.scenes, {}, {}))
-    shares = {name: ratio.value for name, ratio in ratios(known).items()}
+    objects = Scores(tally(captions, Truth(run.scenes, {}, {}))).corpus
+    shares = {name: value for name, value in objects.items() if not math.isnan(value)}
     return Row(
         run=run.folder.name,
         data=run.data,

@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(PROGRAM, lambda: _main(arguments))
 
 
-def _main(arguments: list[str] | None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = Parser(prog=PROGRAM, description=__doc__)
     network = Parser(add_help=False)
     network.add_argument(
@@ -84,7 +85,11 @@ def _main(arguments: list[str] | None) -> int:
     push.add_argument("--overlay", type=console.path, metavar="PNG", help="a figure that the card shows")
     push.add_argument("--private", action="store_true", help="create a private repository")
     push.add_argument("--dry-run", type=console.path, metavar="DIR", help="write the files there instead")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _main(arguments: list[str] | None) -> int:
+    options = make_parser().parse_args(arguments)
     try:
         _run(options)
     except StoppedError as stop:

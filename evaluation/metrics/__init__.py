@@ -17,7 +17,7 @@ import numpy as np
 
 from captioner.errors import DataError
 from evaluation.datasets.files import shorten_names
-from evaluation.metrics.base import Captions, Metric, References
+from evaluation.metrics.base import CaptionMetric, Captions, Metric, Ratio, References
 from evaluation.metrics.bleu import Bleu, without_brevity_penalty
 from evaluation.metrics.cider_d import CiderD
 from evaluation.metrics.java import UnavailableError
@@ -26,16 +26,36 @@ from evaluation.metrics.rouge_l import RougeL
 from evaluation.metrics.spice import Spice
 from evaluation.tokenize import tokenize
 
-METRICS: dict[str, Metric] = {
+CAPTION_METRICS: dict[str, CaptionMetric] = {
     "BLEU": Bleu(),
     "ROUGE-L": RougeL(),
     "CIDEr-D": CiderD(),
     "METEOR": Meteor(),
     "SPICE": Spice(),
 }
-"""All metrics. Tables, JSON, intervals, comparison and report loop over this registry."""
+"""The metrics of captions and their references."""
 
-PYTHON_SCORES = tuple(name for metric in METRICS.values() if not metric.needs_java for name in metric.names)
+OBJECT_METRICS = {
+    name: Ratio(name, unit)
+    for unit, names in {
+        "captions": ("true", "true of three", "CHAIR-s"),
+        "mentions": ("CHAIR-i",),
+        "nouns": (
+            *("attention mass", "mass, even attention", "mass, centre cell"),
+            *("pointing", "pointing, any cell", "pointing, centre cell"),
+            *("entropy", "largest weight"),
+            *("fall without its cells, nats", "fall without random cells, nats", "faithfulness, nats"),
+        ),
+        "pairs": ("own map above other",),
+    }.items()
+    for name in names
+}
+"""The metrics of captions and the known objects of their pictures; `evaluation.grounding` counts them."""
+
+METRICS: dict[str, Metric] = {**CAPTION_METRICS, **OBJECT_METRICS}
+"""All metrics. Tables, JSON, intervals and comparison loop over the registries."""
+
+PYTHON_SCORES = tuple(name for metric in CAPTION_METRICS.values() if not metric.needs_java for name in metric.names)
 """The names of the scores that need no Java."""
 
 Key = TypeVar("Key", bound=Hashable)
@@ -45,7 +65,7 @@ Key = TypeVar("Key", bound=Hashable)
 class Scores(Generic[Key]):
     """The scores of a set of captions, computed from the counts of their images."""
 
-    counts: dict[str, dict[Key, tuple[float, ...]]]
+    counts: Mapping[str, Mapping[Key, Sequence[float]]]
     """By metric, a key of `METRICS`, and by image id."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """The reason by metric, for those that cannot be computed on this machine."""
@@ -53,7 +73,7 @@ class Scores(Generic[Key]):
     @property
     def images(self) -> list[Key]:
         """The ids of the images."""
-        return list(self.counts["BLEU"])
+        return list(next(iter(self.counts.values()), ()))
 
     @cached_property
     def corpus(self) -> dict[str, float]:
@@ -130,7 +150,7 @@ class Scorer(Generic[Key]):
             raise DataError(f"candidates: {'. '.join(problems)}")
         captions = Captions([tokenize(candidates[image]) for image in self._images], self._references)
         counts, unavailable = {}, {}
-        for name, metric in METRICS.items():
+        for name, metric in CAPTION_METRICS.items():
             if java or not metric.needs_java:
                 try:
                     rows = metric.counts(captions).tolist()

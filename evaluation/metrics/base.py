@@ -46,8 +46,17 @@ class Metric(ABC):
     over a bootstrap sample gives the score of the sample.
     """
 
-    names: ClassVar[tuple[str, ...]]
+    names: tuple[str, ...]
     """The scores that it computes, such as BLEU-1 to BLEU-4."""
+
+    @abstractmethod
+    def score(self, counts: np.ndarray) -> np.ndarray:
+        """Return the scores, float64 (N, len(names)), of N sums of counts (N, n)."""
+
+
+class CaptionMetric(Metric):
+    """A metric of captions and their references."""
+
     needs_java: ClassVar[bool] = False
     """Whether it runs a Java program, which may be missing."""
 
@@ -59,12 +68,8 @@ class Metric(ABC):
             UnavailableError: if the metric cannot be computed on this machine.
         """
 
-    @abstractmethod
-    def score(self, counts: np.ndarray) -> np.ndarray:
-        """Return the scores, float64 (N, len(names)), of N sums of counts (N, n)."""
 
-
-class MeanMetric(Metric):
+class MeanMetric(CaptionMetric):
     """A metric whose corpus score is the mean of the images' scores."""
 
     @abstractmethod
@@ -79,6 +84,19 @@ class MeanMetric(Metric):
     def score(self, counts: np.ndarray) -> np.ndarray:
         """Return the means."""
         return counts[:, :1] / counts[:, 1:]
+
+
+class Ratio(Metric):
+    """A part of a whole, which are the two counts of an image; NaN if the wholes sum to 0."""
+
+    def __init__(self, name: str, unit: str):
+        self.names = (name,)
+        self.unit = unit
+        """What the whole counts, such as nouns."""
+
+    def score(self, counts: np.ndarray) -> np.ndarray:
+        """Return the ratios."""
+        return counts[:, :1] / np.where(counts[:, 1:] > 0, counts[:, 1:], np.nan)
 
 
 def encode(captions: Iterable[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:

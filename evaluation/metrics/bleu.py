@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.metrics.base import Captions, Metric
+from evaluation.metrics.base import CaptionMetric, Captions
 from evaluation.metrics.ngrams import LONGEST_NGRAM, closest_lengths, count_matches
 
 
-class Bleu(Metric):
+class Bleu(CaptionMetric):
     """BLEU of 1 to 4-grams, 0..1.
 
     Counts: matching n-grams of each order, all n-grams of each order, words, and words of the closest reference.

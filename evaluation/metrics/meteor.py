@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from evaluation.metrics.base import Captions, Metric
+from evaluation.metrics.base import CaptionMetric, Captions
 from evaluation.metrics.java import UnavailableError, find_program
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
@@ -28,7 +28,7 @@ COUNTS = 4 + 4 * len(MATCHERS) + 3
 the matched content words of both, and the matched function words of both; chunks, and matched words of both."""
 
 
-class Meteor(Metric):
+class Meteor(CaptionMetric):
     """METEOR 1.5, 0..1."""
 
     names = ("METEOR",)

@@ -5,8 +5,8 @@ import pytest
 
 from captioner.caption import Caption, Rectangle
 from evaluation.attention import GroundedCaption, Noun, tally_attention
-from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
+from evaluation.metrics import Scores
 from evaluation.pointing import object_shares
 
 WHOLE = Rectangle(0, 0, 1, 1)
@@ -118,4 +118,4 @@ def test_tallies_of_pictures_add_up_to_ratios():
     captions = [look_at([*EVEN, *SOFT], DOG), look_at(EVEN, image="2"), look_at([*EVEN, *EVEN], DOG, image="3")]
     tallies = tally_attention(captions)
     assert tallies["attention mass"] == {"1": pytest.approx((0.7, 1)), "2": (0, 0), "3": (0.5, 1)}
-    assert ratios(tallies)["attention mass"].value == pytest.approx(0.6)
+    assert Scores(tallies).corpus["attention mass"] == pytest.approx(0.6)

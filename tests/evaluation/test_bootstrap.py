@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from captioner.errors import DataError
-from evaluation.bootstrap import Interval, Ratio, compare, intervals, ratios
+from evaluation.bootstrap import compare, intervals
 from evaluation.metrics import PYTHON_SCORES, Scorer, Scores
 
 REFERENCES = {
@@ -97,10 +97,9 @@ def test_bleu_without_penalty_ignores_lengths():
 def test_a_ratio_of_ones_is_the_mean_and_has_its_interval():
     """The same draws: what ROUGE-L is, is also the ratio of ROUGE-L to 1."""
     scores = Scorer(REFERENCES).score(candidates(9))
-    found = ratios({"rouge": {image: (value, 1) for image, value in scores.per_image["ROUGE-L"].items()}})["rouge"]
-    assert found.value == pytest.approx(scores.corpus["ROUGE-L"])
-    assert Interval(found.low, found.high) == pytest.approx(intervals(scores)["ROUGE-L"])
-    assert found.whole == len(REFERENCES)
+    ratio = Scores({"CHAIR-s": {image: (value, 1) for image, value in scores.per_image["ROUGE-L"].items()}})
+    assert ratio.corpus["CHAIR-s"] == pytest.approx(scores.corpus["ROUGE-L"])
+    assert intervals(ratio)["CHAIR-s"] == pytest.approx(intervals(scores)["ROUGE-L"])
 
 
 def test_intervals_of_ratios_cover_the_truth_as_often_as_they_say():
@@ -113,15 +112,27 @@ def test_intervals_of_ratios_cover_the_truth_as_often_as_they_say():
 
     wholes = [count for _, count in sample(300_000).values()]
     truth = np.mean([count * (0.05 + 0.04 * count) for count in wholes]) / np.mean(wholes)
-    found = [ratios({"": sample(80)}, rounds=200, seed=number)[""] for number in range(400)]
-    assert 0.91 <= np.mean([item.low <= truth <= item.high for item in found]) <= 0.98
+    found = [intervals(Scores({"CHAIR-i": sample(80)}), rounds=200, seed=number) for number in range(400)]
+    assert 0.91 <= np.mean([item["CHAIR-i"].low <= truth <= item["CHAIR-i"].high for item in found]) <= 0.98
 
 
-def test_ratios_share_samples_and_empty_tallies_have_none():
-    tallies = {"mass": {1: (0.5, 1), 2: (0, 0), 3: (0.25, 2)}, "none": {1: (0, 0), 2: (0, 0), 3: (0, 0)}}
-    found = ratios(tallies)
-    assert found["mass"] == ratios({"mass": tallies["mass"]})["mass"]
-    assert found["mass"].value == 0.25
-    assert found["mass"][1:3] == (0.125, 0.5)  # draws without picture 1, and without picture 3
-    assert found["none"] == Ratio(None, None, None, 0)
-    assert ratios({}) == {}
+def test_ratios_share_samples_and_are_missing_without_wholes():
+    mass = {1: (0.5, 1), 2: (0, 0), 3: (0.25, 2)}
+    scores = Scores({"attention mass": mass, "pointing": dict.fromkeys(mass, (0, 0))})
+    found = intervals(scores)
+    assert scores.corpus["attention mass"] == 0.25
+    assert found["attention mass"] == intervals(Scores({"attention mass": mass}))["attention mass"]
+    assert found["attention mass"] == (0.125, 0.5)  # samples without picture 1, and without picture 3
+    assert np.isnan([scores.corpus["pointing"], *found["pointing"]]).all()
+    assert intervals(Scores({})) == {}
+
+
+def test_ratios_are_compared_on_the_same_samples():
+    nothing = dict.fromkeys(range(20), (0, 0))
+    first, second = (
+        Scores({"attention mass": {image: (mass + image / 100, 1) for image in nothing}, "pointing": nothing})
+        for mass in (0.6, 0.5)
+    )
+    found = compare(first, second)
+    assert found.keys() == {"attention mass"}  # pointing has no value
+    assert found["attention mass"][:3] == pytest.approx((0.1, 0.1, 0.1))  # the same in every picture

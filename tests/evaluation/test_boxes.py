@@ -102,8 +102,8 @@ def test_run_measures_attention_with_boxes(tiny_checkpoint, tmp_path, capsys):
     boxes = write(tmp_path / "boxes.json", {"shapes/dev/000001.png": [[0, 0, 1, 1]]})
     command = ["run", str(tiny_checkpoint), "--data", f"jsonl:{tmp_path / 'captions.jsonl'}", "--device", "cpu"]
     assert main([*command, "--boxes", str(boxes), "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)["objects"]
-    assert "CHAIR-i" not in found  # boxes contain only people
-    assert found["attention mass"]["per_image"].keys() == {line["image"] for line in lines}
+    found = json.loads(capsys.readouterr().out)
+    assert "CHAIR-i" not in found["objects"]  # boxes contain only people
+    assert found["counts"]["attention mass"].keys() == {line["image"] for line in lines}
     assert main([*command, "--boxes", str(tmp_path / "captions.jsonl")]) == 2
     assert "captions.jsonl, line 2: not JSON" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A toy network whose log-probabilities are known functions of what its cells show; then real ones."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from captioner.captioning import load
 from captioner.engine import AttentionMaps, StepResult
 from captioner.vocabulary import SPECIAL, START, Vocabulary
 from evaluation.attention import GroundedCaption, Noun
-from evaluation.bootstrap import ratios
 from evaluation.datasets import Record
 from evaluation.faithfulness import DRAWS, choose_cells, tally_faithfulness
+from evaluation.metrics import Scores
 
 WHOLE = Rectangle(0, 0, 1, 1)
 WORDS = (*SPECIAL, "a", "dog", "ball")
@@ -124,7 +125,7 @@ def test_nouns_without_annotation_or_peak_are_skipped(toy):
     found = tally_faithfulness(toy, captions)
     assert found["faithfulness, nats"] == {"1": (0, 0), "2": (0, 0), "3": (0, 0)}
     assert toy.reading == []
-    assert ratios(found)["faithfulness, nats"].value is None
+    assert math.isnan(Scores(found).corpus["faithfulness, nats"])
 
 
 def test_the_decrease_of_several_tokens_is_their_sum(toy):

@@ -8,12 +8,14 @@ from PIL import Image
 from captioner.caption import Caption, Rectangle
 from captioner.captioning import Captioner
 from evaluation.__main__ import main
-from evaluation.bootstrap import ratios
+from evaluation.bootstrap import intervals
 from evaluation.datasets import Record
 from evaluation.datasets.draw_shapes import generate
 from evaluation.datasets.scenes import Scene, Shape
-from evaluation.grounding import Truth, objects_to_text, tally, tally_hallucinations
+from evaluation.grounding import Truth, tally, tally_hallucinations
 from evaluation.instances import read_instances
+from evaluation.metrics import Scores
+from evaluation.tables import objects_to_text
 
 WHOLE = Rectangle(0, 0, 1, 1)
 IMAGES = {1: ["A dog on grass.", "A brown dog beside a frisbee."], 2: ["A man eats a hot dog."], 3: ["Blue sky."]}
@@ -91,10 +93,9 @@ def test_hallucinations_match_a_manual_count(instances):
         "CHAIR-i": {"1": (2, 4), "2": (0, 2), "3": (1, 1)},
         "CHAIR-s": {"1": (1, 1), "2": (0, 1), "3": (1, 1)},
     }
-    found = ratios(tallies)
-    assert found["CHAIR-i"].value == 3 / 7
-    assert found["CHAIR-s"].value == 2 / 3
-    assert found["CHAIR-i"].low <= 3 / 7 <= found["CHAIR-i"].high
+    assert Scores(tallies).corpus == {"CHAIR-i": 3 / 7, "CHAIR-s": 2 / 3}
+    low, high = intervals(Scores(tallies))["CHAIR-i"]
+    assert low <= 3 / 7 <= high
 
 
 def test_a_hot_dog_is_not_a_dog_and_vice_versa(instances):
@@ -177,7 +178,7 @@ def test_the_text_shows_counts_and_missing_values():
         "CHAIR-s": {1: (1, 1), 2: (1, 1)},
         "pointing": {1: (0, 0), 2: (1, 2)},
     }
-    lines = objects_to_text(ratios(tallies)).splitlines()
+    lines = objects_to_text(Scores(tallies), intervals(Scores(tallies))).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["CHAIR-i", "none"],
         ["CHAIR-s", "100.0", "100.0", "to", "100.0", "of", "2", "captions"],
@@ -199,8 +200,8 @@ def captions(monkeypatch):
 
 def shares_of(printed):
     """Value and tallies by name, of those in `OBJECT_SHARES`."""
-    found = json.loads(printed)["objects"]
-    return {name: [found[name]["value"], found[name]["per_image"]] for name in OBJECT_SHARES}
+    found = json.loads(printed)
+    return {name: [found["objects"][name]["value"], found["counts"][name]] for name in OBJECT_SHARES}
 
 
 OBJECT_SHARES = {
@@ -237,10 +238,11 @@ def test_run_reports_truth_and_attention_of_shapes(tiny_checkpoint, tmp_path, ca
     generate(tmp_path / "shapes", train=1, dev=3)
     command = ["run", str(tiny_checkpoint), "--data", f"shapes:{tmp_path / 'shapes'}", "--device", "cpu"]
     assert main([*command, "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)["objects"]
+    numbers = json.loads(capsys.readouterr().out)
+    found = numbers["objects"]
     assert list(found)[:3] == ["true", "true of three", "attention mass"]
     assert list(found)[-1] == "faithfulness, nats"
-    assert (found["true"]["value"], found["true"]["whole"]) == (0, 3)
+    assert (found["true"]["value"], list(numbers["counts"]["true"].values())) == (0, [[0, 1]] * 3)
     assert found["attention mass"]["value"] is None
     assert main(["report", *command[1:], "-o", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
@@ -258,11 +260,9 @@ def test_score_counts_hallucinations(coco, capsys):
     )
     command = ["score", references, str(coco / "results.json"), "--instances", instances]
     assert main([*command, "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)["objects"]
-    assert [(name, item["value"], item["whole"]) for name, item in found.items()] == [
-        ("CHAIR-i", None, 0),
-        ("CHAIR-s", 0, 3),
-    ]
+    found = json.loads(capsys.readouterr().out)
+    assert {name: item["value"] for name, item in found["objects"].items()} == {"CHAIR-i": None, "CHAIR-s": 0}
+    assert list(found["counts"]["CHAIR-s"].values()) == [[0, 1]] * 3
     assert main([*command[:3], "--instances", references]) == 2
     assert f"{references}: expected COCO's instances" in capsys.readouterr().err
 
