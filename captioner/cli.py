@@ -21,6 +21,7 @@ from captioner.errors import CaptionerError, OutputError
 from captioner.images import is_or_names_image
 from captioner.jobs import Counts, Destination, OverlaySettings, Results, Run, Selection
 from captioner.model_file import find_checkpoint, read_header
+from captioner.output import FORMATS
 from captioner.search.settings import SearchSettings
 from captioner.version import __version__
 
@@ -197,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "-f",
         "--format",
-        choices=("text", "jsonl", "csv"),
+        choices=tuple(FORMATS),
         help="default: csv or jsonl if the name of the output ends with .csv or .jsonl, otherwise text",
     )
     output.add_argument(
@@ -311,7 +312,7 @@ def _spell_option(name: str) -> str:
 
 def _choose_format(options: argparse.Namespace) -> str:
     suffix = Path(options.output or "").suffix.lower()
-    return options.format or {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}.get(suffix, "text")
+    return options.format or next((name for name in FORMATS if suffix in FORMATS[name].suffixes), "text")
 
 
 def model_name(options: argparse.Namespace) -> str:

@@ -27,6 +27,8 @@ class Format(ABC):
 
     name = ""
     """Its key in `FORMATS`."""
+    suffixes: tuple[str, ...] = ()
+    """Suffixes of output files that choose it."""
     heading = ""
     """The first line of a file."""
     whole_line = False
@@ -90,6 +92,7 @@ class JsonLinesFormat(Format):
     """One object per picture: `image`, then the fields of `Caption.to_dict`."""
 
     name = "jsonl"
+    suffixes = (".jsonl", ".ndjson")
     whole_line = True
 
     def lines(self, image: str, caption: Caption) -> str:
@@ -118,6 +121,7 @@ class CsvFormat(Format):
     """
 
     name = "csv"
+    suffixes = (".csv",)
     COLUMNS = ("image", "rank", "caption", "log_prob", "log_probs", "confidence", "word_confidences")
     heading = ",".join(COLUMNS) + "\n"
 
@@ -157,7 +161,7 @@ class CsvFormat(Format):
         return row[0]
 
 
-FORMATS: dict[str, type[Format]] = {"text": TextFormat, "jsonl": JsonLinesFormat, "csv": CsvFormat}
+FORMATS: dict[str, type[Format]] = {format.name: format for format in (TextFormat, JsonLinesFormat, CsvFormat)}
 """The formats by name. To add a format: write its class and add it here."""
 
 
