@@ -23,8 +23,9 @@ from captioner.errors import (
 from captioner.version import __version__
 
 if TYPE_CHECKING:
-    from captioner.caption import Caption
+    from captioner.caption import Caption, Captions
     from captioner.captioning import Captioner, load
+    from captioner.output import read_captions
     from captioner.overlay import draw_attention
     from captioner.search import SearchSettings
 
@@ -32,6 +33,7 @@ __all__ = [
     "Caption",
     "Captioner",
     "CaptionerError",
+    "Captions",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -42,14 +44,17 @@ __all__ = [
     "__version__",
     "draw_attention",
     "load",
+    "read_captions",
 ]
 
 _LAZY = {
     "Caption": "captioner.caption",
     "Captioner": "captioner.captioning",
+    "Captions": "captioner.caption",
     "SearchSettings": "captioner.search",
     "draw_attention": "captioner.overlay",
     "load": "captioner.captioning",
+    "read_captions": "captioner.output",
 }
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
@@ -37,7 +37,8 @@ class Caption:
     score: float
     """Score by which the search ranks: `log_prob`, normalised by length."""
     attention: np.ndarray
-    """float32 (T, rows, columns), the attention map of each word, which sums to 1."""
+    """float32 (T, rows, columns), the attention map of each word, which sums to 1. (T, 0, 0) for a caption that was
+    read from a file without maps."""
     rectangle: Rectangle
     """Part of the picture that the maps cover."""
     visual: tuple[float, ...] | None = None
@@ -54,12 +55,26 @@ class Caption:
     """The same for each word; None for words that name nothing. None: the model is not calibrated."""
     candidates: tuple["Caption", ...] = ()
     """Further captions, best first, if more than one was requested."""
+    picture: Any = None
+    """The captioned picture as it was given (`captioner.images.Source`), which notebooks display. None: unknown.
+    `Captioner.caption` sets it; `caption_batches` does not, so that captions do not keep pictures in memory."""
 
     def __str__(self) -> str:
         return self.text
 
     def __repr__(self) -> str:
         return f"Caption({self.text!r}, log_prob={self.log_prob:.3f})"
+
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the picture and the words, which show their attention; see `page.frame`."""
+        from captioner import page
+
+        return page.frame(self)
+
+    def with_picture(self, picture: Any) -> "Caption":
+        """Return the caption and its candidates with this `picture`."""
+        candidates = tuple(candidate.with_picture(picture) for candidate in self.candidates)
+        return replace(self, picture=picture, candidates=candidates)
 
     def withhold(self, min_confidence: float) -> "Caption":
         """Return the caption and its candidates, without words if their confidence is below this.
@@ -80,6 +95,7 @@ class Caption:
             confidence=self.confidence,
             word_confidences=(),
             candidates=candidates,
+            picture=self.picture,
         )
 
     def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
@@ -88,8 +104,8 @@ class Caption:
         Fields are `caption` (the text), `log_prob`, `score`, `words` and `log_probs`; `confidence` and
         `word_confidences` if the model is calibrated; `visual` if the mechanism computes it; `alternatives`, a list
         of objects of words and log-probabilities, if requested; and `candidates`, a list of such records, if there
-        are any. Numbers are rounded to `DIGITS` decimal places; infinity and NaN are None. Maps of single heads are
-        left out.
+        are any. Numbers are rounded to `DIGITS` decimal places; infinity and NaN are None. The picture and maps of
+        single heads are left out.
 
         Args:
             attention: whether to include `attention`, nested lists (T, rows, columns), and `rectangle`, the part of
@@ -122,7 +138,9 @@ class Caption:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Caption":
-        """Return the caption of a record of `to_dict(attention=True)`.
+        """Return the caption of a record of `to_dict`.
+
+        Without attention maps in the record, `attention` is (T, 0, 0).
 
         Raises:
             DataError: if a field is missing, or has the wrong type or number of words.
@@ -137,8 +155,10 @@ class Caption:
                 log_probs=tuple(map(_from_number, record["log_probs"])),
                 log_prob=_from_number(record["log_prob"]),
                 score=_from_number(record["score"]),
-                attention=np.array(record["attention"], dtype=np.float32),
-                rectangle=Rectangle(*map(float, record["rectangle"])),
+                attention=np.array(record["attention"], dtype=np.float32)
+                if "attention" in record
+                else np.zeros((len(words), 0, 0), np.float32),
+                rectangle=Rectangle(*map(float, record["rectangle"] if "attention" in record else (0, 0, 1, 1))),
                 visual=None if visual is None else tuple(map(float, visual)),
                 confidence=None if confidence is None else float(confidence),
                 word_confidences=None
@@ -151,7 +171,7 @@ class Caption:
                 candidates=tuple(map(cls.from_dict, record.get("candidates", ()))),
             )
         except KeyError as error:
-            raise DataError(f"caption record: {error} is missing. It must include the attention maps.") from error
+            raise DataError(f"caption record: {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"caption record: {error}") from error
         lengths = {name: len(getattr(caption, name)) for name in ("log_probs", "attention")}
@@ -164,6 +184,23 @@ class Caption:
         if words and caption.attention.ndim != 3:
             raise DataError("caption record: attention is not a list of maps")
         return caption
+
+
+class Captions(list[Caption]):
+    """A list of captions, which notebooks display as a gallery; see `page.gallery`. Slices are `Captions`, too."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Caption: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Captions": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Caption | Captions":
+        """Return a caption, or the captions of a slice."""
+        return Captions(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
+
+    def _repr_html_(self) -> str:
+        from captioner import page
+
+        return page.gallery(self)
 
 
 def to_number(value: float) -> float | None:

@@ -4,17 +4,17 @@ import difflib
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, cast, overload
+from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 
 from captioner import images
-from captioner.caption import Caption, Rectangle
+from captioner.caption import Caption, Captions, Rectangle
 from captioner.confidence import Confidence
 from captioner.cores import count_cores
 from captioner.engine import Engine, State
@@ -76,20 +76,28 @@ class Captioner:
         """Default search settings: those that the model was selected with."""
 
     @overload
-    def caption(  # type: ignore[overload-overlap]  # a str is a Sequence, too
-        self, pictures: Source, settings: SearchSettings | None = ..., batch_size: int = ...
+    def caption(
+        self, pictures: Source, settings: SearchSettings | None = ..., batch_size: int = ..., **options: Any
     ) -> Caption: ...
     @overload
     def caption(
-        self, pictures: Sequence[Source], settings: SearchSettings | None = ..., batch_size: int = ...
-    ) -> list[Caption]: ...
+        self,
+        pictures: Sequence[Source],
+        settings: SearchSettings | None = ...,
+        batch_size: int = ...,
+        **options: Any,
+    ) -> Captions: ...
     def caption(
         self,
         pictures: Source | Sequence[Source],
         settings: SearchSettings | None = None,
         batch_size: int = 32,
-    ) -> Caption | list[Caption]:
+        **options: Any,
+    ) -> Caption | Captions:
         """Caption one picture, or each of a sequence.
+
+        Each caption refers to its picture, so that notebooks display both. For pictures that do not fit in memory
+        together, use `caption_batches`, whose captions do not.
 
         Args:
             pictures: a path, the content of a file as bytes, an open binary file, a PIL image, a uint8 array (H, W,
@@ -97,17 +105,22 @@ class Captioner:
                 `captioner.images.Source`. URLs are not opened.
             settings: search settings. None: those of the model.
             batch_size: number of pictures that go through the network together; changes speed and memory only.
+            options: fields of `captioner.SearchSettings` to change in `settings`, such as `beam_size=3`.
 
         Raises:
             ImageError: if a picture cannot be read. `caption_batches` continues with the others.
+            TypeError: if `options` has a name that is not a field.
+            ValueError: if a value is invalid; see `captioner.SearchSettings`.
         """
         if isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
-            return self.caption([pictures], settings)[0]
-        captions = []
-        for _, result in self.caption_batches(cast(Sequence[Source], pictures), settings, batch_size):
+            return self.caption([pictures], settings, **options)[0]
+        captions = Captions()
+        for picture, result in self.caption_batches(
+            cast(Sequence[Source], pictures), settings, batch_size, **options
+        ):
             if isinstance(result, ImageError):
                 raise result
-            captions.append(result)
+            captions.append(result.with_picture(picture))
         return captions
 
     def caption_batches(
@@ -115,14 +128,23 @@ class Captioner:
         pictures: Iterable[SourceT],
         settings: SearchSettings | None = None,
         batch_size: int = 32,
+        **options: Any,
     ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
         """Caption any number of pictures in order, in constant memory.
 
         Yields each picture as it was given, with its caption or its error. The pictures of a batch are read in
         parallel, and at most two batches are taken from `pictures` in advance. Exceptions of `pictures` propagate.
 
+        Args:
+            pictures: any iterable of pictures that `caption` accepts.
+            settings: search settings. None: those of the model.
+            batch_size: number of pictures that go through the network together.
+            options: fields to change in `settings`, as in `caption`.
+
         Raises:
             CaptionerError: if `pictures` is a single picture, or `batch_size` is below 1.
+            TypeError: if `options` has a name that is not a field of `captioner.SearchSettings`.
+            ValueError: if a value is invalid.
         """
         if batch_size < 1:
             raise CaptionerError(f"batch_size must be at least 1, got {batch_size}")
@@ -131,10 +153,19 @@ class Captioner:
                 f"pictures: expected an iterable of pictures, got a single {type(pictures).__name__}. "
                 "Put it in a list, or call caption."
             )
-        return self._caption_batches(pictures, settings, batch_size)
+        return self._caption_batches(pictures, self._with_options(settings, options), batch_size)
+
+    def _with_options(self, settings: SearchSettings | None, options: Mapping[str, Any]) -> SearchSettings:
+        names = [field.name for field in fields(SearchSettings)]
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"Did you mean {close[0]!r}? " if close else ""
+                raise TypeError(f"unknown option {name!r}. {hint}Search options: {', '.join(names)}")
+        return replace(settings or self.search_settings, **options)
 
     def _caption_batches(
-        self, pictures: Iterable[SourceT], settings: SearchSettings | None, batch_size: int
+        self, pictures: Iterable[SourceT], settings: SearchSettings, batch_size: int
     ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
         with ThreadPoolExecutor(count_cores()) as readers:
             for batch in _batches(pictures, batch_size):

@@ -353,8 +353,15 @@ def _picture(source: Source) -> Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         if hasattr(source, "read"):
             return _from_stream(BytesIO(_read_locked(source)), source)
+        advice = ""
+        if hasattr(source, "__array__"):  # a tensor of PyTorch, JAX or TensorFlow
+            advice = (
+                ". Its layout and range are not known; convert it to (H, W, 3), such as "
+                "(255 * tensor).byte().permute(1, 2, 0).cpu().numpy()"
+            )
         raise ImageError(
-            f"expected a path, bytes, an open file, a PIL image or a uint8 array, got {type(source).__name__}"
+            "expected a path, bytes, an open file, a PIL image or a uint8 array of NumPy, "
+            f"got {type(source).__name__}{advice}"
         )
     if source == "-":
         return _from_stream(standard_input(), source)

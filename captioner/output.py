@@ -10,14 +10,14 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from captioner.caption import DIGITS, Caption, to_number
 from captioner.console import escape_controls
-from captioner.errors import OutputError
+from captioner.errors import DataError, OutputError, first_line
 from captioner.files import cannot_write, write_atomically
 from captioner.images import SUFFIXES
 
@@ -110,6 +110,34 @@ class JsonLinesFormat(Format):
 
     def spell(self, image: str) -> str:
         return to_unicode(image)
+
+
+def read_captions(file: str | os.PathLike[str]) -> Iterator[tuple[str, Caption]]:
+    """Yield the picture's name and the caption of each line of a file that `caption --format jsonl` wrote.
+
+    The captions refer to their pictures (`Caption.picture`) by this name. They have attention maps if the file was
+    written with `--attention`.
+
+    Raises:
+        DataError: if the file cannot be read, or a line is not such a record.
+    """
+    try:
+        with Path(file).open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line)
+                    image = record["image"]
+                    if not isinstance(image, str):
+                        raise ValueError("image: expected a name")
+                    caption = Caption.from_dict(record)
+                except (ValueError, TypeError, KeyError, RecursionError, DataError) as error:
+                    reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+                    raise DataError(
+                        f"{os.fspath(file)}: line {number}: {reason}. Expected a line of caption --format jsonl."
+                    ) from error
+                yield image, caption.with_picture(image)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{os.fspath(file)}: cannot read this file ({first_line(error)})") from error
 
 
 class CsvFormat(Format):

@@ -83,10 +83,11 @@ def draw_attention(
 
     Raises:
         ImageError: if the picture cannot be read.
-        CaptionerError: if there is no such head or no such colours.
+        CaptionerError: if there is no such head or no such colours, or the caption has no attention maps.
     """
     if head is not None:
         caption = pick_head(caption, head)
+    _check_maps(caption)
     photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
     panels = [_Panel("", "picture", "", photograph)]
     for group in group_words(caption.words):
@@ -101,6 +102,14 @@ def draw_attention(
             )
         )
     return _lay_out(panels)
+
+
+def _check_maps(caption: Caption) -> None:
+    if caption.words and not caption.attention.size:
+        raise CaptionerError(
+            "this caption has no attention maps. Caption the picture again, or write them with the caption: "
+            "caption --format jsonl --attention"
+        )
 
 
 def describe_attention(weights: np.ndarray) -> str:
@@ -126,8 +135,9 @@ def animate_attention(picture: images.Source, caption: Caption, colours: str = "
 
     Raises:
         ImageError: if the picture cannot be read.
-        CaptionerError: if there are no such colours.
+        CaptionerError: if there are no such colours, or the caption has no attention maps.
     """
+    _check_maps(caption)
     photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
     panels = [light_up(photograph, weights, caption.rectangle, colours) for weights in caption.attention]
     return [_add_caption(panel, caption.words, index) for index, panel in enumerate([photograph, *panels], -1)]

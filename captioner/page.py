@@ -9,6 +9,10 @@ import base64
 import html
 import io
 import math
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,9 +20,12 @@ from PIL import Image
 from captioner import images
 from captioner.caption import Caption
 from captioner.confidence import UNSURE
+from captioner.errors import ImageError
+from captioner.files import is_file
 from captioner.overlay import PANEL_SIDE, describe_attention, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 
+PANEL_HEIGHT = 416  # pixels, maximum height of a picture
 QUALITY = 80  # JPEG quality of the photograph
 LIGHT_SIDE = 64  # pixels, as `PANEL_SIDE`; light is smooth, so a small image is stretched
 
@@ -114,8 +121,59 @@ def overlay_page(picture: images.Source, caption: Caption, name: str = "", colou
     return document(caption.text or name, figure(picture, caption, name, colours=colours), ALONE)
 
 
+FRAME_WIDTHS = 320, 704
+"""Minimum and maximum width in pixels of a frame in a notebook; those of a gallery have the minimum."""
+
+FRAME = (
+    "html { scrollbar-width: none; } body { padding: 0; background: none; } "
+    ".captioned { max-width: none; min-height: 100vh; }"
+)
+"""Additional style of a frame in a notebook, which the figure fills."""
+
+GALLERY = 24
+"""Maximum number of captions that a notebook displays of a list: 0.1 MB each."""
+
+
+def frame(caption: Caption, max_width: int = FRAME_WIDTHS[1]) -> str:
+    """Return the figure of a caption as an inline frame, for notebooks.
+
+    The frame is a document of its own: `POLICY` applies to it, it has no scripts, and its style and that of the
+    notebook do not mix. If the picture is unknown or cannot be read again, the words are shown alone.
+
+    Args:
+        caption: the caption; its picture is `caption.picture`.
+        max_width: maximum width in pixels.
+    """
+    picture, photograph, name = caption.picture, None, ""
+    if isinstance(picture, str | os.PathLike):
+        path = Path(os.fsdecode(picture))
+        picture, name = path if is_file(path) else None, path.name
+    if picture is not None:
+        with suppress(ImageError):
+            photograph = images.open(picture, at_least=PANEL_SIDE)
+    ratio = photograph.width / photograph.height if photograph else 0
+    panel = PANEL_HEIGHT * ratio
+    width = round(min(max(FRAME_WIDTHS[0], panel), max_width))
+    lines = 1 + len(caption.text) * 9 // (width - 40)  # of about 9 pixels per letter
+    height = 64 + 29 * lines + (36 if caption.confidence is not None else 0)
+    height += round(min(panel, width - 2) / ratio) if photograph else 0
+    height += 18 if caption.alternatives else 0
+    content = document(caption.text, figure(photograph, caption, name), FRAME)
+    return (
+        f'<iframe sandbox="allow-same-origin" title="{html.escape(caption.text)}" srcdoc="{html.escape(content)}" '
+        f'style="width: {width}px; height: {height}px; max-width: 100%; border: 0"></iframe>'
+    )
+
+
+def gallery(captions: Sequence[Caption]) -> str:
+    """Return the frames of the first `GALLERY` captions side by side, for notebooks."""
+    frames = "".join(frame(caption, FRAME_WIDTHS[0]) for caption in captions[:GALLERY])
+    more = f"<p>{GALLERY} of {len(captions)} captions</p>" if len(captions) > GALLERY else ""
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 12px; align-items: start">{frames}</div>{more}'
+
+
 def figure(
-    picture: images.Source, caption: Caption, name: str = "", details: str = "", colours: str = "white"
+    picture: images.Source | None, caption: Caption, name: str = "", details: str = "", colours: str = "white"
 ) -> str:
     """Return the picture above its caption, whose words show their attention.
 
@@ -124,8 +182,8 @@ def figure(
     word's context that comes from the picture; then the word's alternatives, if requested.
 
     Args:
-        picture: the captioned picture, any source that `Captioner.caption` accepts.
-        caption: its caption.
+        picture: the captioned picture, any source that `Captioner.caption` accepts. None: show the words alone.
+        caption: its caption; without attention maps, the words have figures only.
         name: plain text below the picture, while no word is hovered.
         details: HTML after the caption.
         colours: one of `overlay.COLOURS`.
@@ -134,13 +192,16 @@ def figure(
         ImageError: if the picture cannot be read.
         CaptionerError: if there are no such colours.
     """
-    photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
-    words = [_word(caption, index, photograph.size, colours) for index in range(len(caption.words))]
+    size, ratio, panel = None, "1", ""
+    if picture is not None:
+        photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
+        size, ratio = photograph.size, f"{photograph.width / photograph.height:.6g}"
+        alternative = html.escape(caption.text or "no caption")
+        panel = f'<img class="panel" alt="{alternative}" src="{_to_jpeg(photograph)}">'
+    words = [_word(caption, index, size, colours) for index in range(len(caption.words))]
     kind = "captioned roomy" if caption.alternatives else "captioned"
-    ratio = f"{photograph.width / photograph.height:.6g}"
     return (
-        f'<figure class="{kind}" style="--ratio:{ratio}">'
-        f'<img class="panel" alt="{html.escape(caption.text or "no caption")}" src="{_to_jpeg(photograph)}">'
+        f'<figure class="{kind}" style="--ratio:{ratio}">{panel}'
         f'<figcaption><p class="name">{html.escape(name)}</p>'
         f'<p class="caption">{"".join(words) or "no words"}</p>{_confidence(caption)}{details}'
         "</figcaption></figure>"
@@ -155,13 +216,18 @@ def _confidence(caption: Caption) -> str:
     return f'<p class="trust">{kind}{_percent(caption.confidence)} confident of all that it names</p>'
 
 
-def _word(caption: Caption, index: int, size: tuple[int, int], colours: str) -> str:
+def _word(caption: Caption, index: int, size: tuple[int, int] | None, colours: str) -> str:
     """Return a word with the preceding space, and its light for a photograph of this size."""
     word, weights = caption.words[index], caption.attention[index]
-    figures = [
-        f"{_percent(math.exp(caption.log_probs[index]))} likely",
-        f"brightest spot: {describe_attention(weights)} attention",
-    ]
+    figures = [f"{_percent(math.exp(caption.log_probs[index]))} likely"]
+    light = ""
+    if weights.size:
+        figures.append(f"brightest spot: {describe_attention(weights)} attention")
+    if size and weights.size:
+        layer = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
+        light = f'<img class="panel" alt="" src="{_to_png(layer)}">'
+    elif size:
+        light = '<span class="panel"></span>'
     if caption.visual is not None:
         figures.append(f"{_percent(caption.visual[index])} from the picture")
     kind = "word"
@@ -177,12 +243,10 @@ def _word(caption: Caption, index: int, size: tuple[int, int], colours: str) -> 
             f"{other} ({_percent(math.exp(log_prob))})" for other, log_prob in caption.alternatives[index].items()
         )
         text = f"{text}<br>instead: {html.escape(', '.join(others))}"
-    light = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
     space = join(["", word]).removesuffix(word) if index else ""
     return (
         f'{space}<span class="{kind}" tabindex="0">{html.escape(word)}<span class="look">'
-        f'<img class="panel" alt="" src="{_to_png(light)}">'
-        f'<span class="figures">{text}</span></span></span>'
+        f'{light}<span class="figures">{text}</span></span></span>'
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioner.caption import Caption
 from captioner.captioning import Captioner

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioner.captioning import Captioner, Prepared, load
 from captioner.cli import EXAMPLE

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioner.errors import DataError, OutputError
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioner import config, images
 from captioner.ahead import one_ahead

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioner import images
 from captioner.console import escape_controls

@@ -13,7 +13,7 @@ from typing import get_args
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioner.config import to_dict
 from captioner.errors import OutputError

@@ -3,10 +3,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from captioner import Caption, SearchSettings
+from captioner import Caption, SearchSettings, draw_attention
 from captioner.caption import DIGITS
-from captioner.errors import DataError
+from captioner.errors import CaptionerError, DataError
+from captioner.overlay import animate_attention
 
 TOLERANCE = 0.5 * 10**-DIGITS
 
@@ -15,7 +17,7 @@ TOLERANCE = 0.5 * 10**-DIGITS
 def caption(tiny):
     settings = SearchSettings(candidates=2, alternatives=2, min_words=5, max_words=5)
     caption = tiny.caption(np.zeros((40, 60, 3), np.uint8), settings)
-    return replace(caption, visual=(0.25,) * len(caption.words))
+    return replace(caption.with_picture(None), visual=(0.25,) * len(caption.words))
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def assert_same(caption, other):
             assert [list(others) for others in value] == [list(others) for others in found]
             for others, other_others in zip(value, found, strict=True):
                 assert others == pytest.approx(other_others, abs=2 * TOLERANCE)
-        elif name in ("text", "words", "heads"):
+        elif name in ("text", "words", "heads", "picture"):
             assert value == found
         else:
             assert value == pytest.approx(found, abs=2 * TOLERANCE)
@@ -58,6 +60,19 @@ def test_absent_fields_stay_absent_in_a_round_trip(caption):
     assert_same(plain, Caption.from_dict(record))
 
 
+def test_without_maps_in_the_record_the_attention_is_empty(caption):
+    found = Caption.from_dict(caption.to_dict())
+    assert found.attention.shape == (5, 0, 0)
+    assert_same(
+        replace(caption, attention=found.attention, rectangle=found.rectangle, candidates=()),
+        replace(found, candidates=()),
+    )
+    with pytest.raises(CaptionerError, match=r"no attention maps\. .* --attention"):
+        draw_attention(Image.new("RGB", (9, 9)), found)
+    with pytest.raises(CaptionerError, match="no attention maps"):
+        animate_attention(Image.new("RGB", (9, 9)), found)
+
+
 def test_a_probability_of_zero_round_trips(caption):
     impossible = replace(caption, log_prob=-np.inf, log_probs=(-np.inf,) * len(caption.words))
     record = json.loads(json.dumps(impossible.to_dict(attention=True), allow_nan=False))
@@ -68,7 +83,7 @@ def test_a_probability_of_zero_round_trips(caption):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda record: record.pop("attention"), r"'attention' is missing. It must include the attention maps"),
+        (lambda record: record.pop("rectangle"), r"'rectangle' is missing"),
         (lambda record: record.pop("words"), "'words' is missing"),
         (lambda record: record["log_probs"].pop(), r"5 words, but 4 log_probs"),
         (lambda record: record["attention"].pop(), r"5 words, but 4 attention"),

@@ -9,7 +9,7 @@ import threading
 import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -112,6 +112,43 @@ def test_any_sequence_of_pictures_gives_a_list(tiny, pictures):
         captions = tiny.caption(sequence)
         assert isinstance(captions, list)
         assert [caption.text for caption in captions] == expected
+
+
+def test_search_options_are_keywords(tiny, pictures):
+    settings = SearchSettings(max_words=3, alternatives=1)
+    expected = tiny.caption(pictures[0], replace(settings, beam_size=2, candidates=2))
+    found = tiny.caption(pictures[0], settings, beam_size=2, candidates=2)
+    batch = tiny.caption(pictures[:1], settings, beam_size=2, candidates=2)
+    ((_, streamed),) = tiny.caption_batches(pictures[:1], settings, beam_size=2, candidates=2)
+    for caption in (found, batch[0], streamed):
+        assert caption.to_dict(attention=True) == expected.to_dict(attention=True)
+    assert len(tiny.caption(pictures[0], max_words=2, min_words=2).words) == 2
+
+
+def test_keywords_change_the_settings_of_the_model(tiny_checkpoint, pictures):
+    model = load(tiny_checkpoint, device="cpu")
+    model.search_settings = SearchSettings(max_words=4, min_words=4)
+    assert len(model.caption(pictures[0], beam_size=1).words) == 4
+
+
+def test_an_unknown_keyword_is_a_type_error_at_the_call_that_lists_the_valid_ones(tiny, pictures):
+    for caption in (tiny.caption, tiny.caption_batches):
+        with pytest.raises(
+            TypeError, match=r"unknown option 'beam'. Did you mean 'beam_size'\? Search options: "
+        ) as info:
+            caption(pictures, beam=3)
+        assert all(field.name in str(info.value) for field in fields(SearchSettings))
+        with pytest.raises(ValueError, match=r"^beam_size: "):
+            caption(pictures, beam_size=0)
+
+
+def test_captions_know_their_pictures_unless_they_are_of_a_stream(tiny, pictures):
+    captions = tiny.caption(pictures[:3], candidates=2)
+    assert [caption.picture for caption in captions] == pictures[:3]
+    assert captions[0].candidates[0].picture == pictures[0]
+    assert [caption.picture for caption in captions[1:]] == pictures[1:3]
+    assert isinstance(captions[1:], captioner.Captions)
+    assert all(caption.picture is None for _, caption in tiny.caption_batches(pictures[:3]))
 
 
 def test_a_single_picture_is_not_an_iterable_of_pictures(tiny, pictures):

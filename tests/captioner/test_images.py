@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageDraw, PngImagePlugin, features
 
 from captioner import images
@@ -534,8 +535,17 @@ def test_a_closed_standard_input_is_refused(monkeypatch):
 @pytest.mark.parametrize("source", [None, 3, ["a.jpg"], object()])
 def test_other_types_are_refused(source):
     assert failure(source) == (
-        f"expected a path, bytes, an open file, a PIL image or a uint8 array, got {type(source).__name__}"
+        f"expected a path, bytes, an open file, a PIL image or a uint8 array of NumPy, got {type(source).__name__}"
     )
+
+
+def test_a_tensor_is_refused_with_the_conversion_that_works():
+    tensor = torch.linspace(0, 1, 3 * 40 * 30).reshape(3, 40, 30)
+    message = failure(tensor)
+    conversion = message.partition("such as ")[2]
+    array = eval(conversion, {"tensor": tensor})
+    assert "got Tensor" in message
+    assert images.open(array).size == (30, 40)
 
 
 def test_a_large_file_is_refused_before_it_is_read(monkeypatch, tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import captioner
 from captioner.caption import Caption, Rectangle
-from captioner.errors import OutputError
+from captioner.errors import DataError, OutputError
 from captioner.output import FORMATS, Sidecars, write_sidecar
 
 
@@ -150,6 +151,54 @@ def test_each_line_starts_with_its_picture_and_its_name_can_be_read_back(format,
     for line in lines:
         assert line.startswith(writer.start(name))
         assert writer.read_name(line) == writer.spell(name)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_captions_are_read_back_from_json_lines(tmp_path, run, pictures, attention):
+    file = tmp_path / "captions.jsonl"
+    code, _, _ = run(*pictures, "-o", file, "--candidates", 2, *["--attention"] * attention)
+    assert code == 0
+    captions = dict(captioner.read_captions(file))
+    assert list(captions) == list(map(str, pictures))
+    for line, (image, caption) in zip(file.read_text().splitlines(), captions.items(), strict=True):
+        assert json.loads(line) == {"image": image, **caption.to_dict(attention=attention)}
+        assert caption.picture == image
+        assert len(caption.candidates) == 1
+
+
+def test_a_name_that_is_not_utf8_is_read_back_from_json_lines(tmp_path):
+    file = tmp_path / "captions.jsonl"
+    file.write_text(written("jsonl", ("\udce9.jpg", make_caption())))
+    assert [image for image, _ in captioner.read_captions(file)] == ["\udce9.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a.jpg\ta dog", r"Expecting value: line 1 column 1 \(char 0\)"),
+        ("[]", "list indices"),
+        ("{}", "'image' is missing"),
+        ('{"image": ["x"]}', "image: expected a name"),
+        ('{"image": "a.jpg"}', "caption record: 'words' is missing"),
+        ("[" * 100_000, ""),
+    ],
+)
+def test_a_line_that_is_not_a_record_is_named(tmp_path, line, reason):
+    file = tmp_path / "captions.jsonl"
+    file.write_text(written("jsonl", ("a.jpg", make_caption())) + line + "\n")
+    captions = captioner.read_captions(file)
+    assert next(captions)[0] == "a.jpg"
+    with pytest.raises(
+        DataError, match=rf"captions.jsonl: line 2: {reason}.*\. Expected a line of caption --format"
+    ):
+        next(captions)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"image": "\xe9"}\n')
+    for name, reason in {"latin.jsonl": "'utf-8' codec", "absent.jsonl": "No such file"}.items():
+        with pytest.raises(DataError, match=rf"{name}: .*{reason}"):
+            next(captioner.read_captions(tmp_path / name))
 
 
 def test_formats_are_registered_by_their_names():

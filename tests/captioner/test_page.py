@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.caption import Caption, Rectangle
+from captioner.caption import Caption, Captions, Rectangle
 from captioner.overlay import DIMMED, VEIL, fit_to_panel, light_up
-from captioner.page import POLICY, document, figure, overlay_page
+from captioner.page import GALLERY, POLICY, document, figure, overlay_page
 
 GREEN = (20, 120, 20)
 EVERYTHING = Rectangle(0, 0, 1, 1)
@@ -224,3 +224,75 @@ def test_without_a_calibration_nothing_is_told_of_confidence():
     page = figure(Image.new("RGB", (64, 64), GREEN), make_caption(["a", "dog"]))
     assert "confident" not in page
     assert re.findall(r'<span class="(word[^"]*)"', page) == ["word", "word"]
+
+
+NOTEBOOK = "<!DOCTYPE html><html><body>{}</body></html>"
+
+
+def frames_of(text):
+    """Return the documents in the frames of a notebook's output."""
+    return [unescape(content) for content in re.findall(r' srcdoc="([^"]*)"', text)]
+
+
+def test_a_notebook_shows_the_figure_of_a_caption_in_a_frame_of_its_own():
+    picture = Image.new("RGB", (64, 64), GREEN)
+    caption = make_caption(["dog"], one_bright_place(1, 1), picture=picture)
+    (frame,) = frames_of(caption._repr_html_())
+    assert figure(picture, caption) in frame
+    assert f'http-equiv="Content-Security-Policy" content="{POLICY}"' in frame
+
+
+@pytest.mark.parametrize("text", ["</iframe><script>alert(1)</script>", '"><b onclick="x', "&quot;>", "'"])
+def test_no_text_leaves_the_frame(text, tmp_path):
+    path = tmp_path / f"{text.replace('/', '')}.png"
+    Image.new("RGB", (9, 9)).save(path)
+    output = Captions([make_caption([text], picture=path), make_caption([text])])._repr_html_()
+    tags = re.sub(r'"[^"]*"', "", output)
+    assert re.findall(r"<(\w+)", tags) == ["div", "iframe", "iframe"]
+    assert tags.count("<iframe sandbox= title= srcdoc= style=></iframe>") == 2
+    assert "script>" not in output.replace("script&amp;gt;", "").replace("script&gt;", "")
+
+
+def test_without_its_picture_a_caption_is_shown_as_words(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for picture in (None, "-", tmp_path / "absent.png", tmp_path, tmp_path / "text.png", io.BytesIO(), "a\0b"):
+        (frame,) = frames_of(make_caption(["a", "dog"], picture=picture)._repr_html_())
+        assert "a dog" in visible_text(frame)
+        assert "61% likely" in frame
+        assert not images_of(frame)
+
+
+def test_without_maps_the_words_have_figures_and_no_light():
+    caption = make_caption(["a", "dog"], np.zeros((2, 0, 0), np.float32), picture=Image.new("RGB", (64, 64), GREEN))
+    (frame,) = frames_of(caption._repr_html_())
+    assert len(images_of(frame)) == 1
+    assert ">61% likely</span>" in frame
+
+
+def test_a_list_is_a_gallery_of_a_bounded_size():
+    captions = Captions([make_caption(["dog"])] * (GALLERY + 1))
+    assert len(frames_of(captions._repr_html_())) == GALLERY
+    assert f"{GALLERY} of {GALLERY + 1} captions" in captions._repr_html_()
+    assert "captions" not in Captions(captions[1:])._repr_html_()
+
+
+@pytest.mark.slow
+def test_frames_show_everything_and_light_the_picture_in_a_browser(visit):
+    captions = Captions()
+    sizes = {(640, 400): 2, (400, 640): 20, (3000, 100): 12, (100, 3000): 12, None: 20}
+    for size, count in sizes.items():  # and the number of words
+        words = (["umbrella", "a", "woman", "of", "striped", "in"] * 4)[:count]
+        maps = np.repeat(one_bright_place(1, 1), count, axis=0)
+        picture = size and Image.new("RGB", size, GREEN)
+        confidences = {"confidence": 0.4, "word_confidences": (0.9,) * count}
+        captions.append(make_caption(words, maps, picture=picture, **confidences))
+    tab = visit(NOTEBOOK.format("".join(map(Caption._repr_html_, captions)) + captions._repr_html_()))
+    frames = tab.frames[1:]
+    assert len(frames) == 2 * len(captions)
+    for frame in frames:
+        height = frame.evaluate("innerHeight")
+        assert frame.evaluate("document.documentElement.scrollHeight") == height
+        assert height - frame.evaluate("document.querySelector('.trust').getBoundingClientRect().bottom") < 60
+    frames[0].locator(".word").first.hover()
+    assert frames[0].locator(".figures").first.is_visible()
+    assert_lit(look_at(frames[0].locator(".captioned > .panel")), 1, 1)
