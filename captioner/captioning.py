@@ -36,6 +36,7 @@ from captioner.search import (
 from captioner.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, join, split
 
 SourceT = TypeVar("SourceT", bound=Source)
+"""Type of the pictures, which `caption_batches` keeps."""
 
 
 class Prepared(NamedTuple):

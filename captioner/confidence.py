@@ -52,6 +52,7 @@ class WordWeights:
     """Weights of the log-odds that a word is confirmed."""
 
     constant: Weight
+    """The log-odds without evidence."""
     log_prob: Weight
     """Weight of the log-probability of the word."""
     detector: Weight
@@ -70,6 +71,7 @@ class CaptionWeights:
     """Weights of the log-odds that all things in a caption are confirmed."""
 
     constant: Weight
+    """The log-odds without evidence."""
     product: Weight
     """Weight of the log-odds of the product of the probabilities of the things."""
     weakest: Weight
@@ -84,7 +86,9 @@ class Distance:
     """Mean and standard deviation of the log-distance of development pictures from the training pictures."""
 
     mean: Weight
+    """Mean of the log-distance."""
     deviation: Annotated[float, Range(1e-6, 1000)]
+    """Standard deviation of the log-distance."""
 
     def __post_init__(self) -> None:
         config.check(self)
@@ -99,9 +103,13 @@ class Calibration:
     things: int
     """Number of things."""
     thing: WordWeights
+    """Weights of words for things."""
     other: WordWeights
+    """Weights of the other words."""
     caption: CaptionWeights
+    """Weights of whole captions."""
     distance: Distance
+    """Distribution of the distance from the training pictures."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.things <= len(self.words):

@@ -63,6 +63,7 @@ CONFIDENCE = "confidence."
 """Prefix of the names of tensors that contain `captioner.confidence.Tables`."""
 
 DAMAGED = "Check that it was copied or downloaded completely."
+"""Advice of errors of damaged files."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ class Fold:
     """A batch norm to fold into the preceding convolution, by the names of these layers."""
 
     convolution: str
+    """Name of the convolution."""
     norm: str
+    """Name of the batch norm."""
     epsilon: float
+    """What is added to its variances."""
 
 
 class Graphs(NamedTuple):
@@ -87,9 +91,11 @@ class GraphInfo:
     """Description of the graphs in a header."""
 
     start: str
-    """Hexadecimal SHA-256 of the graph."""
+    """Hexadecimal SHA-256 of the graph of `Engine.start`."""
     step: str
+    """Hexadecimal SHA-256 of the graph of `Engine.step`."""
     folds: tuple[Fold, ...]
+    """Batch norms to fold when an engine loads."""
 
     @classmethod
     def of(cls, graphs: Graphs) -> "GraphInfo":
@@ -106,8 +112,11 @@ class Header:
     """The header of a model file."""
 
     format: int
+    """Version of the format; see `FORMAT`."""
     model: ModelSettings
+    """Settings of the network."""
     images: ImageSettings
+    """How pictures become the network's input."""
     words: tuple[str, ...]
     """The vocabulary: words or word pieces."""
     tokenizer: str

@@ -151,6 +151,7 @@ class CsvFormat(Format):
     name = "csv"
     suffixes = (".csv",)
     COLUMNS = ("image", "rank", "caption", "log_prob", "log_probs", "confidence", "word_confidences")
+    """Names of the columns."""
     heading = ",".join(COLUMNS) + "\n"
 
     def lines(self, image: str, caption: Caption) -> str:

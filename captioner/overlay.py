@@ -23,24 +23,38 @@ from captioner.caption import Caption, Rectangle
 from captioner.colours import COLOUR_MAPS, apply_colour_map
 from captioner.errors import CaptionerError
 
-PANEL_SIDE = 300  # pixels; a panel has about the area of a square of this side
-LONGEST_SIDE = 4  # of a panel, in sides of that square
-FIGURE_WIDTH = 2000  # pixels, maximum width of a row of panels
-GAP = 16  # pixels around panels
+PANEL_SIDE = 300
+"""A panel has about the area of a square of this side, in pixels."""
+LONGEST_SIDE = 4
+"""Longest side of a panel, in sides of that square."""
+FIGURE_WIDTH = 2000
+"""Maximum width of a row of panels in pixels."""
+GAP = 16
+"""Space around panels in pixels."""
 TITLE_HEIGHT = 32
+"""Height of the title of a panel in pixels."""
 WORD_SIZE, WEIGHT_SIZE = 21, 15  # font sizes in pixels
-LEGEND_HEIGHT = 24  # height of a line
+LEGEND_HEIGHT = 24
+"""Height of a line of the legend in pixels."""
 PAPER, INK, FAINT_INK, ACCENT = "#ffffff", "#1a1a1a", "#767676", "#a8480f"
 
-DIMMED = 0.15  # opacity of the picture without attention
-VEIL = 0.12  # grey below it, 0 to 1; with black, a dark picture would look the same everywhere
-FULL = 2  # minimum ratio of a weight with full light to the average weight
-SOFTNESS = 1.5  # 1: light is proportional to the weight above the average; more: it rises faster at first
-COLOURED = 0.65  # opacity of colours over the picture
-SPREAD = 0.6  # standard deviation, in grid cells, of the Gaussian that smooths the maps
+DIMMED = 0.15
+"""Opacity of the picture without attention."""
+VEIL = 0.12
+"""Grey below the dimmed picture, 0 to 1; with black, a dark picture would look the same everywhere."""
+FULL = 2
+"""Minimum ratio of a weight with full light to the average weight."""
+SOFTNESS = 1.5
+"""With 1, light is proportional to the weight above the average; with more, it rises faster at first."""
+COLOURED = 0.65
+"""Opacity of colours over the picture."""
+SPREAD = 0.6
+"""Standard deviation, in grid cells, of the Gaussian that smooths the maps."""
 
-SECONDS = 0.9  # for each word of an animation
-PAUSE = 2.0  # seconds for the picture itself
+SECONDS = 0.9
+"""Seconds for each word of an animation."""
+PAUSE = 2.0
+"""Seconds for the picture itself in an animation."""
 
 COLOURS = ("white", *COLOUR_MAPS)
 """Colours of overlays: white light as in the paper, and the colour maps of `captioner.colours`."""

@@ -25,9 +25,12 @@ from captioner.files import is_file
 from captioner.overlay import PANEL_SIDE, describe_attention, draw_layer, fit_to_panel, panel_size
 from captioner.vocabulary import join
 
-PANEL_HEIGHT = 416  # pixels, maximum height of a picture
-QUALITY = 80  # JPEG quality of the photograph
-LIGHT_SIDE = 64  # pixels, as `PANEL_SIDE`; light is smooth, so a small image is stretched
+PANEL_HEIGHT = 416
+"""Maximum height of a picture in pixels."""
+QUALITY = 80
+"""JPEG quality of the photograph."""
+LIGHT_SIDE = 64
+"""Side of the light in pixels, as `PANEL_SIDE`: light is smooth, so a small image is stretched."""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content security policy of a page: inline images and style only."""

@@ -140,6 +140,7 @@ class DecoderSettings:
     """The decoder, its sizes and its regularisation."""
 
     kind: Literal["rnn", "gru", "lstm", "top_down", "transformer"] = "lstm"
+    """The decoder: a recurrent network, the two LSTMs of top-down attention, or a transformer."""
     attend: Literal["before", "after"] = "before"
     """When `rnn`, `gru` and `lstm` attend: before the cell is updated, from the previous state (Bahdanau et al.
     2015, Show, Attend and Tell), or after, from the new state (Luong et al. 2015)."""
@@ -175,8 +176,11 @@ class ModelSettings:
     """All settings that determine the shape of the network, except the size of the vocabulary."""
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    """The network that encodes the image."""
     attention: AttentionSettings = field(default_factory=AttentionSettings)
+    """The attention mechanism."""
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    """The decoder."""
 
     def __post_init__(self) -> None:
         attention, decoder = self.attention, self.decoder

@@ -20,15 +20,16 @@ from captioner.installation import install_hint
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
-
-# Name of the tokenizer `split`, stored in model files, which distinguishes it from later versions.
+"""The special words, whose token ids are `PAD`, `START`, `END` and `UNKNOWN`."""
 RULE = "words-1"
-# Name of the tokenizer of word pieces: `split`, then byte-pair encoding of each word.
+"""Name of the tokenizer `split`, stored in model files, which distinguishes it from later versions."""
 PIECES_RULE = "pieces-1"
-# Ends the last piece of a word. Words never contain "<" or "/".
+"""Name of the tokenizer of word pieces: `split`, then byte-pair encoding of each word."""
 END_OF_WORD = "</w>"
-# Minimum share of captions with a word that contain it twice, for words that may be repeated.
+"""Ends the last piece of a word. Words never contain "<" or "/"."""
 REPEATED = 0.05
+"""Minimum share of captions with a word that contain it twice, for words that may be repeated."""
+
 # Represents any combining mark, such as the vowel signs of Indic and Thai scripts.
 _MARK = "\N{COMBINING GRAVE ACCENT}"
 # Joiners within words: apostrophe, full stop, hyphen, Hebrew punctuation, zero-width (non-)joiner.

@@ -79,3 +79,34 @@ def test_mixed_weights_are_the_sum_of_weights_times_factors(tmp_path, tiny_check
 def test_factors_of_a_mixture_sum_to_one(tiny_checkpoint):
     with pytest.raises(CaptionerError, match=r"must sum to 1, got 0\.5"):
         mix({tiny_checkpoint: 0.5})
+
+
+def test_the_reference_finds_public_names_without_a_docstring(tmp_path, monkeypatch):
+    pytest.importorskip("pdoc", reason="needs pdoc")
+    from scripts.reference import find_undocumented
+
+    code = """'''A module.'''
+from dataclasses import dataclass
+
+@dataclass
+class Documented:
+    '''A class.'''
+    field: int
+    '''A field.'''
+    other: int
+    def __init__(self, value):
+        self.assigned = value
+    def method(self): pass
+    def _private(self): pass
+
+def function(): pass
+number: int = 3
+"""
+    (tmp_path / "undocumented.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert set(find_undocumented("undocumented")) == {
+        "undocumented.Documented.other",
+        "undocumented.Documented.method",
+        "undocumented.function",
+        "undocumented.number",
+    }

@@ -414,6 +414,7 @@ class HardAttention(ScoredAttention):
     """
 
     draws: Tensor
+    """float64 (1024,) uniform numbers that choose locations if `choice` is `sample`."""
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
         super().__init__(settings, sizes)
@@ -487,6 +488,7 @@ KINDS: dict[str, type[Attention]] = {
     "adaptive": AdaptiveAttention,
     "hard": HardAttention,
 }
+"""The mechanisms by name; `register` adds others."""
 
 
 def register(name: str, mechanism: type[Attention]) -> None:

@@ -390,6 +390,7 @@ STAGES: tuple[tuple[Callable[[int, int, int, int], Residual], int, int, int, int
     (mbconv, 6, 1, 96, 112, 5),
     (mbconv, 6, 2, 112, 192, 8),
 )
+"""The stages of EfficientNetV2-B0."""
 
 
 def efficientnet_v2_b0(name: str, stride: int) -> tuple[nn.Sequential, int]:

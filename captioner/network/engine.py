@@ -27,6 +27,7 @@ class TorchState:
     """The state of `TorchEngine`, on its device."""
 
     state: State
+    """The state of the decoder."""
 
     def select(self, images: np.ndarray, rows: np.ndarray) -> "TorchState":
         """Return the state of some images and rows; see `captioner.engine.State`."""

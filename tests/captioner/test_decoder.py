@@ -13,7 +13,8 @@ from torch import Tensor
 from captioner.config import from_dict
 from captioner.errors import ConfigError
 from captioner.network.attention import KINDS as ATTENTIONS
-from captioner.network.decoder import CELLS, KINDS, build_decoder
+from captioner.network.decoder import KINDS, build_decoder
+from captioner.network.decoder.recurrent import CELLS
 from captioner.settings import AttentionSettings, DecoderSettings, ModelSettings
 from captioner.vocabulary import PAD, START
 

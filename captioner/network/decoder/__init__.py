@@ -19,13 +19,14 @@ from captioner.network.decoder.top_down import TopDownDecoder
 from captioner.network.decoder.transformer import TransformerDecoder
 from captioner.settings import AttentionSettings, DecoderSettings
 
-__all__ = ["CELLS", "KINDS", "Decoder", "ImageState", "State", "build_decoder"]
+__all__ = ["KINDS", "Decoder", "ImageState", "State", "build_decoder"]
 
 KINDS: dict[str, Callable[..., Decoder]] = {
     **dict.fromkeys(CELLS, RecurrentDecoder),
     "top_down": TopDownDecoder,
     "transformer": TransformerDecoder,
 }
+"""The decoders by name."""
 
 
 def build_decoder(

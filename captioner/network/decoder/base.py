@@ -59,6 +59,7 @@ class Decoder(nn.Module):
     """Base class of all decoders: embedded words, attention, and logits of the next word."""
 
     attention: Attention
+    """The attention mechanism."""
 
     def __init__(self, settings: DecoderSettings, annotation_size: int, vocabulary_size: int):
         super().__init__()
