@@ -86,6 +86,8 @@ class Encoder(nn.Module):
     def finetune_from(self, stage: str | None) -> None:
         """Train `stage` and all later stages, and freeze the others. None freezes all.
 
+        The first stage trains with what belongs to no stage: positions and class tokens of vision transformers.
+
         Raises:
             ConfigError: if there is no such stage.
         """
@@ -93,7 +95,7 @@ class Encoder(nn.Module):
             stages = ", ".join(self.stages)
             raise ConfigError(f"{self.settings.name} has no stage {stage!r}; its stages: {stages}")
         first = len(self.stages) if stage is None else self.stages.index(stage)
-        self.features.requires_grad_(False)
+        self.features.requires_grad_(first == 0)
         for layer in list(_stages(self.features).values())[first:]:
             layer.requires_grad_(True)
 

@@ -93,6 +93,19 @@ def test_training_starts_at_a_stage():
     assert not any(weight.requires_grad for weight in encoder.parameters())
 
 
+def test_the_first_stage_of_a_transformer_learns_with_its_positions(learning, tmp_path):
+    encoder, _ = tiny("timm:test_vit")
+    encoder.finetune_from(encoder.stages[1])
+    assert not encoder.features.network.pos_embed.requires_grad
+    run = start_run(with_encoder(learning, "timm:test_vit", 16, 160, "all"), tmp_path)
+    network = run.network.encoder.features.network
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    run.train()
+    after = dict(network.named_parameters())
+    assert "pos_embed" in before
+    assert not [name for name, weight in before.items() if torch.equal(weight, after[name])]
+
+
 def test_weights_are_read_from_a_file_of_timm(tmp_path):
     torch.manual_seed(1)
     network = timm.create_model("test_resnet")  # with its head
