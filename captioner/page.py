@@ -10,6 +10,7 @@ import html
 import io
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -157,15 +158,20 @@ def frame(caption: Caption, max_width: int = FRAME_WIDTHS[1]) -> str:
     ratio = photograph.width / photograph.height if photograph else 0
     panel = PANEL_HEIGHT * ratio
     width = round(min(max(FRAME_WIDTHS[0], panel), max_width))
-    lines = 1 + len(caption.text) * 9 // (width - 40)  # of about 9 pixels per letter
-    height = 64 + 29 * lines + (36 if caption.confidence is not None else 0)
+    height = 64 + 29 * _count_lines(caption.text, width, 11) + (18 if caption.alternatives else 0)
     height += round(min(panel, width - 2) / ratio) if photograph else 0
-    height += 18 if caption.alternatives else 0
+    if caption.confidence is not None:
+        height += 16 + 20 * _count_lines(_describe_confidence(caption), width, 6.7)
     content = document(caption.text, figure(photograph, caption, name), FRAME)
     return (
         f'<iframe sandbox="allow-same-origin" title="{html.escape(caption.text)}" srcdoc="{html.escape(content)}" '
         f'style="width: {width}px; height: {height}px; max-width: 100%; border: 0"></iframe>'
     )
+
+
+def _count_lines(text: str, width: int, letter: float) -> int:
+    """Estimate the number of lines of a text in a frame, with letters of this width in pixels."""
+    return len(textwrap.wrap(text, int((width - 34) // letter))) or 1
 
 
 def gallery(captions: Sequence[Caption]) -> str:
@@ -213,10 +219,13 @@ def figure(
 
 def _confidence(caption: Caption) -> str:
     """Return the confidence of a caption; empty without a calibration."""
-    if caption.confidence is None:
-        return ""
-    kind = "unsure: " if caption.confidence < UNSURE else ""
-    return f'<p class="trust">{kind}{_percent(caption.confidence)} confident of all that it names</p>'
+    return "" if caption.confidence is None else f'<p class="trust">{_describe_confidence(caption)}</p>'
+
+
+def _describe_confidence(caption: Caption) -> str:
+    confidence = caption.confidence or 0
+    kind = "unsure: " if confidence < UNSURE else ""
+    return f"{kind}{_percent(confidence)} confident of all that it names"
 
 
 def _word(caption: Caption, index: int, size: tuple[int, int] | None, colours: str) -> str:

@@ -292,7 +292,7 @@ def test_frames_show_everything_and_light_the_picture_in_a_browser(visit):
     for frame in frames:
         height = frame.evaluate("innerHeight")
         assert frame.evaluate("document.documentElement.scrollHeight") == height
-        assert height - frame.evaluate("document.querySelector('.trust').getBoundingClientRect().bottom") < 60
+        assert height - frame.evaluate("document.querySelector('.trust').getBoundingClientRect().bottom") < 70
     frames[0].locator(".word").first.hover()
     assert frames[0].locator(".figures").first.is_visible()
     assert_lit(look_at(frames[0].locator(".captioned > .panel")), 1, 1)
