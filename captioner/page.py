@@ -163,10 +163,11 @@ def frame(caption: Caption, max_width: int = FRAME_WIDTHS[1]) -> str:
     if caption.confidence is not None:
         height += 16 + 20 * _count_lines(_describe_confidence(caption), width, 6.7)
     content = document(caption.text, figure(photograph, caption, name), FRAME)
-    return (
+    output = (
         f'<iframe sandbox="allow-same-origin" title="{html.escape(caption.text)}" srcdoc="{html.escape(content)}" '
         f'style="width: {width}px; height: {height}px; max-width: 100%; border: 0"></iframe>'
     )
+    return output.encode("utf-8", "backslashreplace").decode()  # names may contain surrogates
 
 
 def _count_lines(text: str, width: int, letter: float) -> int:

@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 import re
 from dataclasses import replace
 from html import unescape
@@ -260,6 +261,13 @@ def test_without_its_picture_a_caption_is_shown_as_words(tmp_path):
         assert "a dog" in visible_text(frame)
         assert "61% likely" in frame
         assert not images_of(frame)
+
+
+def test_a_name_that_is_not_utf8_is_displayed(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xe9.png"
+    Image.new("RGB", (9, 9)).save(os.fsdecode(path), "PNG")
+    output = make_caption(["dog"], picture=os.fsdecode(path))._repr_html_()
+    assert "\\udce9.png" in output.encode().decode()
 
 
 def test_without_maps_the_words_have_figures_and_no_light():
