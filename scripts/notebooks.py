@@ -41,7 +41,7 @@ def execute(path: Path, **parameters: Any) -> nbformat.NotebookNode:
         for cell in code:
             cell.source = pattern.sub(f"{name} = {value!r}", cell.source)
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=1800, resources=resources, record_timing=False).execute()
+    NotebookClient(notebook, timeout=None, resources=resources, record_timing=False).execute()
     for cell, source in zip(code, sources, strict=True):
         cell.source = source
         cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
