@@ -170,22 +170,29 @@ def open_frame(
         return *prepare(picture, settings), size
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def read_size(path: str | os.PathLike[str] | Callable[[], bytes]) -> tuple[int, int]:
     """Return the width and height in a file's header, as stored, without decoding its pixels.
 
     Much faster than `open`, to scan many files; damage after the header is not detected.
+
+    Args:
+        path: a file, or a function that returns its content.
 
     Raises:
         ImageError: if the header cannot be read, or the picture is too large for `open`.
     """
     try:
+        if callable(path):
+            picture: Image.Image = _picture(path)
+            _check_size(picture, MAX_PIXELS, path)
+            return picture.size
         with Path(path).open("rb") as stream:
             plugin = _plugin(stream.read(HEAD_BYTES), path)
             if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads the whole file
                 raise _too_large(path)
             stream.seek(0)
             try:
-                picture: Image.Image = plugin(stream)
+                picture = plugin(stream)
             except Exception:  # `open` may repair it
                 picture = _picture(path)
             _check_size(picture, MAX_PIXELS, path)

@@ -55,7 +55,7 @@ def read_truth(
         MissingExtraError: if instances need a library that is not installed.
     """
     if layout == "coco" and not files:
-        folders = sorted({record.image.parent.name for record in records})
+        folders = sorted({record.image.parent.name for record in records if isinstance(record.image, Path)})
         beside = [path / "annotations" / f"instances_{folder}.json" for folder in folders]
         files = [file for file in beside if file.exists()]
     return Truth(

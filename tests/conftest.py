@@ -1,6 +1,10 @@
 import ctypes
+import importlib
+import io
+import json
 import os
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,6 +107,45 @@ def pictures(tmp_path) -> list[Path]:
         paths.append(tmp_path / f"picture-{number}.png")
         Image.fromarray((noise + random.integers(0, 190, 3)).astype(np.uint8)).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def write_shards():
+    """Write shards of so many records, as WebDataset; return their folder."""
+
+    def write(folder, records, count, name="shard"):
+        folder.mkdir(exist_ok=True)
+        for number, start in enumerate(range(0, len(records), count)):
+            with tarfile.open(folder / f"{name}-{number:03}.tar", "w") as tar:
+                for record in records[start : start + count]:
+                    row = json.dumps({"captions": record.captions, "split": record.split}).encode()
+                    members = {record.image.suffix: record.image.read_bytes(), ".json": row}
+                    for suffix, content in members.items():
+                        info = tarfile.TarInfo(record.image.stem + suffix)
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_parquet():
+    """Write a table of records, as those of the Hugging Face Hub, with so many rows in a row group."""
+    arrow = pytest.importorskip("pyarrow", reason="needs pyarrow: the extra `parquet`")
+    parquet = importlib.import_module("pyarrow.parquet")
+
+    def write(file, records, count):
+        table = {
+            "image": [{"bytes": record.image.read_bytes(), "path": record.image.name} for record in records],
+            "captions": [list(record.captions) for record in records],
+            "split": [{"dev": "validation"}.get(record.split, record.split) for record in records],
+            "name": [record.image.stem for record in records],
+        }
+        parquet.write_table(arrow.table(table), file, row_group_size=count)
+        return file
+
+    return write
 
 
 class _CapabilityHeader(ctypes.Structure):

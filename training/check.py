@@ -24,6 +24,7 @@ from training.objective import Objective
 from training.setup import (
     build_vocabulary,
     count_records,
+    describe_missing,
     load_decoder,
     load_encoder,
     read_datasets,
@@ -45,8 +46,11 @@ def check(settings: TrainingSettings) -> Iterator[str]:
     Raises:
         CaptionerError: if the run would fail, such as for missing or malformed data.
     """
-    data = read_datasets(settings)
+    datasets = read_datasets(settings)
+    data = datasets.records
     for name, records in data.items():
+        if datasets.missing[name]:
+            yield f"{describe_missing(datasets, name)}. They are skipped"
         yield f"{name}: {_count(records)}"
         if unreadable := find_unreadable(records):
             reasons = "; ".join(reason for _, reason in unreadable[:5])

@@ -22,7 +22,7 @@ from captioner.network.model import build_network
 from captioner.search import SearchSettings
 from captioner.settings import ModelSettings
 from captioner.vocabulary import SPECIAL
-from evaluation.datasets import READERS
+from evaluation.datasets import READERS, WITH_COLUMNS, Columns
 from evaluation.metrics import PYTHON_SCORES
 
 MOST = 1_000_000
@@ -57,7 +57,13 @@ class DatasetSettings:
     layout: str
     """Layout of its files; a key of `evaluation.datasets.READERS`."""
     path: str
-    """Its folder or file. Environment variables such as `$CAPTIONER_DATA` are expanded."""
+    """Its folder, file or address. Environment variables such as `$CAPTIONER_DATA` are expanded."""
+    columns: Columns = field(default_factory=Columns)
+    """Names of columns, for the layouts `evaluation.datasets.WITH_COLUMNS`."""
+    missing: Literal["error", "skip"] = "error"
+    """Whether pictures that are not on disk are an error, or skipped."""
+    at_most: Share = 0.0
+    """Maximum share of the pictures that may be missing, which `missing = "skip"` needs."""
     boxes: str = ""
     """JSON file of boxes of persons, for `loss.persons`: `{"PICTURE": [[left, top, right, bottom], ...]}`, with
     paths relative to the folder of the file, and boxes in fractions of the picture. Other pictures have no known
@@ -67,6 +73,15 @@ class DatasetSettings:
         config.check(self)
         _check_folder_name(self.name)
         _check_known("layout", self.layout, READERS)
+        if self.columns != Columns() and self.layout not in WITH_COLUMNS:
+            raise ValueError(
+                f"columns: available for the layouts {', '.join(WITH_COLUMNS)}, not for {self.layout!r}"
+            )
+        if (self.missing == "skip") != bool(self.at_most):
+            raise ValueError(
+                'at_most: must be above 0 if and only if missing is "skip": the maximum share of missing pictures, '
+                "such as 0.95"
+            )
 
 
 @dataclass(frozen=True)

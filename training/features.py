@@ -3,20 +3,23 @@
 The grid cache contains the annotations of every picture, computed once by the frozen encoder. A cache is a folder.
 `header.json` describes encoder, weights, frame and pictures; its hash is part of the name of the folder, so that a
 cache of other settings is never used. `grids-0000.bin` and so on contain one fp16 record per picture. They are only
-appended to, so an interrupted computation resumes after the last complete batch.
+appended to, so an interrupted computation resumes after the last complete batch. Each shard or Parquet file has a
+cache of its own, so that further shards leave the grids of the others as they are.
 """
 
+import bisect
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ from captioner.errors import ConfigError, OutputError
 from captioner.files import write_atomically
 from captioner.images import ImageSettings
 from captioner.network.encoder import Encoder
-from evaluation.datasets import Record
+from evaluation.datasets import PackedImage, Record
 from training.augment import augment
 
 WHOLE = Rectangle(0.0, 0.0, 1.0, 1.0)
@@ -49,26 +52,34 @@ class GridCache:
         mirrored: whether it contains mirrored pictures, too.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], shard: int):
-        """Open a complete cache with records of `shape` (views, L, D), and `shard` records per file."""
+    def __init__(self, files: Sequence["GridFile"], shape: tuple[int, int, int]):
+        """Open complete files of grids with records of `shape` (views, L, D)."""
         self.mirrored = shape[0] == 2
-        self._folder = folder
+        self._files = [file.path for file in files]
+        self._starts = list(itertools.accumulate((len(file.records) for file in files), initial=0))
         self._shape = shape
-        self._shard = shard
 
     def show(
         self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
     ) -> tuple[Tensor, Rectangle]:
         """Return the annotations of a picture, float32 (L, D), and the part of it that they cover."""
-        shard, index = divmod(picture, self._shard)
+        number = bisect.bisect_right(self._starts, picture) - 1
         views, *shape = self._shape
-        offset = (index * views + mirrored) * math.prod(shape) * 2
-        grid = np.memmap(_shard_file(self._folder, shard), np.float16, "r", offset, tuple(shape))
+        offset = ((picture - self._starts[number]) * views + mirrored) * math.prod(shape) * 2
+        grid = np.memmap(self._files[number], np.float16, "r", offset, tuple(shape))
         return torch.from_numpy(grid.astype(np.float32)), WHOLE
 
     def read(self, picture: int, mirrored: bool = False) -> Tensor:
         """Return the annotations of a picture, float32 (L, D)."""
         return self.show(picture, mirrored)[0]
+
+
+class GridFile(NamedTuple):
+    """A file of grids."""
+
+    path: Path
+    records: Sequence[Record]
+    """Its pictures."""
 
 
 class PictureFiles:
@@ -143,38 +154,58 @@ def cache_grids(
         OutputError: if the disk is full, or the folder cannot be written.
     """
     views = 2 if mirrored else 1
-    header = {
+    size = record_bytes(encoder, settings, mirrored=mirrored)
+    most = max(SHARD_BYTES // size // batch_size, 1) * batch_size  # records per file: whole batches
+    description = {
         "encoder": config.to_dict(encoder.settings),
         "weights": _hash_weights(encoder),
         "images": config.to_dict(settings),
         "views": views,
-        "pictures": [[record.image_id, record.image.stat().st_size] for record in records],
     }
-    text = json.dumps(header, sort_keys=True)
-    cache = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    size = record_bytes(encoder, settings, mirrored=mirrored)
-    shard = max(SHARD_BYTES // size // batch_size, 1) * batch_size  # records per file: whole batches
-    parts = [records[at : at + shard] for at in range(0, len(records), shard)]
+    headers: dict[Path, str] = {}
+    caches: dict[Path, list[GridFile]] = {}
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "lock"):  # another run may write it
-            with write_atomically(cache / "header.json", overwrite=True) as written:
-                written.write(text.encode())
-            files = [_shard_file(cache, number) for number in range(len(parts))]
-            done = sum(file.stat().st_size for file in files if file.exists()) // size
-            missing, free = (len(records) - done) * size, shutil.disk_usage(cache).free
-            if missing > free:
-                raise OutputError(
-                    f"{cache}: the grids need {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free. "
-                    "Choose another encoder.cache, a coarser grid, or encoder.mirrored = false"
-                )
-            with tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None) as bar:
-                for file, part in zip(files, parts, strict=True):
-                    _complete(file, size, encoder, settings, part, views, batch_size, bar)
+        for part in _group_by_file(records):
+            pictures = [[record.image_id, *_identify(record.image)] for record in part]
+            header = json.dumps({**description, "pictures": pictures}, sort_keys=True)
+            cache = folder / f"{name}-{hashlib.sha256(header.encode()).hexdigest()[:12]}"
+            headers[cache] = header
+            caches[cache] = [
+                GridFile(cache / f"grids-{number:04}.bin", part[at : at + most])
+                for number, at in enumerate(range(0, len(part), most))
+            ]
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [file for parts in caches.values() for file in parts]
+        done = sum(file.path.stat().st_size for file in files if file.path.exists()) // size
+        missing, free = (len(records) - done) * size, shutil.disk_usage(folder).free
+        if missing > free:
+            raise OutputError(
+                f"{folder}: the grids need {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free. "
+                "Choose another encoder.cache, a coarser grid, or encoder.mirrored = false"
+            )
+        with tqdm(total=len(records), initial=done, desc=name, unit="picture", disable=None) as bar:
+            for cache, parts in caches.items():
+                cache.mkdir(exist_ok=True)
+                with FileLock(cache / "lock"):  # another run may write it
+                    with write_atomically(cache / "header.json", overwrite=True) as written:
+                        written.write(headers[cache].encode())
+                    for file in parts:
+                        _complete(file, size, encoder, settings, views, batch_size, bar)
     except OSError as error:
-        raise OutputError(f"{cache}: cannot write the grids ({error.strerror or error})") from error
+        raise OutputError(f"{folder}: cannot write the grids ({error.strerror or error})") from error
     rows, columns = encoder.grid(settings.size)
-    return GridCache(cache, (views, rows * columns, encoder.size), shard)
+    return GridCache(files, (views, rows * columns, encoder.size))
+
+
+def _group_by_file(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Yield the records of each file of several pictures; those of pictures with their own files are together."""
+    for _, group in itertools.groupby(records, lambda record: getattr(record.image, "file", None)):
+        yield list(group)
+
+
+def _identify(image: Path | PackedImage) -> list[int | str]:
+    """Return what changes with the content of a picture."""
+    return [image.size, image.member] if isinstance(image, PackedImage) else [image.stat().st_size]
 
 
 def record_bytes(encoder: Encoder, settings: ImageSettings, *, mirrored: bool) -> int:
@@ -183,44 +214,45 @@ def record_bytes(encoder: Encoder, settings: ImageSettings, *, mirrored: bool) -
 
 
 def _complete(
-    file: Path,
+    file: GridFile,
     record_bytes: int,
     encoder: Encoder,
     settings: ImageSettings,
-    records: Sequence[Record],
     views: int,
     batch_size: int,
     bar: tqdm,
 ) -> None:
-    """Append the missing records to a file of grids."""
-    with file.open("ab") as grids, ThreadPoolExecutor(count_cores()) as readers, torch.inference_mode():
-        done = file.stat().st_size // record_bytes
+    """Append the missing records to a file of grids.
+
+    All batches have the same size, because the rounding of a grid depends on it: the last one is filled up with its
+    last picture.
+    """
+    path, records = file
+    with path.open("ab") as grids, ThreadPoolExecutor(count_cores()) as readers, torch.inference_mode():
+        done = path.stat().st_size // record_bytes
         if done < len(records):
-            done -= done % batch_size  # whole batches, because the rounding of a grid depends on its batch
+            done -= done % batch_size
         grids.truncate(done * record_bytes)
         device = next(encoder.parameters()).device
 
         def read(batch: Sequence[Record]) -> Tensor:
-            return torch.stack(list(readers.map(partial(_read, settings=settings), batch)))
+            pixels = list(readers.map(partial(_read, settings=settings), batch))
+            return torch.stack(pixels + pixels[-1:] * (batch_size - len(pixels)))
 
         batches = [records[at : at + batch_size] for at in range(done, len(records), batch_size)]
-        for pixels in one_ahead(read, batches):
+        for batch, pixels in zip(batches, one_ahead(read, batches), strict=True):
             pixels = pixels.to(device)
             seen = [encoder(pixels)[0]] + ([encoder(pixels.flip(3))[0]] if views == 2 else [])
-            stored = torch.stack(seen, dim=1).half()
+            stored = torch.stack(seen, dim=1)[: len(batch)].half()
             if not stored.isfinite().all():
                 raise ConfigError(
-                    f"{file}: annotations exceed the range of float16, in which grids are stored. "
+                    f"{path}: annotations exceed the range of float16, in which grids are stored. "
                     "Are encoder.weights those of this encoder?"
                 )
             grids.write(stored.cpu().numpy().tobytes())
-            bar.update(len(pixels))
+            bar.update(len(batch))
         grids.flush()
         os.fsync(grids.fileno())
-
-
-def _shard_file(folder: Path, number: int) -> Path:
-    return folder / f"grids-{number:04}.bin"
 
 
 def _read(record: Record, settings: ImageSettings) -> Tensor:

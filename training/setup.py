@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,30 +22,62 @@ from captioner.network.engine import choose_device
 from captioner.network.model import CaptioningNetwork
 from captioner.vocabulary import SPECIAL, Vocabulary, split
 from evaluation.boxes import Boxes, read_boxes
-from evaluation.datasets import Record, read_dataset, resolve_paths
+from evaluation.datasets import Record, find_missing, read_dataset, resolve_paths
 from evaluation.datasets.files import Problems
 from training.config import TrainingSettings, expand_path
 from training.features import PictureFiles, Pictures, cache_grids
 
 
-def read_datasets(settings: TrainingSettings) -> dict[str, list[Record]]:
-    """Return the records of each data set by its name, in the order of the settings.
+class Data(NamedTuple):
+    """The data sets of a run by their names, in the order of the settings."""
+
+    records: dict[str, list[Record]]
+    """The pictures of each."""
+    missing: dict[str, list[Record]]
+    """The pictures that are not on disk, and were skipped."""
+
+
+def read_datasets(settings: TrainingSettings) -> Data:
+    """Return the records of each data set.
 
     Raises:
-        DataError: as `read_dataset`; if there are no training or development pictures; or if a training picture of
-            a data set is a development or test picture of another.
+        DataError: as `read_dataset`; if more pictures are missing than `DatasetSettings.at_most`; if there are no
+            training or development pictures; or if a training picture of a data set is a development or test
+            picture of another.
     """
-    data = {dataset.name: read_dataset(dataset.layout, expand_path(dataset.path)) for dataset in settings.datasets}
-    splits = {record.split for records in data.values() for record in records}
+    data = Data({}, {})
+    for dataset in settings.datasets:
+        records = read_dataset(dataset.layout, expand_path(dataset.path), on_disk=False, columns=dataset.columns)
+        missing = find_missing(records)
+        skipped = {record.image_id for record in missing}
+        data.missing[dataset.name] = missing
+        data.records[dataset.name] = [record for record in records if record.image_id not in skipped]
+        share = len(missing) / len(records)
+        if share > dataset.at_most:
+            raise DataError(
+                f"{describe_missing(data, dataset.name)}. Complete them (is this the path of the data set?), or "
+                f'train without them: missing = "skip" and at_most = {math.ceil(1000 * share) / 1000:g} or more'
+            )
+    splits = {record.split for records in data.records.values() for record in records}
     for needed in ("train", "dev"):
         if needed not in splits:
             raise DataError(
-                f"{', '.join(data)}: no pictures in the split {needed!r}; a run needs training (train) and "
+                f"{', '.join(data.records)}: no pictures in the split {needed!r}; a run needs training (train) and "
                 "development (dev) pictures"
             )
-    if len(data) > 1:
-        _check_splits(data)
+    if len(data.records) > 1:
+        _check_splits(data.records)
     return data
+
+
+def describe_missing(data: Data, name: str) -> str:
+    """Return how many pictures of a data set are on disk and missing, and examples."""
+    missing, found = data.missing[name], len(data.records[name])
+    examples = ", ".join(str(record.image) for record in missing[:3])
+    return (
+        f"{name}: {found:,} of {found + len(missing):,} pictures are on disk, and {len(missing):,} "
+        f"({len(missing) / (found + len(missing)):.1%}) are missing, such as {examples}"
+    )
 
 
 def read_persons(settings: TrainingSettings, data: dict[str, list[Record]]) -> list[dict[str, Boxes]]:
@@ -219,13 +253,13 @@ def open_pictures(
     }
 
 
-def count_records(records: Sequence[Record]) -> dict[str, int]:
-    """Return the numbers of pictures and captions of each split."""
+def count_records(records: Sequence[Record], missing: Sequence[Record] = ()) -> dict[str, int]:
+    """Return the numbers of pictures and captions of each split and, if there are any, of missing pictures."""
     counts: dict[str, int] = {}
     for record in records:
         for key, count in ((f"{record.split}_pictures", 1), (f"{record.split}_captions", len(record.captions))):
             counts[key] = counts.get(key, 0) + count
-    return counts
+    return {**counts, "missing_pictures": len(missing)} if missing else counts
 
 
 def hash_records(records: Sequence[Record]) -> str:
@@ -245,7 +279,7 @@ def prepare(settings: TrainingSettings) -> None:
             f"encoder.train_from is {settings.encoder.train_from!r}: an encoder that learns has no grid "
             "cache to prepare. Start the run, or set it to 'none'"
         )
-    data = read_datasets(settings)
+    data = read_datasets(settings).records
     torch.manual_seed(settings.seed)  # for the same random weights as the run
     encoder = Encoder(settings.model.encoder).to(choose_device(settings.device))
     load_encoder(encoder, settings)

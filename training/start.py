@@ -43,7 +43,7 @@ def build_run(settings: TrainingSettings, folder: Path, processes: Processes | N
     log = RunLog(folder, tensorboard=settings.tensorboard)
     torch.manual_seed(settings.seed)
     with processes.first_alone():  # some data sets are drawn when they are first read
-        data = read_datasets(settings)
+        data, missing = read_datasets(settings)
     persons = read_persons(settings, data)
     vocabulary = build_vocabulary(settings, data)
 
@@ -73,7 +73,10 @@ def build_run(settings: TrainingSettings, folder: Path, processes: Processes | N
         folder,
         processes,
         log=log,
-        data={name: DataSummary(hash_records(records), count_records(records)) for name, records in data.items()},
+        data={
+            name: DataSummary(hash_records(records), count_records(records, missing[name]))
+            for name, records in data.items()
+        },
         vocabulary=vocabulary,
         network=network,
         averaged=averaged,

@@ -17,7 +17,7 @@ from typing import Literal
 from captioner import images
 from captioner.bulk import storage
 from captioner.bulk.rows import Columns, Table, Unit
-from captioner.errors import CaptionerError, DataError
+from captioner.errors import DataError
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 TABLE = ".parquet"
@@ -157,7 +157,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
         width = len(numbers[1])
         choices: Iterable[str] = (f"{number:0{width}d}" for number in range(first, last + 1))
         if last < first:
-            raise CaptionerError(f"{pattern}: {{{match[1]}}} counts down. Write the smaller number first.")
+            raise DataError(f"{pattern}: {{{match[1]}}} counts down. Write the smaller number first.")
     elif "," in match[1]:
         choices = match[1].split(",")
     else:

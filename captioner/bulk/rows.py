@@ -101,14 +101,20 @@ def read_picture(name: str) -> bytes:
         raise ImageError(f"{name}: cannot read this file ({error.strerror or error}).") from error
 
 
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a damaged shard raises."""
 
 
-class _Member(tarfile.TarInfo):
+class TarMember(tarfile.TarInfo):
     """A member of a shard. `tarfile` takes a damaged header for the end of the archive, and this reports it."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        """Return the next member.
+
+        Raises:
+            tarfile.ReadError: if its header is damaged or, as at the end of a truncated archive, missing.
+        """
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end, as it should be
@@ -123,16 +129,23 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
-def _read_shard(file: str, columns: Columns) -> Iterator[Row]:
-    """Yield a row for each key. Members with the same key stand together, and one of them is the picture.
+def split_member_name(name: str) -> tuple[str, str]:
+    """Return the key and the lower-case suffix (`jpg`, `seg.png`) of the name of a member, or two empty texts.
 
     A key is the path up to the first dot of its last part (https://github.com/webdataset/webdataset).
     """
+    folder, slash, last = name.rpartition("/")
+    stem, dot, suffix = last.partition(".")
+    return (folder + slash + stem, suffix.lower()) if stem and dot else ("", "")
+
+
+def _read_shard(file: str, columns: Columns) -> Iterator[Row]:
+    """Yield a row for each key. Members with the same key stand together, and one of them is the picture."""
     seen: set[str] = set()
     try:
         with (
             storage.open_to_read(file, streams=True) as stream,
-            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=TarMember) as tar,
         ):
             for key, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
                 fields = {suffix: _content(tar, info, suffix, columns) for _, suffix, info in members}
@@ -143,7 +156,7 @@ def _read_shard(file: str, columns: Columns) -> Iterator[Row]:
                     row = row._replace(picture=ImageError(f"{file}: {key}: this key occurs twice"))
                 seen.add(key)
                 yield row
-    except _DAMAGE as error:
+    except DAMAGE as error:
         yield Row(None, file, ImageError(f"{file}: damaged after {len(seen):,} rows ({error})."))
 
 
@@ -152,11 +165,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str | None, str, tarfile.Ta
     try:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
-            folder, slash, name = info.name.rpartition("/")
-            stem, dot, suffix = name.partition(".")
-            if info.isreg() and stem and dot:
-                yield folder + slash + stem, suffix.lower(), info
-    except _DAMAGE as error:
+            key, suffix = split_member_name(info.name)
+            if info.isreg() and key:
+                yield key, suffix, info
+    except DAMAGE as error:
         yield None, str(error), tarfile.TarInfo()
 
 

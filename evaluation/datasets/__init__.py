@@ -9,6 +9,9 @@ A data set is named by its layout and path, LAYOUT:PATH:
     jsonl:FILE           one {"image": PATH, "captions": [TEXT, ...]} per line
     csv:FILE, tsv:FILE   a table with the columns image and caption
     folder:DIRECTORY     pictures, each beside a .txt file of captions
+    webdataset:FILES     .tar shards, a pattern such as train-{000..146}.tar, or their folder
+    parquet:FILES        Parquet files, a pattern such as train-*.parquet, or their folder
+    hub:ADDRESS          hf://datasets/USER/NAME[@REVISION][/FILES], a data set of the Hugging Face Hub
     shapes:DIRECTORY     drawn from a seed; see `evaluation.datasets.shapes`
 
 The readers document each layout. A set without splits is split by a hash of each image id.
@@ -25,14 +28,20 @@ from tqdm.auto import tqdm
 from captioner import images
 from captioner.console import escape_controls
 from captioner.errors import DataError, ImageError
-from evaluation.datasets.files import SPLITS, Problems, Record, read_lines, split_by_hash
+from evaluation.datasets.files import SPLITS, Columns, PackedImage, Problems, Record, read_lines, split_by_hash
 from evaluation.datasets.own import read_folder, read_jsonl, read_table
+from evaluation.datasets.parquet import read_hub, read_parquet
 from evaluation.datasets.published import read_coco, read_flickr8k, read_flickr30k, read_karpathy
 from evaluation.datasets.shapes import read_shapes
+from evaluation.datasets.shards import read_webdataset
 
 __all__ = [
     "READERS",
+    "WITH_COLUMNS",
+    "Columns",
+    "PackedImage",
     "Record",
+    "find_missing",
     "find_unreadable",
     "read_dataset",
     "read_jsonl",
@@ -42,7 +51,7 @@ __all__ = [
 ]
 
 
-READERS: dict[str, Callable[[Path, Problems], list[Record]]] = {
+READERS: dict[str, Callable[..., list[Record]]] = {
     "coco": read_coco,
     "karpathy": read_karpathy,
     "flickr8k": read_flickr8k,
@@ -52,11 +61,23 @@ READERS: dict[str, Callable[[Path, Problems], list[Record]]] = {
     "tsv": partial(read_table, delimiter="\t"),
     "folder": read_folder,
     "shapes": read_shapes,
+    "webdataset": read_webdataset,
+    "parquet": read_parquet,
+    "hub": read_hub,
 }
+"""The reader of each layout: of a path, and an object that collects its problems."""
+
+WITH_COLUMNS = ("webdataset", "parquet", "hub")
+"""Layouts whose readers take `Columns`, too."""
 
 
 def read_dataset(
-    layout: str, path: Path, splits: Collection[str] = SPLITS, *, on_disk: bool = True
+    layout: str,
+    path: Path,
+    splits: Collection[str] = SPLITS,
+    *,
+    on_disk: bool = True,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
 ) -> list[Record]:
     """Return the records of a data set, in the order of its files.
 
@@ -68,6 +89,7 @@ def read_dataset(
         path: a file or folder, depending on the layout.
         splits: splits of the records to return. The pictures of other splits need not be on disk.
         on_disk: whether the pictures of these splits must be on disk.
+        columns: names of columns, for the layouts `WITH_COLUMNS`.
 
     Raises:
         DataError: if a file of captions is missing or malformed; if pictures are missing, duplicate, in two splits,
@@ -79,10 +101,12 @@ def read_dataset(
     if layout not in READERS:
         raise DataError(f"unknown data set layout {layout!r}; known: {', '.join(READERS)}")
     problems = Problems()
-    records = READERS[layout](path, problems)
+    options = (columns,) if layout in WITH_COLUMNS else ()
+    records = READERS[layout](path, problems, *options)
     _check_captions(records, problems)
     if on_disk:
-        _check_files([record for record in records if record.split in splits], problems)
+        for record in find_missing([record for record in records if record.split in splits]):
+            problems.add("pictures missing on disk", str(record.image))
     problems.raise_any(path)
     if not records:
         raise DataError(f"{path}: no captioned pictures found")
@@ -90,15 +114,20 @@ def read_dataset(
 
 
 def resolve_paths(records: Sequence[Record]) -> list[str]:
-    """Return the real path of each picture: the same for `a.jpg`, `./a.jpg` and a link to it."""
+    """Return the real path of each picture: the same for `a.jpg`, `./a.jpg` and a link to it.
+
+    The path of a picture inside a larger file is that of the file and its name there.
+    """
     folders: dict[Path, tuple[str, set[str]]] = {}  # resolved folder, and names of its links
     paths = []
     for record in records:
-        folder, name = record.image.parent, record.image.name
+        path = record.image.file if isinstance(record.image, PackedImage) else record.image
+        folder, name = path.parent, path.name
         if folder not in folders:
             folders[folder] = os.path.realpath(str(folder).replace("\0", "")), _list_names(folder, links=True)
         resolved, links = folders[folder]
-        paths.append(os.path.realpath(record.image) if name in links else f"{resolved}/{name}")
+        real = os.path.realpath(path) if name in links else f"{resolved}/{name}"
+        paths.append(f"{real}/{record.image.member}" if isinstance(record.image, PackedImage) else real)
     return paths
 
 
@@ -120,14 +149,19 @@ def _check_captions(records: Sequence[Record], problems: Problems) -> None:
             problems.add("pictures with an empty caption", record.image_id)
 
 
-def _check_files(records: Sequence[Record], problems: Problems) -> None:
+def find_missing(records: Sequence[Record]) -> list[Record]:
+    """Return the records whose picture is not on disk."""
     folders: dict[Path, set[str]] = {}  # listing a folder is faster than 100,000 calls of stat
+    missing = []
     for record in records:
+        if isinstance(record.image, PackedImage):
+            continue
         folder = record.image.parent
         if folder not in folders:
             folders[folder] = _list_names(folder)
         if record.image.name not in folders[folder]:
-            problems.add("pictures missing on disk", str(record.image))
+            missing.append(record)
+    return missing
 
 
 def _list_names(folder: Path, *, links: bool = False) -> set[str]:
@@ -142,7 +176,7 @@ def _list_names(folder: Path, *, links: bool = False) -> set[str]:
 def find_unreadable(records: Sequence[Record], workers: int = 4) -> list[tuple[Record, str]]:
     """Return the records whose picture cannot be opened, each with an error message that names the file.
 
-    Only headers are read, with a progress bar on a terminal: truncated pictures are not found.
+    Only headers are decoded, with a progress bar on a terminal: truncated pictures are not found.
 
     Args:
         records: records of the pictures.

@@ -1,6 +1,7 @@
 """Common parts of the readers: records, collected problems, and text files that may be malformed."""
 
 import codecs
+import glob
 import hashlib
 import json
 import re
@@ -10,16 +11,68 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner.bulk.plan import expand_braces
 from captioner.errors import DataError
+from captioner.files import is_file, is_folder
 
 SPLITS = ("train", "dev", "test")
+
+SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    "restval": "train",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+}
+"""The split for each name that published data sets use."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """A picture inside a larger file. Calling it returns its content, as `captioner.images.Source` requires."""
+
+    file: Path
+    member: str
+    """Its name in the file."""
+    size: int
+    """Number of bytes of the picture or, if it is compressed, of the file."""
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        return f"{self.file}: {self.member}"
+
+    def __call__(self) -> bytes:
+        """Read the content.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a Parquet file, or keys of the JSON objects of a WebDataset shard. Empty: the default names."""
+
+    image: str = ""
+    """Column of pictures (bytes, `{bytes, path}`, or paths relative to the file); in a shard, their suffix.
+    Default: `image`; in a shard, the only supported suffix of each key."""
+    captions: tuple[str, ...] = ()
+    """Columns of captions, each a text or a list of texts. Default: `captions`, or else `caption`; in a shard, or
+    else the lines of the `.txt` member."""
+    id: str = ""
+    """Column of image ids; rows with the same id are captions of one picture. Default: each row is a picture."""
+    split: str = ""
+    """Column of train, val (or dev, validation) and test. Default: `split` if it exists, or else by the first word
+    of the file name (`train-00001.tar`), or else by a hash of the image id."""
 
 
 @dataclass(frozen=True)
 class Record:
     """A picture and its reference captions."""
 
-    image: Path
+    image: Path | PackedImage
     image_id: str  # unique in its data set
     captions: tuple[str, ...]
     split: str  # train, dev or test
@@ -59,6 +112,60 @@ def split_by_hash(image_id: str) -> str:
     return "train" if value < 0.90 else "dev" if value < 0.95 else "test"
 
 
+def find_split(value: Any, file: Path, image_id: str, where: str, problems: Problems) -> str:
+    """Return the split of a row of a file.
+
+    Args:
+        value: the name of the split. None: by the first word of the name of the file, such as `train-00001.tar`, or
+            else by the hash of the image id.
+        file: the file of the row.
+        image_id: the image id.
+        where: the row, for messages.
+        problems: collects unknown names of splits.
+    """
+    if value is None:
+        return SPLIT_NAMES.get(re.split(r"[^a-z]", file.name.lower())[0]) or split_by_hash(image_id)
+    if not isinstance(value, str) or value not in SPLIT_NAMES:
+        problems.add(f"splits other than {', '.join(SPLIT_NAMES)}", f"{where}: {value!r:.40}")
+        return "train"
+    return SPLIT_NAMES[value]
+
+
+def to_captions(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the captions in values, each a text, a list of texts, or None; empty if one is something else."""
+    captions: list[str] = []
+    for value in filter(None, values):
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            return ()
+        captions += map(one_line, texts)
+    return tuple(captions)
+
+
+def find_files(path: Path, suffix: str) -> list[Path]:
+    """Return the files of a folder (recursive, sorted) or of a pattern: `train-{000..146}.tar`, `data/*.tar`.
+
+    Raises:
+        DataError: if there are none, or one that braces name is missing.
+    """
+    files: list[Path] = []
+    if is_folder(path):
+        below = (file for file in path.rglob(f"*{suffix}") if file.is_file())
+        files += sorted(file for file in below if not file.name.startswith("."))
+    else:
+        try:
+            for pattern in expand_braces(str(path)):
+                matches = [pattern] if is_file(pattern) else sorted(glob.glob(pattern))  # noqa: PTH207
+                files += map(Path, matches)
+                if not matches:
+                    raise DataError(f"{pattern}: no such file. Is this the path of the data set?")
+        except ValueError as error:
+            raise DataError(f"{path}: cannot use this pattern ({error})") from error
+    if not files:
+        raise DataError(f"{path}: no {suffix} files in this folder")
+    return list(dict.fromkeys(files))
+
+
 def shorten_names(names: Iterable[Hashable]) -> str:
     """Return the first few names, sorted, and the number of the others, for messages."""
     ordered = sorted(map(str, names))
@@ -92,7 +199,7 @@ def decode_lines(file: Path, problems: Problems) -> Iterator[str]:
                     problems.add("lines that are not UTF-8", f"{file}, line {number}")
                     yield line.decode(errors="replace")
     except OSError as error:
-        raise _cannot_read(file, error) from error
+        raise cannot_read(file, error) from error
 
 
 def read_lines(file: Path, problems: Problems | None = None) -> Iterator[tuple[str, str]]:
@@ -145,7 +252,7 @@ def read_json(file: Path) -> Any:
         content = file.read_bytes()
         return parse_json(content.decode("utf-8-sig"))
     except OSError as error:
-        raise _cannot_read(file, error) from error
+        raise cannot_read(file, error) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{file}, line {line}: not UTF-8. Is this a file of the data set?") from error
@@ -171,7 +278,8 @@ def read_tokens(file: Path, problems: Problems) -> dict[str, list[str]]:
     return captions
 
 
-def _cannot_read(file: Path, error: OSError) -> DataError:
+def cannot_read(file: Path, error: OSError) -> DataError:
+    """Return the error of a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{file}: no such file. Is this the path of the data set?")
     return DataError(f"{file}: cannot read this file ({error.strerror or error})")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from captioner.model_file import read_header
+from evaluation.datasets import read_dataset
 from training.distributed import Processes
 
 ROOT = Path(__file__).parents[2]
@@ -63,11 +64,19 @@ def config(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start `python -m training` with every step in the log, in so many processes; none is left at the end."""
+    """Start `python -m training` with every step in the log, in so many processes; none is left at the end.
+
+    `shown-RANK` has a line with the epoch and the row of each picture that a process learns from.
+    """
     script = tmp_path / "training_with_a_full_log.py"
     script.write_text(
-        "import sys, training.__main__ as program, training.loop as loop\n"
+        "import os, sys, training.__main__ as program, training.batches as batches, training.loop as loop\n"
         "loop.LOG_EVERY = 1\n"
+        "read, shown = batches._read, open(f'shown-{os.environ.get(\"RANK\", 0)}', 'a', buffering=1)\n"
+        "def log(example, variant, grid):\n"
+        "    shown.write(f'{variant[1]} {example[0].row}\\n')\n"
+        "    return read(example, variant, grid)\n"
+        "batches._read = log\n"
         "sys.exit(program.main())\n"
     )
     started = []
@@ -131,6 +140,18 @@ def test_two_processes_learn_the_same_as_one(config, start, tmp_path):
     assert lines[3]["scores"]["greys"] == pytest.approx(rest[3]["scores"]["greys"])
     assert sorted(file.name for file in item.iterdir()) == sorted(file.name for file in two.iterdir())
     assert read_header(two / "best.safetensors").card["steps"] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_see_each_picture_of_shards_once_an_epoch(config, start, write_shards, tmp_path):
+    shards = write_shards(tmp_path / "shards", read_dataset("jsonl", tmp_path / "data.jsonl"), 4)
+    options = ["datasets=[{name='greys', layout='webdataset', path='" + str(shards) + "'}]"]
+    options += ["optimizer.epochs=2", "optimizer.batch_size=3"]
+    finish(start(2, "run", config, "--runs", tmp_path, *(part for option in options for part in ("--set", option))))
+    seen = [(tmp_path / f"shown-{rank}").read_text().split("\n")[:-1] for rank in (0, 1)]
+    assert sorted(seen[0] + seen[1]) == [f"{epoch} {row}" for epoch in range(2) for row in range(9)]
+    assert len(seen[0]) == 12  # two of the three pictures of each step
+    assert len(seen[1]) == 6
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evaluation.datasets import read_dataset
 from evaluation.datasets.draw_shapes import generate
 from training.__main__ import main
 from training.config import DatasetSettings
@@ -113,6 +114,38 @@ def test_a_run_killed_at_twenty_moments_resumes_to_the_same_weights(run_settings
             steps.append(torch.load(state, weights_only=True)["step"])
     assert steps[-1] < 8 * 15, "it came to its end before the last kill, so that the kills tested less"
     assert len(set(steps)) > KILLS / 3
+    start(*command(config, runs)).join()
+    expected, found = results(tmp_path / "whole" / "small"), results(runs / "small")
+    for item, other in zip(expected, found, strict=True):
+        assert_equal(item, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_run_on_shards_killed_three_times_resumes_to_the_same_weights(
+    run_settings, frozen, write_shards, write_toml, tmp_path
+):
+    folder = write_shards(tmp_path / "shards", read_dataset("shapes", tmp_path / "shapes"), 7)
+    settings = replace(
+        run_settings,
+        datasets=(DatasetSettings("shards", "webdataset", str(folder)),),
+        encoder=replace(run_settings.encoder, train_from="none" if frozen else "all"),
+        optimizer=replace(run_settings.optimizer, epochs=3),
+    )
+    config = write_toml(settings, tmp_path / "small.toml")
+    start("run", config, "--runs", tmp_path / "whole").join()
+    runs = tmp_path / "killed"
+    state = runs / "small" / "state.pt"
+    steps = []
+    for step in (4, 20, 33):  # of 45, within each epoch
+        process = start(*command(config, runs))
+        while process.is_alive() and not (state.exists() and torch.load(state, weights_only=True)["step"] >= step):
+            wait_for_change(process, lambda: stamp(state))
+        process.kill()
+        process.join()
+        steps.append(torch.load(state, weights_only=True)["step"])
+    assert 4 <= steps[0] < 20 <= steps[1] < 33 <= steps[2] < 45
+    assert all(step % 15 for step in steps)
     start(*command(config, runs)).join()
     expected, found = results(tmp_path / "whole" / "small"), results(runs / "small")
     for item, other in zip(expected, found, strict=True):
