@@ -1,6 +1,9 @@
-"""Write the part of the data set `general` that comes from COCO 2017 and whose ids are known; see docs/data.md.
+"""Write the part of the data sets `general` and `everyday` that comes from COCO 2017 and whose ids are known.
 
 python -m scripts.make_general data/coco2017 data/general/captions.jsonl
+python -m scripts.make_general data/coco2017 data/everyday/captions.jsonl docs/everyday-pictures.txt
+
+See docs/data.md.
 """
 
 import json
@@ -15,7 +18,7 @@ LIST = Path(__file__).parent.parent / "docs" / "general-pictures.txt"
 
 
 def read_ids(list_file: Path = LIST) -> dict[str, set[str]]:
-    """Return the ids of the pictures by the set that they come from, such as `val2017`."""
+    """Return the ids of the pictures by their section, the set that they come from, such as `val2017`."""
     ids: dict[str, set[str]] = {}
     for line in list_file.read_text().splitlines():
         if line.startswith("["):
@@ -25,20 +28,21 @@ def read_ids(list_file: Path = LIST) -> dict[str, set[str]]:
     return ids
 
 
-def main(coco: Path, file: Path) -> None:
+def main(coco: Path, file: Path, list_file: Path = LIST) -> None:
     """Write JSON Lines with paths of pictures below `coco`, relative to the file."""
-    ids = read_ids()
-    wanted = {"train": ids["train2017"], "dev": ids["val2017"]}
+    ids = read_ids(list_file)
+    sections = {"train2017": "train", "val2017": "dev", "train2017 as dev": "dev"}
+    splits = {number: split for section, split in sections.items() for number in ids.get(section, ())}
     lines = [
         json.dumps(
             {
                 "image": os.path.relpath(record.image, file.parent),
                 "captions": record.captions,
-                "split": record.split,
+                "split": splits[record.image_id],
             }
         )
-        for record in read_dataset("coco", coco, wanted, on_disk=False)
-        if record.image_id in wanted[record.split]
+        for record in read_dataset("coco", coco, on_disk=False)
+        if record.image_id in splits
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(file) as written:
@@ -47,4 +51,4 @@ def main(coco: Path, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

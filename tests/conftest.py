@@ -121,7 +121,7 @@ def write_shards():
                     row = json.dumps({"captions": record.captions, "split": record.split}).encode()
                     members = {record.image.suffix: record.image.read_bytes(), ".json": row}
                     for suffix, content in members.items():
-                        info = tarfile.TarInfo(record.image.stem + suffix)
+                        info = tarfile.TarInfo(record.image_id.rpartition(".")[0] + suffix)
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
         return folder

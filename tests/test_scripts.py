@@ -13,7 +13,7 @@ from captioner.overlay import GAP, group_words
 from evaluation.datasets import read_dataset
 from scripts import gallery
 from scripts.gallery import TITLE_HEIGHT, WIDTH, draw_gallery
-from scripts.make_general import main, read_ids
+from scripts.make_general import LIST, main, read_ids
 from scripts.mix_weights import mix
 
 
@@ -40,6 +40,24 @@ def test_the_known_part_of_general_is_made_from_coco(tmp_path):
     records = read_dataset("jsonl", tmp_path / "general" / "captions.jsonl")
     assert [record.split for record in records] == ["train", "dev"]
     assert [record.image.resolve().parent.name for record in records] == ["train2017", "val2017"]
+
+
+def test_everyday_is_made_from_coco(tmp_path):
+    file = LIST.with_name("everyday-pictures.txt")
+    ids = read_ids(file)
+    assert {name: len(numbers) for name, numbers in ids.items()} == {"train2017": 4176, "train2017 as dev": 476}
+    assert not set.union(*ids.values()) & set.union(*read_ids().values())
+    numbers = [int(min(found)) for found in ids.values()]
+    content = {
+        "images": [{"id": number, "file_name": f"{number:012}.jpg"} for number in numbers],
+        "annotations": [{"id": number, "image_id": number, "caption": "A dog."} for number in numbers],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+    main(tmp_path, tmp_path / "captions.jsonl", file)
+    rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert [row["split"] for row in rows] == ["train", "dev"]
+    assert rows[0]["image"] == f"train2017/{numbers[0]:012}.jpg"
 
 
 def test_a_row_of_the_gallery_shows_a_photograph_and_reads_as_its_caption(tiny):

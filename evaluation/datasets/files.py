@@ -65,7 +65,7 @@ class Columns:
     """Column of image ids; rows with the same id are captions of one picture. Default: each row is a picture."""
     split: str = ""
     """Column of train, val (or dev, validation) and test. Default: `split` if it exists, or else by the first word
-    of the file name (`train-00001.tar`), or else by a hash of the image id."""
+    of the file name (`train-00001.tar`) or the name of its folder, or else by a hash of the image id."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,15 @@ def find_split(value: Any, file: Path, image_id: str, where: str, problems: Prob
 
     Args:
         value: the name of the split. None: by the first word of the name of the file, such as `train-00001.tar`, or
-            else by the hash of the image id.
+            else by the name of its folder, or else by the hash of the image id.
         file: the file of the row.
         image_id: the image id.
         where: the row, for messages.
         problems: collects unknown names of splits.
     """
     if value is None:
-        return SPLIT_NAMES.get(re.split(r"[^a-z]", file.name.lower())[0]) or split_by_hash(image_id)
+        names = re.split(r"[^a-z]", file.name.lower())[0], file.absolute().parent.name.lower()
+        return next((SPLIT_NAMES[name] for name in names if name in SPLIT_NAMES), split_by_hash(image_id))
     if not isinstance(value, str) or value not in SPLIT_NAMES:
         problems.add(f"splits other than {', '.join(SPLIT_NAMES)}", f"{where}: {value!r:.40}")
         return "train"

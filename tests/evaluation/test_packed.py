@@ -33,7 +33,7 @@ def records(tmp_path):
         image = folder / f"{number}.png"
         Image.new("RGB", (8 + number, 8), (30 * number, 0, 99)).save(image)
         split = ("train", "train", "dev", "test")[number % 4]
-        found.append(Record(image, f"{number}", (f"picture {number}", "a  colour"), split))
+        found.append(Record(image, image.name, (f"picture {number}", "a  colour"), split))
     return found
 
 

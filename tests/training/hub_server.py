@@ -1,4 +1,7 @@
-"""A stand-in of the Hugging Face Hub's HTTP API on the loopback: one repository, its commits in memory."""
+"""A stand-in of the Hugging Face Hub's HTTP API on the loopback: one repository, its commits in memory.
+
+It is the model `me/model` and the data set `me/data`.
+"""
 
 import base64
 import contextlib
@@ -12,7 +15,7 @@ TOKEN = "hf_test"
 
 
 class Hub:
-    """The repository `me/model`, and what goes wrong with requests for it."""
+    """The repository, and what goes wrong with requests for it."""
 
     def __init__(self):
         self.commits: list[dict[str, bytes]] = []
@@ -55,7 +58,9 @@ def serve(hub):
                 self.wfile.write(content)
 
         def file(self):
-            match = re.fullmatch(r"/me/model/resolve/([^/]+)/([^/?]+)", self.path)
+            if self.path.startswith("/api/datasets/me/data/"):
+                return self.listing()
+            match = re.fullmatch(r"(?:/me/model|/datasets/me/data)/resolve/([^/]+)/([^?]+)", self.path)
             if not match:
                 return self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
             commit = hub.commit_of(match[1])
@@ -72,6 +77,20 @@ def serve(hub):
             if self.command == "GET":
                 self.wfile.write(content[: len(content) // 2] if hub.truncate else content)
             return None
+
+        def listing(self):
+            kind, revision = re.match(r"/api/datasets/me/data/(\w+)/([^/?]+)", self.path).groups()
+            commit = hub.commit_of(revision)
+            if commit is None:
+                return self.answer(404, headers={"X-Error-Code": "RevisionNotFound"})
+            if kind == "revision":
+                return self.answer(200, {"id": "me/data", "sha": name_of(commit)})
+            files = hub.commits[commit].items()
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for path, content in files
+            ]
+            return self.answer(200, entries)
 
         def body(self):
             if self.headers.get("Transfer-Encoding") != "chunked":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import ConfigError
+from captioner.model_file import SHIPPED
 from training.__main__ import main
 from training.config import DatasetSettings, SelfCriticalSettings, TrainingSettings, expand_path, read_settings
 from training.download import SOURCES
@@ -21,6 +22,20 @@ def test_every_config_loads(file):
     settings = read_settings(file, [])
     assert settings.name == "-".join(index.with_suffix("").parts)
     assert f"# python -m training run configs/{index.as_posix()}\n" in file.read_text()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_starts_from_weights_that_anyone_can_have(file):
+    """From random weights, a shipped model, a download, or the run of another configuration, which does so, too."""
+    earlier = set()
+    while file:
+        assert file not in earlier, "a cycle"
+        earlier.add(file)
+        settings = read_settings(file, [])
+        assert settings.encoder.weights in ("none", "imagenet", *SHIPPED)
+        start = re.fullmatch("runs/([^/]+)/best[.]safetensors", settings.start_from)
+        assert start or settings.start_from in ("none", *SHIPPED)
+        file = FOLDER / f"{start[1]}.toml" if start else None
 
 
 def commands_of(file):

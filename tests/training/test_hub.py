@@ -1,6 +1,7 @@
 """Models on the Hugging Face Hub: `captioner.hub` and `python -m training push`, against a stand-in of the Hub."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import pytest
 import captioner
 from captioner import hub
 from captioner.cli import EXAMPLE
-from captioner.errors import CaptionerError, CheckpointError
+from captioner.errors import CaptionerError, CheckpointError, DataError
 from captioner.model_file import SHIPPED, read_header
+from evaluation.datasets import read_dataset
 from training.__main__ import main
+from training.config import DatasetSettings
 from training.push import push
+from training.start import start_run
 
 hf = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: the extra `hub`")
 constants = importlib.import_module("huggingface_hub.constants")
@@ -145,3 +149,71 @@ def test_an_upload_without_permission_says_to_log_in(remote, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(CaptionerError, match=r"the upload failed.*log in"):
         push(MODEL, "me/model", overlay=None, folder=None, private=False)
+
+
+# Data sets
+
+
+@pytest.fixture
+def files(write_parquet, tmp_path, dataset):
+    """Parquet files of a data set, and a shard."""
+    records = read_dataset("jsonl", dataset)
+    train = write_parquet(tmp_path / "train.parquet", records[:4], 2).read_bytes()
+    dev = write_parquet(tmp_path / "dev.parquet", records[4:], 2).read_bytes()
+    return {"README.md": b"# Data", "data/train-0.parquet": train, "data/validation-0.parquet": dev}
+
+
+def test_a_data_set_is_downloaded_once_and_read_again_without_a_connection(remote, files, monkeypatch):
+    remote.commits = [files]
+    records = read_dataset("hub", Path("hf://datasets/me/data"))
+    assert [record.split for record in records] == ["train"] * 4 + ["dev"] * 4
+    assert records[0].image()
+    downloads = [path for path in remote.asked if path.startswith("GET /datasets/")]
+    assert sorted(path.rpartition("/")[2] for path in downloads) == ["train-0.parquet", "validation-0.parquet"]
+    remote.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = read_dataset("hub", Path("hf://datasets/me/data"))
+    assert [record.captions for record in again] == [record.captions for record in records]
+    assert not remote.asked
+
+
+def test_a_pattern_chooses_files_of_a_data_set(remote, files, write_shards, dataset, tmp_path):
+    (shard,) = write_shards(tmp_path / "shards", read_dataset("jsonl", dataset), 8).iterdir()
+    remote.commits = [files, {**files, "test/0.tar": shard.read_bytes()}]
+    first = server.name_of(0)
+    assert len(read_dataset("hub", Path(f"hf://datasets/me/data@{first}/data/train-*.parquet"))) == 4
+    assert len(read_dataset("hub", Path("hf://datasets/me/data/data"))) == 8
+    records = read_dataset("hub", Path("hf://datasets/me/data/test/*.tar"))
+    assert [record.image_id for record in records][:2] == ["train-red", "train-blue"]
+    with pytest.raises(DataError, match="no such file"):
+        read_dataset("hub", Path(f"hf://datasets/me/data@{first}/test/*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://me/data", "expected hf://datasets/user/name"),
+        ("data.parquet", "expected hf://datasets/user/name"),
+        ("hf://datasets/me/data@v9", "hf://datasets/me/data: the repository has no revision 'v9'"),
+        ("hf://datasets/me/other", "hf://datasets/me/other: no such repository, or a private one"),
+    ],
+)
+def test_an_address_without_a_data_set_is_rejected(remote, files, address, message):
+    remote.commits = [files]
+    with pytest.raises(DataError, match=message):
+        read_dataset("hub", Path(address))
+
+
+def test_a_hub_that_fails_is_reported(remote, files):
+    remote.commits, remote.status = [files], 500
+    with pytest.raises(DataError, match="hf://datasets/me/data: "):
+        read_dataset("hub", Path("hf://datasets/me/data"))
+
+
+def test_a_run_reads_a_data_set_of_the_hub(remote, files, settings, tmp_path):
+    remote.commits = [files]
+    data = DatasetSettings("remote", "hub", "hf://datasets/me/data")
+    start_run(replace(settings, datasets=(data,)), tmp_path / "runs").train()
+    assert (
+        read_header(tmp_path / "runs" / "small" / "best.safetensors").card["data"]["remote"]["train_pictures"] == 4
+    )

@@ -1,6 +1,10 @@
 """Training from WebDataset shards and Parquet files, and with a part of the pictures."""
 
+import gzip
+import itertools
 import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,3 +197,53 @@ def test_without_missing_pictures_none_are_recorded(settings, tmp_path):
 def test_skipping_needs_a_bound_and_a_bound_skipping(values):
     with pytest.raises(ValueError, match="at_most: must be above 0 if and only if missing"):
         DatasetSettings("a", "jsonl", "a.jsonl", **values)
+
+
+def write_coco(folder, real_data):
+    """COCO 2017 with 500 of its pictures: its val2017 with 245, and 255 of a train2017 of the size of train2014.
+
+    The captions of the other training pictures are captions of COCO in any order.
+    """
+    (folder / "annotations").mkdir(parents=True)
+    shutil.copy(real_data / "coco" / "annotations" / "captions_val2017.json", folder / "annotations")
+    general = read_dataset("jsonl", real_data / "general" / "captions.jsonl", ["dev"])
+    everyday = read_dataset("jsonl", real_data / "everyday" / "captions.jsonl", ["train"])[:255]
+    for name, records in (("val2017", general), ("train2017", everyday)):
+        (folder / name).mkdir()
+        for record in records:
+            (folder / name / record.image.name.removeprefix("coco_")).symlink_to(record.image)
+    captions = {int(record.image.stem.removeprefix("coco_")): record.captions for record in everyday}
+    with gzip.open(real_data / "coco" / "captions_text_only.txt.gz", "rt", encoding="utf-8") as file:
+        texts = itertools.cycle(file.read().splitlines())
+    number = 1_000_000  # above COCO's ids
+    while len(captions) < 82_783:
+        captions[number] = tuple(itertools.islice(texts, 5 + (len(captions) < 255 + 198)))
+        number += 1
+    images = [{"id": image, "file_name": f"{image:012}.jpg", "height": 480, "width": 640} for image in captions]
+    pairs = [(image, text) for image, several in captions.items() for text in several]
+    annotations = [
+        {"image_id": image, "id": number, "caption": text} for number, (image, text) in enumerate(pairs[:414_113])
+    ]
+    content = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+    (folder / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+    return len(images), len(annotations)
+
+
+@pytest.mark.slow
+def test_coco_with_500_of_its_pictures_is_checked_in_a_minute_and_trained_on(settings, real_data, tmp_path):
+    pytest.importorskip("pycocotools", reason="needs pycocotools: the extra `train`")
+    assert write_coco(tmp_path / "coco", real_data) == (82_783, 414_113)
+    settings = replace(settings, datasets=(DatasetSettings("coco", "coco", str(tmp_path / "coco")),))
+    started = time.process_time()  # on one thread: that of a machine without other work
+    with pytest.raises(DataError) as caught:
+        list(check(settings))
+    assert "coco: 500 of 87,783 pictures are on disk, and 87,283 (99.4%) are missing, such as " in str(caught.value)
+    assert str(caught.value).endswith('missing = "skip" and at_most = 0.995 or more')
+
+    settings = replace(skip(settings, 0.995), optimizer=replace(settings.optimizer, epochs=1, batch_size=32))
+    lines = list(check(settings))
+    assert time.process_time() - started < 60
+    assert lines[1] == "coco: train 255 pictures, 1,275 captions; dev 245 pictures, 1,226 captions"
+    start_run(settings, tmp_path / "runs").train()
+    (data,) = read_header(tmp_path / "runs" / "small" / "best.safetensors").card["data"].values()
+    assert data["missing_pictures"] == 87_283

@@ -121,15 +121,20 @@ def test_a_run_killed_at_twenty_moments_resumes_to_the_same_weights(run_settings
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("pictures", ["shapes", "photographs"])
 def test_a_run_on_shards_killed_three_times_resumes_to_the_same_weights(
-    run_settings, frozen, write_shards, write_toml, tmp_path
+    run_settings, pictures, write_shards, write_toml, tmp_path, request
 ):
-    folder = write_shards(tmp_path / "shards", read_dataset("shapes", tmp_path / "shapes"), 7)
+    if pictures == "shapes":
+        records = read_dataset("shapes", tmp_path / "shapes")
+    else:
+        file = request.getfixturevalue("real_data") / "everyday" / "captions.jsonl"
+        train, dev = (read_dataset("jsonl", file, [split]) for split in ("train", "dev"))
+        records = train[:60] + dev[:6]
     settings = replace(
         run_settings,
-        datasets=(DatasetSettings("shards", "webdataset", str(folder)),),
-        encoder=replace(run_settings.encoder, train_from="none" if frozen else "all"),
+        datasets=(DatasetSettings("shards", "webdataset", str(write_shards(tmp_path / "shards", records, 7))),),
+        encoder=replace(run_settings.encoder, train_from="none" if pictures == "shapes" else "all"),
         optimizer=replace(run_settings.optimizer, epochs=3),
     )
     config = write_toml(settings, tmp_path / "small.toml")
