@@ -5,6 +5,7 @@ import pytest
 
 from captioner.captioning import load
 from evaluation.__main__ import main
+from evaluation.datasets import read_dataset
 from evaluation.metrics import Scorer
 
 
@@ -48,6 +49,19 @@ def test_search_options_change_the_settings_of_the_model(tiny_checkpoint, datase
         pictures[number].name: tiny.caption(pictures[number], settings).text for number in (0, 1, 3)
     }
     assert not any(word in caption.split() for caption in captions.values())
+
+
+def test_pictures_in_shards_have_the_scores_of_their_files(
+    tiny_checkpoint, dataset, write_shards, tmp_path, capsys
+):
+    shards = write_shards(tmp_path / "shards", read_dataset("jsonl", dataset), 2)
+    network, scores = [str(tiny_checkpoint), "--device", "cpu", "--data"], []
+    for data in (f"jsonl:{dataset}", f"webdataset:{shards}"):
+        assert main(["run", *network, data, "--json", "-"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["corpus"])
+    assert scores[0] == scores[1]
+    assert main(["report", *network, f"webdataset:{shards}", "-o", str(tmp_path / "report.html")]) == 0
+    assert f"{shards / 'shard-000.tar'}: picture-0.png" in (tmp_path / "report.html").read_text()
 
 
 def test_an_unreadable_picture_ends_the_scoring_and_is_named(tiny_checkpoint, dataset, pictures, capsys):
