@@ -17,7 +17,7 @@ from captioner.errors import DataError
 from captioner.model_file import read_header, read_shapes
 from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings
-from evaluation.datasets import Record, read_dataset
+from evaluation.datasets import WITH_COLUMNS, Columns, Record, read_dataset, split_missing
 from evaluation.datasets.scenes import Scene
 from evaluation.datasets.shapes import read_scenes
 from evaluation.findings import caption_pictures
@@ -93,9 +93,10 @@ def read_run(folder: Path) -> list[FinishedRun]:
     runs = []
     for data in datasets:
         path = Path(os.path.expandvars(data["path"])).expanduser()
-        if not path.exists():
+        if data["layout"] not in WITH_COLUMNS and not path.exists():
             raise DataError(f"{folder}: the data set {data['name']!r} is missing: no such file or folder {path}")
-        records, scenes = _read_development(data["layout"], path)
+        columns = from_dict(Columns, data.get("columns", {}), f"{folder / 'settings.json'}: columns")
+        records, scenes = _read_development(data["layout"], path, columns, data.get("missing") == "skip")
         if records:
             step_ms = 1000 * median(seconds) if seconds else None
             runs.append(FinishedRun(folder, data["name"], records, scenes, search, step_ms))
@@ -103,8 +104,11 @@ def read_run(folder: Path) -> list[FinishedRun]:
 
 
 @functools.cache  # several runs use the same data
-def _read_development(layout: str, path: Path) -> tuple[list[Record], dict[str, Scene]]:
-    return read_dataset(layout, path, ("dev",)), read_scenes(path) if layout == "shapes" else {}
+def _read_development(
+    layout: str, path: Path, columns: Columns, skip_missing: bool
+) -> tuple[list[Record], dict[str, Scene]]:
+    records = read_dataset(layout, path, ("dev",), on_disk=not skip_missing, columns=columns)
+    return split_missing(records)[0], read_scenes(path) if layout == "shapes" else {}
 
 
 def measure(run: FinishedRun, device: str = "auto") -> Row:

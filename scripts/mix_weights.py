@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from captioner.captioning import load
+from captioner.config import from_dict
 from captioner.console import run_command, write_stdout
 from captioner.errors import CaptionerError
 from captioner.model_file import Header, find_checkpoint, open_file, read_graphs
 from captioner.network.checkpoint import load_checkpoint, save_checkpoint
 from captioner.network.model import CaptioningNetwork
-from evaluation.datasets import read_dataset
+from evaluation.datasets import Columns, read_dataset, split_missing
 from evaluation.findings import caption_pictures
 from evaluation.metrics import Scorer
 from training.config import expand_path
@@ -56,7 +57,11 @@ def measure(path: Path) -> dict[str, Any]:
     model = load(path, device="cpu")
     scores = {}
     for dataset in model.header.card["training"]["datasets"]:
-        records = read_dataset(dataset["layout"], expand_path(dataset["path"]), ["dev"])
+        columns = from_dict(Columns, dataset.get("columns", {}))
+        on_disk = dataset.get("missing") != "skip"
+        path = expand_path(dataset["path"])
+        records = read_dataset(dataset["layout"], path, ["dev"], on_disk=on_disk, columns=columns)
+        records = split_missing(records)[0]
         captions = {
             record.image_id: str(caption)
             for record, caption in caption_pictures(model, records, model.search_settings)

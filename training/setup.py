@@ -22,7 +22,7 @@ from captioner.network.engine import choose_device
 from captioner.network.model import CaptioningNetwork
 from captioner.vocabulary import SPECIAL, Vocabulary, split
 from evaluation.boxes import Boxes, read_boxes
-from evaluation.datasets import Record, find_missing, read_dataset, resolve_paths
+from evaluation.datasets import Record, read_dataset, resolve_paths, split_missing
 from evaluation.datasets.files import Problems
 from training.config import TrainingSettings, expand_path
 from training.features import PictureFiles, Pictures, cache_grids
@@ -48,11 +48,8 @@ def read_datasets(settings: TrainingSettings) -> Data:
     data = Data({}, {})
     for dataset in settings.datasets:
         records = read_dataset(dataset.layout, expand_path(dataset.path), on_disk=False, columns=dataset.columns)
-        missing = find_missing(records)
-        skipped = {record.image_id for record in missing}
-        data.missing[dataset.name] = missing
-        data.records[dataset.name] = [record for record in records if record.image_id not in skipped]
-        share = len(missing) / len(records)
+        data.records[dataset.name], data.missing[dataset.name] = split_missing(records)
+        share = len(data.missing[dataset.name]) / len(records)
         if share > dataset.at_most:
             raise DataError(
                 f"{describe_missing(data, dataset.name)}. Complete them (is this the path of the data set?), or "

@@ -41,13 +41,13 @@ __all__ = [
     "Columns",
     "PackedImage",
     "Record",
-    "find_missing",
     "find_unreadable",
     "read_dataset",
     "read_jsonl",
     "read_lines",
     "resolve_paths",
     "split_by_hash",
+    "split_missing",
 ]
 
 
@@ -105,7 +105,7 @@ def read_dataset(
     records = READERS[layout](path, problems, *options)
     _check_captions(records, problems)
     if on_disk:
-        for record in find_missing([record for record in records if record.split in splits]):
+        for record in split_missing([record for record in records if record.split in splits])[1]:
             problems.add("pictures missing on disk", str(record.image))
     problems.raise_any(path)
     if not records:
@@ -149,19 +149,21 @@ def _check_captions(records: Sequence[Record], problems: Problems) -> None:
             problems.add("pictures with an empty caption", record.image_id)
 
 
-def find_missing(records: Sequence[Record]) -> list[Record]:
-    """Return the records whose picture is not on disk."""
+def split_missing(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Return the records whose picture is on disk, and those whose picture is missing."""
     folders: dict[Path, set[str]] = {}  # listing a folder is faster than 100,000 calls of stat
-    missing = []
+
+    def is_on_disk(image: Path | PackedImage) -> bool:
+        if isinstance(image, PackedImage):
+            return True
+        if image.parent not in folders:
+            folders[image.parent] = _list_names(image.parent)
+        return image.name in folders[image.parent]
+
+    found: tuple[list[Record], list[Record]] = ([], [])
     for record in records:
-        if isinstance(record.image, PackedImage):
-            continue
-        folder = record.image.parent
-        if folder not in folders:
-            folders[folder] = _list_names(folder)
-        if record.image.name not in folders[folder]:
-            missing.append(record)
-    return missing
+        found[not is_on_disk(record.image)].append(record)
+    return found
 
 
 def _list_names(folder: Path, *, links: bool = False) -> set[str]:

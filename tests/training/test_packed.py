@@ -16,6 +16,7 @@ from captioner.errors import DataError
 from captioner.model_file import read_header
 from captioner.settings import EncoderSettings
 from evaluation.datasets import Columns, read_dataset
+from evaluation.table import read_run
 from training import features
 from training.check import check
 from training.config import DatasetSettings, read_settings
@@ -185,6 +186,18 @@ def test_more_missing_pictures_than_stated_are_an_error(settings, dataset):
         record.image.unlink()
     with pytest.raises(DataError, match=r"5 of 8 pictures are on disk, and 3 \(37\.5%\).*at_most = 0\.375 or more"):
         list(check(skip(settings, 0.37)))
+
+
+def test_a_table_of_runs_reads_the_data_as_they_did(settings, pack, dataset, tmp_path):
+    (data,) = pack(settings, "parquet", 3).datasets
+    named = replace(data, name="named", columns=Columns(id="name"))
+    development = read_dataset("jsonl", dataset, ["dev"])
+    development[0].image.unlink()
+    (data,) = skip(settings, 0.2).datasets
+    start_run(replace(settings, datasets=(data, named)), tmp_path / "runs").train()
+    first, second = read_run(tmp_path / "runs" / "small")
+    assert first.records == development[1:]
+    assert [record.image_id for record in second.records] == [record.image.stem for record in development]
 
 
 def test_without_missing_pictures_none_are_recorded(settings, tmp_path):
