@@ -156,7 +156,8 @@ def find_files(path: Path, suffix: str) -> list[Path]:
     else:
         try:
             for pattern in expand_braces(str(path)):
-                matches = [pattern] if is_file(pattern) else sorted(glob.glob(pattern))  # noqa: PTH207
+                found = [pattern] if is_file(pattern) else glob.glob(pattern)  # noqa: PTH207
+                matches = sorted(filter(is_file, found))
                 files += map(Path, matches)
                 if not matches:
                     raise DataError(f"{pattern}: no such file. Is this the path of the data set?")
