@@ -1,5 +1,5 @@
 /**
- * Beam search, plain and diverse, of one picture. What captioner/search does, to the same sentences.
+ * Beam search of one picture: plain, diverse (groups) and constrained (required words). What captioner/search does, to the same sentences.
  */
 
 import { Problem } from "./problem.js";
@@ -58,19 +58,24 @@ export const DEFAULTS = {
  * @param {number} words.start id of the word before the first
  * @param {number} words.end id of the word that ends a sentence
  * @param {Constraint[]} words.constraints
+ * @param {number[]} words.required ids of words that every sentence must contain
  * @param {number} words.alternatives likeliest words to record at each position
  * @returns {Promise<Hypothesis[]>}
  */
-export async function search(engine, state, settings, { start, end, constraints, alternatives }) {
+export async function search(engine, state, settings, { start, end, constraints, required, alternatives }) {
   const groups = settings.diverse_groups;
-  const size = settings.beam_size / groups; // K, rows of each group
+  const size = settings.beam_size / groups; // rows of each beam
+  const choose = required.length ? chooseRequired : chooseDiverse;
   /** @type {Hypothesis[][]} of each group */
   const finished = Array.from({ length: groups }, () => []);
   /** @type {Moment[]} */
   const moments = [];
-  /** @type {Path[]} of each row, those of a group side by side */
-  let paths = finished.map(() => ({ words: [], logProbs: [], rows: [] }));
-  let totals = paths.map(() => 0); // log-probability of each row
+  // Of each row, those of a beam side by side: a beam for each group, or for each set of required words.
+  let totals = Array.from({ length: required.length ? 2 ** required.length : groups }, (_, beam) =>
+    required.length && beam ? -Infinity : 0,
+  );
+  /** @type {Path[]} */
+  let paths = totals.map(() => ({ words: [], logProbs: [], rows: [] }));
   let words = paths.map(() => start);
   let live = engine.select(
     state,
@@ -85,24 +90,24 @@ export async function search(engine, state, settings, { start, end, constraints,
       if (length < settings.min_words) row[end] = -Infinity;
       for (const constrain of constraints) constrain(row, paths[number].words);
     });
-    const found = choose(totals, rows, settings, end);
+    const found = choose(totals, rows, settings, end, required);
     moments.push({ look, ends: rows.map((row) => row[end]), alternatives: likeliest });
 
-    /** @type {Continuation[]} */
-    const kept = [];
-    found.forEach((continuations, group) => {
+    found.forEach((continuations, beam) => {
       for (const { row, word, total } of continuations.slice(0, size)) {
         if (word !== end || total === -Infinity) continue;
-        finished[group].push(finish(moments, paths[row], total, settings));
+        finished[beam % groups].push(finish(moments, paths[row], total, settings));
       }
+    });
+    const kept = found.flatMap((continuations, beam) => {
+      const isFull = finished[beam % groups].length >= size;
       const order = [
         ...continuations.filter(({ word }) => word !== end),
         ...continuations.filter(({ word }) => word === end),
       ];
-      const isFull = finished[group].length >= size;
-      for (const each of order.slice(0, size)) {
-        kept.push(isFull || each.word === end ? { ...each, total: -Infinity } : each);
-      }
+      return order
+        .slice(0, size)
+        .map((each) => (isFull || each.word === end ? { ...each, total: -Infinity } : each));
     });
     totals = kept.map(({ total }) => total);
     if (totals.every((total) => total === -Infinity)) break;
@@ -131,27 +136,72 @@ export async function search(engine, state, settings, { start, end, constraints,
  * @param {number} end
  * @returns {Continuation[][]}
  */
-function choose(totals, rows, { beam_size: all, diverse_groups: groups, diversity }, end) {
+function chooseDiverse(totals, rows, { beam_size: all, diverse_groups: groups, diversity }, end) {
   const size = all / groups;
   const count = (groups > 1 ? groups + 1 : 2) * size;
-  const each = rows.length / groups;
   /** @type {Map<number, number>} how many rows of earlier groups chose a word */
   const chosen = new Map();
-  return Array.from({ length: groups }, (_, group) => {
-    const every = rows.slice(group * each, (group + 1) * each).flatMap((logProbs, place) => {
-      const row = group * each + place;
-      return topK(logProbs, count).map(({ id, logProb }) => ({
-        row, word: id, logProb, total: Math.fround(totals[row] + logProb),
-      })); // prettier-ignore
-    });
+  return split(totals, groups).map((beam) => {
     /** @param {Continuation} continuation */
     const rank = ({ word, total }) => Math.fround(total - Math.fround(diversity * (chosen.get(word) ?? 0)));
+    const every = beam.flatMap((row) => topK(rows[row], count).map((choice) => proceed(totals, row, choice)));
     const best = every.sort(descending(rank)).slice(0, 2 * size);
     for (const { word } of best.filter(({ word, total }) => word !== end && total > -Infinity).slice(0, size)) {
       chosen.set(word, (chosen.get(word) ?? 0) + 1);
     }
     return best;
   });
+}
+
+/**
+ * Return the best continuations of each beam, twice as many as it has rows: of its own rows, and of rows that a
+ * required word moves to it.
+ *
+ * The bits of a beam's number are the required words in its sentences, and only those with all of them can end:
+ * Anderson et al. 2017 (arXiv 1612.00576), section 3.2.
+ * @param {number[]} totals of each row
+ * @param {Float32Array[]} rows log-probabilities of the next word; required words and the end are forbidden
+ * @param {SearchSettings} settings
+ * @param {number} end
+ * @param {number[]} required
+ * @returns {Continuation[][]}
+ */
+function chooseRequired(totals, rows, { beam_size: size }, end, required) {
+  const beams = split(totals, 2 ** required.length);
+  const arriving = beams.map((_, beam) =>
+    required.flatMap((id, place) => {
+      const from = beam & (1 << place) ? beams[beam ^ (1 << place)] : [];
+      return from.map((row) => proceed(totals, row, { id, logProb: rows[row][id] }));
+    }),
+  );
+  return beams.map((beam, number) => {
+    const elsewhere = required.filter((_, place) => !(number & (1 << place)));
+    const staying = beam.flatMap((row) => {
+      for (const word of elsewhere.length ? [...elsewhere, end] : []) rows[row][word] = -Infinity;
+      return topK(rows[row], 2 * size).map((choice) => proceed(totals, row, choice));
+    });
+    return [...staying, ...arriving[number]].sort(descending(({ total }) => total)).slice(0, 2 * size);
+  });
+}
+
+/**
+ * Return the numbers of the rows of each beam.
+ * @param {number[]} totals of each row
+ * @param {number} beams
+ */
+function split(totals, beams) {
+  const size = totals.length / beams;
+  return Array.from({ length: beams }, (_, beam) => Array.from({ length: size }, (_, place) => beam * size + place));
+}
+
+/**
+ * @param {number[]} totals of each row
+ * @param {number} row
+ * @param {Choice} choice
+ * @returns {Continuation}
+ */
+function proceed(totals, row, { id, logProb }) {
+  return { row, word: id, logProb, total: Math.fround(totals[row] + logProb) };
 }
 
 /**

@@ -37,10 +37,10 @@ export class Captioner {
     this.#confidence = confidence;
     /** @type {SearchSettings} */
     this.#settings = { ...DEFAULTS, ...header.search };
-    const { sample, require, ban } = this.#settings;
-    if (sample || require.length || (ban.length && header.merges?.length)) {
+    const { sample, ban, require } = this.#settings;
+    if (sample || (header.merges?.length && (ban.length || require.length))) {
       throw new Problem(
-        "The model's search settings sample, require and ban (of pieces) do not work in browsers.",
+        "The model's search settings sample, and ban and require with pieces of words, do not work in browsers.",
         false,
       );
     }
@@ -81,13 +81,16 @@ export class Captioner {
   async captionPixels(pixels, rectangle, settings) {
     const chosen = { ...this.#settings, ...settings };
     chosen.candidates = Math.min(chosen.candidates, chosen.beam_size);
-    const banned = chosen.ban.map((word) => word.toLowerCase());
+    const [banned, required] = [chosen.ban, chosen.require].map((words) => words.map((word) => word.toLowerCase()));
+    const unknown = required.find((word) => !this.#header.words.includes(word));
+    if (unknown) throw new Problem(`The model does not know the required word "${unknown}".`, false);
     const state = await this.#engine.start(pixels);
     const seen = this.#confidence?.see(state["image.annotations"]);
     const found = await search(this.#engine, state, chosen, {
       start: START,
       end: END,
       constraints: this.#constraints(chosen, banned),
+      required: this.#ids(required),
       // Enough to leave the alternatives without special words, banned words, and the word that is written.
       alternatives: chosen.alternatives && chosen.alternatives + banned.length + UNKNOWN + 2,
     });
@@ -105,8 +108,8 @@ export class Captioner {
    */
   #constraints(settings, banned) {
     const { words, repeated } = this.#header;
-    const never = words.flatMap((word, id) => (banned.includes(word) ? [id] : []));
-    const constraints = [banWords([PAD, START, ...(settings.bar_unknown ? [UNKNOWN] : []), ...never])];
+    const never = [PAD, START, ...(settings.bar_unknown ? [UNKNOWN] : []), ...this.#ids(banned)];
+    const constraints = [banWords(never)];
     if (settings.bar_repeats && repeated) {
       const twice = new Set(repeated);
       constraints.push(noRepeatedWord(words.flatMap((word, id) => (id > UNKNOWN && !twice.has(word) ? [id] : []))));
@@ -117,6 +120,14 @@ export class Captioner {
       constraints.push(noRepeatedPhrase(settings.repeat_size, within));
     }
     return constraints;
+  }
+
+  /**
+   * Return the ids of words.
+   * @param {string[]} words
+   */
+  #ids(words) {
+    return this.#header.words.flatMap((word, id) => (id > UNKNOWN && words.includes(word) ? [id] : []));
   }
 
   /**

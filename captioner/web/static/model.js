@@ -79,7 +79,10 @@ export class ModelFile {
     }
     const weight = this.#read(name);
     const size = weight.length / scale.length;
-    return weight.map((value, place) => value * scale[Math.floor(place / size)]);
+    for (let channel = 0, place = 0; channel < scale.length; channel++) {
+      for (const end = place + size; place < end; place++) weight[place] *= scale[channel];
+    }
+    return weight;
   }
 
   /** @param {string} name */
@@ -88,7 +91,9 @@ export class ModelFile {
     const { dtype } = this.#tensors[name];
     if (dtype === "F16") {
       const halves = new Uint16Array(bytes.buffer);
-      return new Float32Array(halves.length).map((_, place) => HALVES[halves[place]]);
+      const floats = new Float32Array(halves.length);
+      for (let place = 0; place < floats.length; place++) floats[place] = HALVES[halves[place]]; // faster than map
+      return floats;
     }
     if (dtype === "F32") return new Float32Array(bytes.buffer);
     if (dtype === "F64") return new Float32Array(new Float64Array(bytes.buffer));
@@ -189,10 +194,11 @@ function toVarint(value) {
 }
 
 /**
+ * Return the bytes of several parts, one after another.
  * @param {(Uint8Array | Float32Array)[]} parts
  * @returns {Uint8Array<ArrayBuffer>}
  */
-function join(parts) {
+export function join(parts) {
   const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
   let at = 0;
   for (const part of parts) {

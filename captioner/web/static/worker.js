@@ -3,6 +3,7 @@
  */
 
 import { Captioner } from "./captioner.js";
+import { join } from "./model.js";
 import { Problem } from "./problem.js";
 
 /** @typedef {import("./browser.js").Message} Message */
@@ -36,16 +37,15 @@ async function load() {
     const names = ["model.safetensors", `runtime/${WASM}`];
     const responses = await Promise.all(names.map((name) => open(new URL(name, SITE))));
     const loading = { done: 0, all: responses.reduce((sum, { size }) => sum + size, 0) };
-    const [model, wasmBinary] = await Promise.all(
-      responses.map(({ response }) =>
-        read(response, (bytes) => {
-          loading.done += bytes;
-          tell({ loading });
-        }),
-      ),
+    const files = responses.map(({ response }) =>
+      read(response, (bytes) => {
+        loading.done += bytes;
+        tell({ loading });
+      }),
     );
-    tell({ loading: { done: 1, all: 1 } });
     const runtime = await import(new URL("ort.wasm.min.mjs", RUNTIME).href);
+    const [model, wasmBinary] = await Promise.all(files);
+    tell({ loading: { done: 1, all: 1 } });
     Object.assign(runtime.env.wasm, {
       wasmBinary,
       wasmPaths: RUNTIME,
@@ -78,7 +78,7 @@ async function read(response, progress) {
   const chunks = [];
   for (const reader = /** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body).getReader(); ;) {
     const { done, value } = await reader.read();
-    if (done) return new Blob(chunks).arrayBuffer();
+    if (done) return join(chunks).buffer;
     chunks.push(value);
     progress(value.length);
   }

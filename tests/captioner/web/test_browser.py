@@ -215,9 +215,12 @@ SEARCHES = [
     SearchSettings(diverse_groups=5, beam_size=5, candidates=5, max_words=5, alternatives=2),
     SearchSettings(max_words=1, candidates=5),
     SearchSettings(min_words=8, max_words=8, candidates=5, repeat_size=2),
+    SearchSettings(require=("12",), candidates=5),
+    SearchSettings(require=("12", "7", "30"), beam_size=3, candidates=3, max_words=6, alternatives=2),
+    SearchSettings(require=("31", "20"), beam_size=2, candidates=2, max_words=2),
 ]
 
-SEARCH = """async ([chain, settings, alternatives, once, repeatable]) => {
+SEARCH = """async ([chain, settings, alternatives, once, repeatable, required]) => {
   const { search, noRepeatedPhrase, noRepeatedWord } = await import("/static/beam.js");
   const toRows = (table, words) => {
     const rows = words.map((word) => [table[word]].flat());
@@ -234,7 +237,7 @@ SEARCH = """async ([chain, settings, alternatives, once, repeatable]) => {
   const constraints = [];
   if (settings.bar_repeats) constraints.push(noRepeatedWord(once));
   if (settings.repeat_size) constraints.push(noRepeatedPhrase(settings.repeat_size, repeatable));
-  const found = await search(engine, {}, settings, { start: 1, end: 2, constraints, alternatives });
+  const found = await search(engine, {}, settings, { start: 1, end: 2, constraints, required, alternatives });
   return found.map((each) => ({ ...each, attention: each.attention.map((map) => Array.from(map)) }));
 }"""
 
@@ -247,6 +250,7 @@ def test_searches_find_the_sentences_that_the_package_finds(tab, settings, sprea
         chain = Chain(seed, spread)
         constraints = [NoRepeatedWord(once)] if settings.bar_repeats else []
         constraints += [NoRepeatedPhrase(settings.repeat_size, repeatable)] if settings.repeat_size else []
+        required = [int(word) for word in settings.require]
         more = settings.alternatives and settings.alternatives + 5
         (expected,) = search(
             chain.step,
@@ -256,10 +260,11 @@ def test_searches_find_the_sentences_that_the_package_finds(tab, settings, sprea
             start=START,
             end=END,
             constraints=constraints,
+            required=required,
             alternatives=more,
             ending_earlier=True,
         )
-        found = tab.evaluate(SEARCH, [chain.to_json(), asdict(settings), more, once, repeatable])
+        found = tab.evaluate(SEARCH, [chain.to_json(), asdict(settings), more, once, repeatable, required])
         assert [sentence["words"] for sentence in found] == [hypothesis.words for hypothesis in expected]
         for sentence, hypothesis in zip(found, expected, strict=True):
             assert sentence["score"] == pytest.approx(hypothesis.score, abs=1e-6)
@@ -393,6 +398,14 @@ def test_a_network_gives_the_captions_that_the_package_gives(loaded, tiny_checkp
     assert_equal_captions(loaded(tiny_checkpoint), 8, ASKED)
 
 
+def test_a_network_writes_required_words_and_no_banned_ones(loaded, tiny_checkpoint):
+    model = loaded(tiny_checkpoint)
+    banned, *required = model.captioner.header.words[len(SPECIAL) :][:3]
+    assert_equal_captions(model, 2, replace(ASKED, ban=(banned,), require=tuple(required)))
+    with pytest.raises(Exception, match='required word "none-such"'):
+        model.tab.evaluate(CAPTION_PIXELS, [[0, 0, 1, 1], {"require": ["none-such"]}])
+
+
 def test_a_calibrated_network_gives_the_confidence_that_the_package_gives(loaded, calibrated_checkpoint):
     model = loaded(calibrated_checkpoint)
     assert isinstance(model.captioner.header.calibration, Calibration)
@@ -452,11 +465,11 @@ def test_98_of_100_development_photographs_get_the_caption_of_the_package(loaded
 
 
 def test_search_settings_that_browsers_lack_are_an_error(tab):
-    header = {"search": {"sample": True}}
-    with pytest.raises(Exception, match="do not work in browsers"):
-        tab.evaluate(
-            f"async () => new (await import('/static/captioner.js')).Captioner({{}}, {json.dumps(header)})"
-        )
+    for header in ({"search": {"sample": True}}, {"search": {"require": ["dog"]}, "merges": [["a", "b"]]}):
+        with pytest.raises(Exception, match="do not work in browsers"):
+            tab.evaluate(
+                f"async () => new (await import('/static/captioner.js')).Captioner({{}}, {json.dumps(header)})"
+            )
 
 
 def test_files_that_are_no_pictures_and_no_models_are_told_in_one_line(tab):
