@@ -2,6 +2,7 @@
  * Captions that this browser computes, in a worker of its own, so that the page stays responsive.
  */
 
+import { checkSize } from "./frame.js";
 import { Problem } from "./problem.js";
 
 /** @typedef {import("./server.js").Reply} Reply */
@@ -16,6 +17,8 @@ const waiting = new Map();
 /** @type {Promise<Worker> | undefined} */
 let worker;
 let asked = 0;
+/** @type {Promise<unknown>} */
+let checked = Promise.resolve();
 
 /** @type {import("./page.js").Captioner} */
 export const browser = {
@@ -25,6 +28,10 @@ export const browser = {
     } catch {
       throw new Problem("This cannot be read: it is a folder, or a file that is gone or was changed.", false);
     }
+    const measured = checked.then(() => measure(file)); // one at a time, as each is in memory meanwhile
+    checked = measured;
+    const { width, height } = await measured;
+    checkSize(width, height);
   },
 
   async caption(file, { signal }) {
@@ -54,6 +61,22 @@ export const browser = {
 };
 
 worker = startWorker(); // the model is needed anyway
+
+/**
+ * Return the size of a picture without decoding it; zeros if the browser cannot show it.
+ * @param {File} file
+ * @returns {Promise<{width: number, height: number}>}
+ */
+function measure(file) {
+  const image = new Image();
+  return new Promise((resolve) => {
+    image.onload = image.onerror = () => {
+      URL.revokeObjectURL(image.src);
+      resolve({ width: image.naturalWidth, height: image.naturalHeight });
+    };
+    image.src = URL.createObjectURL(file);
+  });
+}
 
 /** Start a worker, behind the service worker, which keeps what it loads. */
 async function startWorker() {

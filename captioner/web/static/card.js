@@ -3,7 +3,7 @@
  */
 
 import { copyText } from "./clipboard.js";
-import { describeTrust, describeWord, toSentence } from "./figures.js";
+import { describeTrust, describeWord, toDistinct, toSentence } from "./figures.js";
 import { nameOf } from "./folder.js";
 import { Light } from "./light.js";
 import { save, toStems } from "./results.js";
@@ -23,6 +23,7 @@ export class Card {
   #file;
   #say;
   #changed;
+  #toText;
   #light;
   #words;
   #number = ++made;
@@ -42,11 +43,13 @@ export class Card {
    * @param {(card: Card) => void} owner.tryAgain
    * @param {(card: Card, neighbour: Element | null) => void} owner.removed is called when the card is gone
    * @param {() => void} owner.changed is called when `state` has changed
+   * @param {(caption: string) => string} owner.toText writes a caption as it is copied and saved
    */
-  constructor(file, { say, tryAgain, removed, changed }) {
+  constructor(file, { say, tryAgain, removed, changed, toText }) {
     this.#file = file;
     this.#say = say;
     this.#changed = changed;
+    this.#toText = toText;
     const template = /** @type {HTMLTemplateElement} */ (document.getElementById("card"));
     this.element = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
     const heading = this.#part("h2");
@@ -57,7 +60,7 @@ export class Card {
     this.#light = new Light(this.#part("canvas"));
     this.#words = new Words(this.#part(".caption"), (place) => this.#lookAt(place));
     this.#part(".edited").setAttribute("aria-label", `Alt text of ${this.name}`);
-    this.#part(".edited").addEventListener("input", () => this.#retell());
+    this.#part(".edited").addEventListener("input", () => this.retell());
     this.#part(".copy").addEventListener("click", () => this.#copy());
     this.#part(".edit").addEventListener("click", () => this.#edit(this.#part(".edited").hidden));
     this.#part(".save").addEventListener("click", () => this.#save());
@@ -85,10 +88,10 @@ export class Card {
     return this.#state;
   }
 
-  /** The caption as a sentence, as somebody may have edited it; empty while there is none. */
+  /** The caption as it is copied and saved, or as somebody edited it; empty while there is none. */
   get text() {
     const field = this.#part(".edited");
-    return field.hidden ? toSentence(this.#sentence?.caption ?? "") : field.value.trim().replaceAll(/\s+/g, " ");
+    return field.hidden ? this.#toText(this.#sentence?.caption ?? "") : field.value.trim().replaceAll(/\s+/g, " ");
   }
 
   /** Is aborted when the card is removed. */
@@ -136,7 +139,7 @@ export class Card {
    * @param {Reply} reply
    */
   showReply(reply) {
-    const sentences = [reply, ...(reply.candidates ?? [])];
+    const sentences = toDistinct([reply, ...(reply.candidates ?? [])]);
     this.#reply = reply;
     this.#enter("captioned", "");
     this.#shape(reply.width, reply.height);
@@ -230,11 +233,11 @@ export class Card {
     field.hidden = !start;
     button.textContent = start ? "Undo edits" : "Edit";
     if (start) field.focus();
-    this.#retell();
+    this.retell();
   }
 
-  /** Let people who hear the page hear the sentence as it is now. */
-  #retell() {
+  /** Let people who hear the page hear the text as it is now. */
+  retell() {
     this.#part("img").alt = this.text;
   }
 

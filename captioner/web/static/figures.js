@@ -17,6 +17,25 @@ export function toSentence(caption) {
   return first && `${first.toUpperCase()}${rest.join("")}.`;
 }
 
+const EMPTY = new Set(
+  ("a an the and or of in on at to by for from with into onto while as is are being has have his her their its it " +
+    "that who there this wearing").split(" "),
+); // words that say nothing of their own about a picture
+
+/**
+ * Return the captions, best first, that say something which none before them does.
+ * @template {Sentence} Caption
+ * @param {Caption[]} sentences
+ */
+export function toDistinct(sentences) {
+  const said = new Set(EMPTY);
+  return sentences.filter(({ words }, place) => {
+    const isNew = !place || words.some((word) => !said.has(word));
+    for (const word of words) said.add(word);
+    return isNew;
+  });
+}
+
 /**
  * Return what is known of a word, and in a second line the words that could have stood there.
  * @param {Sentence} sentence

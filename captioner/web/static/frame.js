@@ -37,10 +37,12 @@ const PRECISION = 22; // bits of Pillow's fixed-point weights
  */
 export async function readFrame(file, settings) {
   const bytes = new Uint8Array(await file.arrayBuffer());
+  if (isCutOff(bytes)) throw new Problem("The file is cut off: its end is missing. Copy it again.", false);
   const orientation = takeOrientation(bytes);
   const bitmap = await decode(orientation > 1 ? new Blob([bytes]) : file);
   const { width, height } = bitmap;
   try {
+    checkSize(width, height);
     const atLeast = 2 * settings.size;
     const times = isJpeg(bytes) ? Math.floor(Math.min(width / atLeast, height / atLeast)) : 1;
     const scale = [8, 4, 2].find((scale) => times >= scale) ?? 1;
@@ -231,23 +233,28 @@ export function turn(picture, orientation) {
 /** @param {Blob} file */
 async function decode(file) {
   if (!file.size) throw new Problem("The file is empty (0 bytes). Copy it again.", false);
-  const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => {
+  return createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => {
     throw new Problem(
       "This browser cannot read this picture: it is damaged, not a picture, or of a kind that the browser lacks. " +
         "Convert it to JPEG or PNG.",
       false,
     );
   });
-  const { width, height } = bitmap;
-  if (width * height > MAX_PIXELS) {
-    bitmap.close();
-    const limit = MAX_PIXELS / 1e6;
-    throw new Problem(
-      `${width} x ${height} pixels are too many (limit: ${limit} million). Make the picture smaller.`,
-      false,
-    );
-  }
-  return bitmap;
+}
+
+/**
+ * Refuse a picture that takes too much memory, as far as its sides say.
+ * @param {number} width
+ * @param {number} height
+ * @throws {Problem}
+ */
+export function checkSize(width, height) {
+  if (width * height <= MAX_PIXELS) return;
+  const limit = MAX_PIXELS / 1e6;
+  throw new Problem(
+    `${width} x ${height} pixels are too many (limit: ${limit} million). Make the picture smaller.`,
+    false,
+  );
 }
 
 /**
@@ -282,6 +289,19 @@ function readPixels(bitmap, scale) {
 /** @param {Uint8Array} bytes */
 function isJpeg(bytes) {
   return bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff;
+}
+
+/**
+ * Return whether a JPEG file ends within its picture, which browsers show grey there.
+ * @param {Uint8Array} bytes
+ */
+function isCutOff(bytes) {
+  if (!isJpeg(bytes)) return false;
+  let at = 2;
+  while (bytes[at] === 0xff && bytes[at + 1] !== 0xda) at += 2 + 256 * bytes[at + 2] + bytes[at + 3];
+  if (bytes[at + 1] !== 0xda) return false; // there are no pixels: what decodes it will tell
+  while (at >= 0 && bytes[at + 1] !== 0xd9) at = bytes.indexOf(0xff, at + 1); // among pixels, ff d9 is the end
+  return at < 0;
 }
 
 /**

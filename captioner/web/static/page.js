@@ -4,6 +4,7 @@
 
 import { Card } from "./card.js";
 import { copyText } from "./clipboard.js";
+import { toSentence } from "./figures.js";
 import { canWriteBeside, chooseFolder, writeBeside } from "./folder.js";
 import { Problem } from "./problem.js";
 import { save, toFile, toJsonLines, toLines, toStems, toTable } from "./results.js";
@@ -36,6 +37,7 @@ const saveZip = /** @type {HTMLButtonElement} */ (document.getElementById("save-
 const saveBeside = /** @type {HTMLButtonElement} */ (document.getElementById("save-beside"));
 const progress = /** @type {HTMLProgressElement} */ (document.getElementById("progress"));
 const folder = /** @type {HTMLButtonElement} */ (document.getElementById("folder"));
+const asSentences = /** @type {HTMLInputElement} */ (document.getElementById("as-sentences"));
 const example = /** @type {HTMLButtonElement} */ (document.getElementById("example"));
 const choose = /** @type {HTMLInputElement} */ (document.getElementById("choose"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
@@ -52,6 +54,10 @@ export function showPage(chosen) {
 choose.addEventListener("change", () => {
   add(choose.files);
   choose.value = ""; // so that the same file can be chosen again
+});
+
+asSentences.addEventListener("change", () => {
+  for (const card of cards) card.retell();
 });
 
 copyAll.addEventListener("click", async () => {
@@ -143,7 +149,7 @@ async function report(button, task) {
  */
 function add(files, nothing = "") {
   const added = [...(files ?? [])].map(
-    (file) => new Card(file, { say, tryAgain: process, removed: forget, changed: showCount }),
+    (file) => new Card(file, { say, tryAgain: process, removed: forget, changed: showCount, toText }),
   );
   notice.textContent = added.length ? "" : nothing;
   cards.push(...added);
@@ -202,6 +208,11 @@ function say(text) {
   const line = document.createElement("span"); // a new one, or a text that is said twice is read once
   line.textContent = text;
   said.replaceChildren(line);
+}
+
+/** @param {string} caption */
+function toText(caption) {
+  return asSentences.checked ? toSentence(caption) : caption;
 }
 
 /** The cards that have a caption. */

@@ -472,12 +472,28 @@ def test_search_settings_that_browsers_lack_are_an_error(tab):
             )
 
 
-def test_files_that_are_no_pictures_and_no_models_are_told_in_one_line(tab):
-    tab.files["picture"] = b"no picture"
-    with pytest.raises(Exception, match="cannot read this picture"):
+UNREADABLE = {
+    "text": (b"no picture", "cannot read this picture"),
+    "TIFF": (to_file(PICTURE, "TIFF"), "cannot read this picture"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), "cannot read this picture"),
+    "cut off JPEG": (FILES["turned-1.jpg"][:-99], "is cut off"),
+    "cut off progressive JPEG": (FILES["progressive.jpg"][:-99], "is cut off"),
+    "cut off PNG": (FILES["turned.png"][:-9999], "cannot read this picture"),
+    "cut off WebP": (FILES["lossy.webp"][:-999], "cannot read this picture"),
+    "empty": (b"", "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_files_that_are_no_pictures_are_told_in_one_line(tab, name):
+    tab.files["picture"], problem = UNREADABLE[name]
+    with pytest.raises(Exception, match=problem):
         tab.evaluate(
             """async () => (await import("/static/frame.js")).readFrame(await (await fetch("/picture")).blob(),
             { size: 8, frame: "stretch", mean: [0, 0, 0], std: [1, 1, 1] })"""
         )
+
+
+def test_files_that_are_no_models_are_told_in_one_line(tab):
     with pytest.raises(Exception, match="model file is damaged"):
         tab.evaluate("async () => new (await import('/static/model.js')).ModelFile(new ArrayBuffer(9))")

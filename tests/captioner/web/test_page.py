@@ -31,10 +31,12 @@ SENTENCES = ("a dog 's ball", "two cats", "one <b> cat")
 class Scripted(Captioner):
     """Says the same of every picture, and looks where the tests expect it."""
 
+    sentences = SENTENCES
+
     def caption_prepared(self, pictures, settings):
         captions_of_picture = []
         for picture in pictures:
-            captions = [make_caption(words.split(), picture.rectangle) for words in SENTENCES]
+            captions = [make_caption(words.split(), picture.rectangle) for words in self.sentences]
             captions_of_picture.append(replace(captions[0], candidates=tuple(captions[1 : settings.candidates])))
         return captions_of_picture
 
@@ -419,6 +421,28 @@ def test_a_sentence_can_be_edited_before_it_is_copied_and_saved(visit):
     card.get_by_role("radio").nth(1).check()
     assert field.is_hidden()
     assert tab.get_by_role("img", name="Two cats.").is_visible()
+
+
+def test_a_caption_is_copied_as_a_sentence_or_as_it_is(visit):
+    tab = visit()
+    choose(tab, to_file(), to_file("2.png"))
+    tab.get_by_role("checkbox", name="Capital letter and full stop").uncheck()
+    assert tab.get_by_role("img", name="a dog's ball", exact=True).count() == 2
+    tab.get_by_role("button", name="Copy all").click()
+    expected = "dog.png\ta dog's ball\n2.png\ta dog's ball\n"
+    tab.wait_for_function("text => navigator.clipboard.readText().then(found => found == text)", arg=expected)
+
+
+class Repetitive(Scripted):
+    sentences = ("a dog runs", "the dog runs", "a dog on the grass", "dog on a grass", "a dog that runs on sand")
+
+
+def test_only_captions_that_say_something_new_are_offered(visit, tiny):
+    tab = visit(captioner=Repetitive(tiny.engine, tiny.header))
+    choose(tab, to_file())
+    tab.get_by_text("Other captions").click()
+    texts = tab.locator(".candidate").all_text_contents()
+    assert texts == [Repetitive.sentences[place] for place in (0, 2, 4)]
 
 
 def test_the_empty_page_offers_a_picture_to_try(visit):

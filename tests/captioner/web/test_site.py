@@ -108,10 +108,13 @@ def test_a_file_that_cannot_be_read_costs_one_line_and_the_others_go_on(visit, p
     broken.write_bytes(b"\xff\xd8\xff\xe0" + bytes(99))
     empty = tmp_path / "empty.png"
     empty.touch()
+    huge = tmp_path / "huge.png"  # 4.8 GB of pixels
+    Image.new("1", (40_000, 30_000)).save(huge)
     tab = visit()
-    assert caption_all(tab, [broken, empty, pictures[0]])[:2] == ["", ""]
+    assert caption_all(tab, [broken, empty, huge, pictures[0]])[:3] == ["", "", ""]
     problems = tab.locator("[data-state=failed] .state").all_text_contents()
-    assert ["cannot read this picture" in problems[0], "empty" in problems[1]] == [True, True]
+    expected = ("cannot read this picture", "empty", "40000 x 30000 pixels are too many")
+    assert [part in problem for part, problem in zip(expected, problems, strict=True)] == [True] * 3
     assert tab.locator("[data-state=captioned]").count() == 1
 
 
