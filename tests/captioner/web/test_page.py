@@ -442,7 +442,7 @@ def test_only_captions_that_say_something_new_are_offered(visit, tiny):
     choose(tab, to_file())
     tab.get_by_text("Other captions").click()
     texts = tab.locator(".candidate").all_text_contents()
-    assert texts == [Repetitive.sentences[place] for place in (0, 2, 4)]
+    assert texts == [Repetitive.sentences[number] for number in (0, 2, 4)]
 
 
 def test_the_empty_page_offers_a_picture_to_try(visit):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,8 +48,8 @@ def visit(browser, folder):
     """Open the site in a browser of its own. It may not complain, and sends requests to its host only."""
     opened = []
 
-    def visit(script="", **options):
-        host = Host(folder)
+    def visit(script="", site=folder, **options):
+        host = Host(site)
         context = browser.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 800}, **options)
         tab = context.new_page()
         complaints, asked = [], []
@@ -116,6 +117,43 @@ def test_a_file_that_cannot_be_read_costs_one_line_and_the_others_go_on(visit, p
     expected = ("cannot read this picture", "empty", "40000 x 30000 pixels are too many")
     assert [part in problem for part, problem in zip(expected, problems, strict=True)] == [True] * 3
     assert tab.locator("[data-state=captioned]").count() == 1
+
+
+# Notes when the files were there, and when the first caption was.
+NOTE_TIMES = """addEventListener("DOMContentLoaded", () => {
+  const times = (window.times = {});
+  const note = () => {
+    if (document.getElementById("loading").hidden) times.loaded ??= performance.now();
+    if (document.querySelector("[data-state=captioned]")) times.captioned ??= performance.now();
+  };
+  new MutationObserver(note).observe(document, { subtree: true, childList: true, attributes: true });
+})"""
+
+
+@pytest.mark.slow
+def test_200_photographs_take_no_more_memory_than_50(visit, real_data, onnxruntime_web, tmp_path):
+    names = (real_data / "flickr8k" / "Flickr8k_text" / "Flickr_8k.devImages.txt").read_text().split()
+    photographs = [real_data / "flickr8k" / "Flicker8k_Dataset" / name for name in names[:200]]
+    site.write_site(tmp_path / "site", "default", onnxruntime_web)
+    tab = visit(NOTE_TIMES, tmp_path / "site")
+    for _ in range(2):  # on the first visit in one thread
+        caption_all(tab, photographs[:1])
+        times = tab.evaluate("times")
+        start = time.monotonic()
+        tab.set_input_files("#choose", photographs[1:21])
+        wait_for(tab, 21)
+        seconds = (time.monotonic() - start) / 20
+        first = (times["captioned"] - times["loaded"]) / 1000
+        threads = tab.evaluate("crossOriginIsolated ? navigator.hardwareConcurrency : 1")
+        print(f"threads: {threads}, first caption: {first:.2f} s, then {seconds:.2f} s each")
+        tab.reload()
+    used = []
+    for count in (50, 100, 150, 200):
+        tab.set_input_files("#choose", photographs[count - 50 : count])
+        wait_for(tab, count)
+        used.append(tab.evaluate("performance.measureUserAgentSpecificMemory().then(({ bytes }) => bytes)") / 1e6)
+        print(f"memory after {count} photographs: {used[-1]:.0f} MB")
+    assert used[-1] < used[0] + 50  # MB
 
 
 # A folder of the browser's own file system stands for one that somebody chooses.
