@@ -131,6 +131,7 @@ export class Card {
   showProblem(text, passing) {
     this.#enter("failed", text);
     this.#part(".again").hidden = !passing;
+    this.#part(".frame").hidden = !this.#address;
     this.#say(`${this.name}: ${text}`);
   }
 

@@ -426,7 +426,7 @@ def test_a_sentence_can_be_edited_before_it_is_copied_and_saved(visit):
 def test_a_caption_is_copied_as_a_sentence_or_as_it_is(visit):
     tab = visit()
     choose(tab, to_file(), to_file("2.png"))
-    tab.get_by_role("checkbox", name="Capital letter and full stop").uncheck()
+    tab.get_by_role("checkbox", name="capital letter").uncheck()
     assert tab.get_by_role("img", name="a dog's ball", exact=True).count() == 2
     tab.get_by_role("button", name="Copy all").click()
     expected = "dog.png\ta dog's ball\n2.png\ta dog's ball\n"
