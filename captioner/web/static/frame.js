@@ -235,7 +235,7 @@ async function decode(file) {
   if (!file.size) throw new Problem("The file is empty (0 bytes). Copy it again.", false);
   return createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => {
     throw new Problem(
-      "This browser cannot read this picture: it is damaged, not a picture, or of a kind that the browser lacks. " +
+      "This browser cannot read this picture: it is damaged, too large, not a picture, or of a kind that it lacks. " +
         "Convert it to JPEG or PNG.",
       false,
     );

@@ -109,13 +109,14 @@ def test_a_file_that_cannot_be_read_costs_one_line_and_the_others_go_on(visit, p
     broken.write_bytes(b"\xff\xd8\xff\xe0" + bytes(99))
     empty = tmp_path / "empty.png"
     empty.touch()
-    huge = tmp_path / "huge.png"  # 4.8 GB of pixels
+    large, huge = tmp_path / "large.png", tmp_path / "huge.png"  # 480 MB and 4.8 GB of pixels
+    Image.new("1", (12_000, 10_000)).save(large)
     Image.new("1", (40_000, 30_000)).save(huge)
     tab = visit()
-    assert caption_all(tab, [broken, empty, huge, pictures[0]])[:3] == ["", "", ""]
+    assert caption_all(tab, [broken, empty, large, huge, pictures[0]])[:4] == ["", "", "", ""]
     problems = tab.locator("[data-state=failed] .state").all_text_contents()
-    expected = ("cannot read this picture", "empty", "40000 x 30000 pixels are too many")
-    assert [part in problem for part, problem in zip(expected, problems, strict=True)] == [True] * 3
+    expected = ("cannot read this picture", "empty", "12000 x 10000 pixels are too many", "too large")
+    assert [part in problem for part, problem in zip(expected, problems, strict=True)] == [True] * 4
     assert tab.locator("[data-state=captioned]").count() == 1
 
 
