@@ -148,15 +148,11 @@ def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
         raise CaptionerError(
             f"{resources.address}: Ray Client is not supported. Run this on the cluster, with `ray job submit`."
         )
-    if match := re.fullmatch(r"(.+):(\d+)", resources.address):  # Ray itself would try for minutes
-        try:
-            socket.create_connection((match[1], int(match[2])), timeout=10).close()
-        except (OSError, OverflowError) as error:
-            raise CaptionerError(
-                f"--address {resources.address}: no Ray cluster answers there ({error})."
-            ) from error
     options: dict[str, Any] = {"address": resources.address}
-    if resources.address == "local":
+    if resources.address != "local":
+        _check_address(resources.address)
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # seconds, and tries: 20 would take 14 minutes
+    else:
         needed = (resources.workers or 0) * resources.threads
         options |= {
             "num_cpus": max(count_cores(), needed, resources.threads),
@@ -169,6 +165,8 @@ def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
         except Exception as error:  # Ray raises plain ones, too
             if not tries_left:
                 reason = " ".join(str(error).split())[:300]
+                if "AuthenticationError" in f"{error!r} {error.__cause__}":
+                    reason += ": it asks for a token. Set RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN"
                 raise CaptionerError(
                     f"--address {resources.address}: cannot use a Ray cluster ({reason})"
                 ) from error
@@ -178,6 +176,26 @@ def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Check that something answers at `HOST:PORT`; Ray itself would try for a long time.
+
+    Raises:
+        CaptionerError: if nothing answers.
+    """
+    import ray
+
+    match = re.fullmatch(r"\[?(.+?)\]?:(\d+)", address)
+    if match is None:
+        return
+    host, port = match[1], int(match[2])
+    if host in ("localhost", "127.0.0.1", "::1"):  # which Ray replaces: no other machine could use it
+        host = ray.util.get_node_ip_address()
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise CaptionerError(f"--address {address}: no Ray cluster answers at {host}:{port} ({error}).") from error
 
 
 def start_workers(job: Job, resources: Resources, name: str, model: bytes) -> tuple[Callable[[], Any], int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -65,7 +66,7 @@ def test_one_core_captions_shards_and_resumes(bulk, tmp_path):
         (("a.png", "-o", "ftp://host/out"), "output to ftp:// is not supported"),
         (("a.png", "-o", "out", "--keep", "caption"), "--keep caption: this is the name of a column"),
         (("a.png", "-o", "out", "-f", "webdataset", "--keep", "txt"), "the captions have this suffix"),
-        (("a.png", "-o", "out", "--address", "127.0.0.1:1"), "no Ray cluster answers there"),
+        (("a.png", "-o", "out", "--address", "127.0.0.2:1"), "no Ray cluster answers at 127.0.0.2:1 ("),
         (("a.png", "-o", "out", "--address", "ray://127.0.0.1:1"), "with `ray job submit`"),
         (("a.png", "-o", "out", "-m", "missing.safetensors"), "no such checkpoint file"),
         (("a.png", "-o", "full"), "has part-00000000.parquet, but no manifest"),
@@ -79,6 +80,27 @@ def test_what_cannot_be_done_is_told_in_one_line(arguments, said, run_here, tmp_
     assert code == 2
     assert said in message.splitlines()[-1]
     assert not [line for line in message.splitlines()[:-1] if not line.startswith(("usage:", " "))]
+
+
+def test_the_loopback_stands_for_the_address_of_this_machine_as_in_ray(run_here, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    (tmp_path / "a.png").write_bytes(draw(0))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, message = run_here("a.png", "-o", "out", "--address", f"localhost:{port}")
+    assert code == 2
+    assert f"--address localhost:{port}: no Ray cluster answers at 127.0.0.2:{port} (" in message
+
+
+@pytest.mark.slow
+def test_what_answers_at_the_address_and_is_no_ray_cluster_is_given_up_soon(bulk, tmp_path):
+    (tmp_path / "a.png").write_bytes(draw(0))
+    with socket.create_server(("", 0)) as server:
+        code, message = bulk("a.png", "-o", "out", "--address", f"127.0.0.1:{server.getsockname()[1]}")
+    assert code == 2
+    assert "cannot use a Ray cluster" in message.splitlines()[-1]
 
 
 @pytest.fixture
