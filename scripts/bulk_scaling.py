@@ -1,9 +1,10 @@
 """Measure how the throughput of `caption-bulk` grows with its workers, and draw it.
 
-python scripts/bulk_scaling.py SHARD docs/bulk-scaling.png --seconds 0.05
+python scripts/bulk_scaling.py SHARD docs/bulk-scaling.png --seconds 0.25
 
 A stand-in for the network sleeps as long as one core computes, so that a small machine can stand for many. Reading,
-decoding, scheduling and writing are real. So this measures the pipeline, and not the captioner.
+decoding, scheduling and writing are real. So this measures the pipeline, and not the captioner. The cores of this
+machine decode for all workers: the sleep must be so long that they have time for that.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 
 from captioner.bulk.output import Fields
 from captioner.bulk.pool import Pool
-from captioner.bulk.rows import Columns, Unit
+from captioner.bulk.rows import Columns, Unit, read_rows
 from captioner.bulk.run import Resources, cluster
 from captioner.bulk.worker import Job, Worker
 from captioner.caption import Caption, Rectangle
@@ -49,15 +50,19 @@ class Sleeper:
 class PunctualWorker(Worker):
     """A worker that begins when all others can, so that the start of processes is not measured."""
 
-    def __init__(self, job: Job, load: Callable[[], Sleeper], gate: Path, count: int) -> None:
+    def __init__(self, job: Job, load: Callable[[], Sleeper], unit: Unit, gate: Path, count: int) -> None:
         """Hold the folder in which each worker leaves a file when it is ready, and their number."""
         super().__init__(job, load)  # type: ignore[arg-type]
+        self._unit = unit
         self._gate = gate
         self._count = count
 
     def start(self) -> str:
-        """Wait for the others."""
+        """Import what the first picture and the first table need, and wait for the others."""
+        import pyarrow.parquet  # noqa: F401
+
         version = super().start()
+        self._read(next(read_rows(self._unit, Columns())), keep=False)
         (self._gate / str(time.monotonic_ns())).touch()
         while len(list(self._gate.iterdir())) < self._count:
             time.sleep(0.05)
@@ -70,9 +75,11 @@ def measure(shard: str, workers: int, seconds: float, units: int) -> float:
 
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as gate:
         job = Job(folder, "parquet", SearchSettings(), Columns(), Fields())
+        unit = Unit("shard", (shard,))
         actor = ray.remote(PunctualWorker).options(num_cpus=1, max_restarts=0)
-        pool = Pool(partial(actor.remote, job, partial(Sleeper, seconds), Path(gate), workers), workers, print)
-        pool.run((number, Unit("shard", (shard,))) for number in range(units * workers))
+        start = partial(actor.remote, job, partial(Sleeper, seconds), unit, Path(gate), workers)
+        pool = Pool(start, workers, print)
+        pool.run((number, unit) for number in range(units * workers))
         ended = time.time()
         began = max(file.stat().st_mtime for file in Path(gate).iterdir())
         return pool.counts.rows / (ended - began)
@@ -83,8 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shard", help="a WebDataset shard, which every unit reads")
     parser.add_argument("figure", help="where the plot goes")
-    parser.add_argument("--seconds", type=float, default=0.05, help="of one core for a picture (%(default)s)")
-    parser.add_argument("--units", type=int, default=2, help="of each worker (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.25, help="of one core for a picture (%(default)s)")
+    parser.add_argument("--units", type=int, default=1, help="of each worker (%(default)s)")
     options = parser.parse_args()
     with cluster(Resources(workers=max(WORKERS))):
         speeds = [measure(str(Path(options.shard).resolve()), n, options.seconds, options.units) for n in WORKERS]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 from threading import Timer
 
@@ -26,6 +27,13 @@ def draw(number: int, side: int = 48) -> bytes:
     return file.getvalue()
 
 
+def draw_bomb() -> bytes:
+    """The file of a picture that says that it has 3.6 billion pixels."""
+    whole = draw(3)
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + whole[24:29]
+    return whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
+
+
 def write_shard(path, members, mode="w"):
     """Write an archive of names and contents."""
     with tarfile.open(path, mode) as tar:
@@ -40,6 +48,26 @@ def no_waiting(monkeypatch):
     from captioner.bulk import storage
 
     monkeypatch.setattr(storage, "WAIT", 0.001)
+
+
+@pytest.fixture
+def bulk(tiny_checkpoint, tmp_path):
+    """Run the command in a folder, on one core, and return its exit code and messages."""
+
+    def bulk(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "captioner.bulk", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "CAPTIONER_MODEL": str(tiny_checkpoint), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1]),
+        )
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    return bulk
 
 
 START_SECONDS = 240

@@ -1,39 +1,19 @@
 """`caption-bulk` with Ray, in processes of its own."""
 
 import json
-import os
+import shlex
 import socket
-import subprocess
-import sys
+import tarfile
+from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
 
-from tests.captioner.bulk.conftest import draw, write_shard
+from tests.captioner.bulk.conftest import draw, draw_bomb, write_shard
 
 pytest.importorskip("ray", reason='needs the extra: pip install -e ".[bulk]"')
 
 from captioner.bulk.command import make_parser
-
-
-@pytest.fixture
-def bulk(tiny_checkpoint, tmp_path):
-    """Run the command in a folder, on one core, and return its exit code and messages."""
-
-    def bulk(*arguments, cores=1, **environment):
-        done = subprocess.run(
-            [sys.executable, "-m", "captioner.bulk", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "CAPTIONER_MODEL": str(tiny_checkpoint), "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores]),
-        )
-        assert done.stdout == ""
-        return done.returncode, done.stderr
-
-    return bulk
 
 
 @pytest.mark.slow
@@ -55,6 +35,44 @@ def test_one_core_captions_shards_and_resumes(bulk, tmp_path):
     assert "another search.beam_size." in said
     code, said = bulk("{0..1}.tar", "-o", "out")
     assert "another inputs." in said
+
+
+@pytest.mark.slow
+def test_what_is_damaged_has_errors_of_one_line_and_the_rest_has_captions(bulk, tmp_path):
+    members = [(f"{number}.png", draw(number)) for number in range(4)]
+    write_shard(tmp_path / "whole.tar", members)
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        cut = tar.getmember("3.png").offset_data + 1000
+    (tmp_path / "truncated.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:cut])
+    bad = {"broken": draw(5)[:300], "bomb": draw_bomb(), "page": b"<html>no picture</html>", "nothing": b""}
+    write_shard(tmp_path / "bad.tar", [(f"{name}.png", content) for name, content in bad.items()] + members[:1])
+    write_shard(tmp_path / "empty.tar", [])
+    (tmp_path / "void.tar").touch()
+    write_shard(tmp_path / "twice.tar", [members[0], members[1], members[0]])
+    parts = ["whole", "truncated", "bad", "empty", "void", "twice"]
+    code, said = bulk(*(f"{part}.tar" for part in parts), "-o", "out", "-f", "jsonl")
+
+    rows = []
+    for number, part in enumerate(parts):
+        lines = (tmp_path / "out" / f"part-{number:08d}.jsonl").read_text().splitlines()
+        rows += [(part, row["key"], "caption" in row) for row in map(json.loads, lines)]
+    assert rows == [
+        *(("whole", str(number), True) for number in range(4)),
+        *(("truncated", str(number), True) for number in range(3)),
+        ("truncated", None, False),
+        *(("bad", name, False) for name in bad),
+        ("bad", "0", True),
+        ("void", None, False),
+        ("twice", "0", True),
+        ("twice", "1", True),
+        ("twice", "0", False),
+    ]
+    *errors, summary = said.splitlines()
+    assert code == 1
+    assert "17 rows in " in summary
+    assert "7 have an error instead of a caption" in summary
+    assert len(errors) == 6  # at most three of each report
+    assert all(line.startswith("caption-bulk: error: ") for line in errors), said
 
 
 @pytest.mark.parametrize(
@@ -130,6 +148,18 @@ def test_starting_over_deletes_the_parts_of_the_run_and_nothing_else(bulk, ray_c
     assert code == 0, said
     assert sorted(path.name for path in out.iterdir()) == ["_captioner", "mine.txt", "part-00000000.jsonl"]
     assert json.loads((out / "part-00000000.jsonl").read_text())["key"] == "a.png"
+
+
+def test_the_manifest_for_kubernetes_runs_this_command_with_a_worker_for_each_cpu():
+    yaml = pytest.importorskip("yaml")
+    spec = yaml.safe_load((Path(__file__).parents[3] / "docs" / "kuberay.yaml").read_text())["spec"]
+    program, *arguments = shlex.split(spec["entrypoint"])
+    assert program == "caption-bulk"
+    options = make_parser().parse_args(arguments)
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert options.address == "auto"
+    assert options.workers == group["replicas"] * int(container["resources"]["limits"]["cpu"])
 
 
 def test_every_option_has_help():

@@ -16,14 +16,10 @@ import pytest
 from tests.captioner.bulk.conftest import draw, write_shard
 
 pytest.importorskip("s3fs", reason="needs the file system of S3: pip install s3fs")
+pytest.importorskip("ray", reason='needs the extra: pip install -e ".[bulk]"')
 moto = pytest.importorskip("moto.server", reason='needs a server of S3: pip install "moto[server]"')
 
 from captioner.bulk import storage  # noqa: E402
-from captioner.bulk.output import Fields  # noqa: E402
-from captioner.bulk.plan import make_plan  # noqa: E402
-from captioner.bulk.rows import Columns  # noqa: E402
-from captioner.bulk.run import Manifest, find_done  # noqa: E402
-from captioner.bulk.worker import Assignment, Job, Worker  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -108,7 +104,7 @@ def bucket(serve_http, faults, monkeypatch):
     server.stop()
 
 
-def test_a_storage_that_fails_now_and_then_loses_nothing(bucket, faults, tiny, tmp_path):
+def test_a_run_loses_nothing_when_its_storage_fails_now_and_then(bucket, faults, bulk, tiny, tmp_path):
     system, _ = storage.locate(bucket)
     for number in range(2):
         path = tmp_path / f"{number}.tar"
@@ -120,41 +116,24 @@ def test_a_storage_that_fails_now_and_then_loses_nothing(bucket, faults, tiny, t
     for number in range(40):
         system.pipe_file(f"bucket/in/photos/{number:03d}.png", draw(300 + number))
     system.pipe_file("bucket/in/photos/empty.png", b"")
-    names = [
-        f"{bucket}/in/shards/*.tar",
-        f"{bucket}/in/t.parquet",
-        f"{bucket}/in/photos",
-        f"{bucket}/in/missing.png",
-    ]
+    names = [f"{bucket}/in/{name}" for name in ("shards/*.tar", "t.parquet", "photos", "missing.png")]
+    command = (*names, "-o", f"{bucket}/out", "-f", "jsonl", "--unit-size", 20, "--batch-size", 8)
 
     faults.rate = 0.3
-    job = Job(f"{bucket}/out", "jsonl", tiny.search_settings, Columns(), Fields(), 8)
-    manifest = Manifest(job, names, 20, b"model")
-    units, rows = manifest.open(lambda: make_plan(names, job.columns, 20), overwrite=False)
-    assert manifest.open(lambda: pytest.fail("there is a plan already"), overwrite=False) == (units, rows)
-    worker = Worker(job, lambda: tiny)
-    worker.start()
-    for number, unit in enumerate(manifest.plan.read()):
-        report = worker.step(Assignment(number, unit))
-        while not report.is_done:
-            report = worker.step(None)
-    assert find_done(job) == set(range(units))
+    code, said = bulk(*command)
+    assert (code, "162 rows in " in said) == (1, True), said  # the last two are bad
+    assert bulk(*command) == (0, "caption-bulk: 7 of 7 units are done already\n")
+    print(dict(faults), said)
     faults.rate = 0.0
     assert min(faults[fault] for fault in faults.kinds) >= 3
 
-    found = [
-        json.loads(line)
-        for number in range(units)
-        for line in system.cat_file(job.file(number).removeprefix("s3://")).splitlines()
-    ]
+    parts = [f"part-{number:08d}.jsonl" for number in range(7)]
+    assert sorted(storage.list_names(f"{bucket}/out")) == ["_captioner", *parts]
+    found = [json.loads(line) for part in parts for line in system.cat_file(f"bucket/out/{part}").splitlines()]
     expected = tiny.caption([draw(number) for start in (0, 100, 200, 300) for number in range(start, start + 40)])
     assert [row["caption"] for row in found[:160]] == [caption.text for caption in expected]
     assert [row["key"] for row in found[160:]] == [f"{bucket}/in/photos/empty.png", f"{bucket}/in/missing.png"]
     assert ["error" in row for row in found[160:]] == [True, True]
-    assert sorted(storage.list_names(f"{bucket}/out")) == [
-        "_captioner",
-        *(f"part-{number:08d}.jsonl" for number in range(units)),
-    ]
 
 
 def test_a_storage_that_is_gone_is_an_error_of_one_line(bucket, faults, monkeypatch):
