@@ -74,7 +74,8 @@ def measure(shard: str, workers: int, seconds: float, units: int) -> float:
     import ray
 
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as gate:
-        job = Job(folder, "parquet", SearchSettings(), Columns(), Fields())
+        # Small batches: while the first of a unit is decoded, nobody sleeps.
+        job = Job(folder, "parquet", SearchSettings(), Columns(), Fields(), batch_size=16)
         unit = Unit("shard", (shard,))
         actor = ray.remote(PunctualWorker).options(num_cpus=1, max_restarts=0)
         start = partial(actor.remote, job, partial(Sleeper, seconds), unit, Path(gate), workers)
@@ -93,10 +94,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.25, help="of one core for a picture (%(default)s)")
     parser.add_argument("--units", type=int, default=1, help="of each worker (%(default)s)")
     options = parser.parse_args()
+    speeds: list[float] = []
     with cluster(Resources(workers=max(WORKERS))):
-        speeds = [measure(str(Path(options.shard).resolve()), n, options.seconds, options.units) for n in WORKERS]
-    for workers, speed in zip(WORKERS, speeds, strict=True):
-        print(f"{workers:2} workers: {speed:6.1f} pictures a second, efficiency {speed / workers / speeds[0]:.3f}")
+        for workers in WORKERS:
+            speed = measure(str(Path(options.shard).resolve()), workers, options.seconds, options.units)
+            speeds.append(speed)
+            efficiency = speed / workers / speeds[0]
+            print(f"{workers:2} workers: {speed:6.1f} pictures a second, efficiency {efficiency:.3f}", flush=True)
 
     import matplotlib.pyplot as plot
 
