@@ -74,7 +74,7 @@ def measure(shard: str, workers: int, seconds: float, units: int) -> float:
     import ray
 
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as gate:
-        # Small batches: while the first of a unit is decoded, nobody sleeps.
+        # Smaller than usual: while the first of a unit is decoded, its worker does not sleep.
         job = Job(folder, "parquet", SearchSettings(), Columns(), Fields(), batch_size=16)
         unit = Unit("shard", (shard,))
         actor = ray.remote(PunctualWorker).options(num_cpus=1, max_restarts=0)
