@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "docs/notebooks"
-PARAMETERS = {"caption-and-look": {}}
+PARAMETERS = {"caption-and-look": {}, "train-shapes": {"EPOCHS": 1, "PICTURES": 64}}
 """Values of variables in the tests, which make the training short."""
 
 
