@@ -31,9 +31,9 @@ assert_type(model.caption(np.zeros((9, 9, 3), np.uint8)), captioner.Caption)
 with open("dog.jpg", "rb") as file:
     assert_type(model.caption(file), captioner.Caption)
 
-assert_type(model.caption(paths), list[captioner.Caption])
-assert_type(model.caption(tuple(paths)), list[captioner.Caption])
-assert_type(model.caption(["dog.jpg", Path("cat.jpg")]), list[captioner.Caption])
+assert_type(model.caption(paths), captioner.Captions)
+assert_type(model.caption(tuple(paths)), captioner.Captions)
+assert_type(model.caption(["dog.jpg", Path("cat.jpg")]), captioner.Captions)
 assert_type(
     model.caption_batches(paths), Iterator[tuple[Path, captioner.Caption | captioner.ImageError]]
 )
