@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-SUFFIXES = {".py", ".md", ".toml"}
+SUFFIXES = {".py", ".md", ".toml", ".js", ".css", ".html"}
 
 NOT_COVERED = ("CONTRIBUTING.md",)  # quotes the phrases
 """Beginnings of paths that are not checked."""
@@ -65,7 +65,7 @@ def find_files() -> Iterator[Path]:
 
 def check_phrases(text: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the description of each phrase; phrases may continue on the next line."""
-    joined = re.sub(r"\n[ #]*", lambda match: " " * len(match[0]), text)
+    joined = re.sub(r"\n[ #*]*", lambda match: " " * len(match[0]), text)
     joined = re.sub(r" {2,}", lambda match: " " + "\0" * (len(match[0]) - 1), joined)
     positions = [index for index, character in enumerate(joined) if character != "\0"]
     for pattern, advice in PATTERNS.items():

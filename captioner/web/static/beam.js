@@ -1,5 +1,6 @@
 /**
- * Beam search of one picture: plain, diverse (groups) and constrained (required words). What captioner/search does, to the same sentences.
+ * Beam search of one picture: plain, diverse (groups) and constrained (required words), with the results of
+ * captioner/search.
  */
 
 import { Problem } from "./problem.js";
@@ -15,7 +16,7 @@ import { Problem } from "./problem.js";
  * Sets the log-probabilities of forbidden words of a row to minus infinity, given the words that are written.
  * @typedef {(logProbs: Float32Array, written: number[]) => void} Constraint
  */
-/** @typedef {{look: Look, ends: number[], alternatives: Choice[][]}} Moment what is known of each row before a word */
+/** @typedef {{look: Look, ends: number[], alternatives: Choice[][]}} Moment of each row, before a word */
 /** @typedef {{words: number[], logProbs: number[], rows: number[]}} Path the words of a row, and the row before each */
 /**
  * A finished sentence of T words.
@@ -107,7 +108,7 @@ export async function search(engine, state, settings, { start, end, constraints,
       ];
       return order
         .slice(0, size)
-        .map((each) => (isFull || each.word === end ? { ...each, total: -Infinity } : each));
+        .map((choice) => (isFull || choice.word === end ? { ...choice, total: -Infinity } : choice));
     });
     totals = kept.map(({ total }) => total);
     if (totals.every((total) => total === -Infinity)) break;
@@ -169,13 +170,13 @@ function chooseDiverse(totals, rows, { beam_size: all, diverse_groups: groups, d
 function chooseRequired(totals, rows, { beam_size: size }, end, required) {
   const beams = split(totals, 2 ** required.length);
   const arriving = beams.map((_, beam) =>
-    required.flatMap((id, place) => {
-      const from = beam & (1 << place) ? beams[beam ^ (1 << place)] : [];
+    required.flatMap((id, index) => {
+      const from = beam & (1 << index) ? beams[beam ^ (1 << index)] : [];
       return from.map((row) => proceed(totals, row, { id, logProb: rows[row][id] }));
     }),
   );
   return beams.map((beam, number) => {
-    const elsewhere = required.filter((_, place) => !(number & (1 << place)));
+    const elsewhere = required.filter((_, index) => !(number & (1 << index)));
     const staying = beam.flatMap((row) => {
       for (const word of elsewhere.length ? [...elsewhere, end] : []) rows[row][word] = -Infinity;
       return topK(rows[row], 2 * size).map((choice) => proceed(totals, row, choice));
@@ -191,7 +192,7 @@ function chooseRequired(totals, rows, { beam_size: size }, end, required) {
  */
 function split(totals, beams) {
   const size = totals.length / beams;
-  return Array.from({ length: beams }, (_, beam) => Array.from({ length: size }, (_, place) => beam * size + place));
+  return Array.from({ length: beams }, (_, beam) => Array.from({ length: size }, (_, index) => beam * size + index));
 }
 
 /**
@@ -220,9 +221,9 @@ export function topK(logProbs, count) {
     if (logProb <= best[count - 1].logProb) continue;
     if (Number.isNaN(logProb))
       throw new Problem("The model's predictions are not numbers (NaN): it is damaged.", false);
-    let place = count - 1;
-    for (; place > 0 && best[place - 1].logProb < logProb; place--) best[place] = best[place - 1];
-    best[place] = { id, logProb };
+    let index = count - 1;
+    for (; index > 0 && best[index - 1].logProb < logProb; index--) best[index] = best[index - 1];
+    best[index] = { id, logProb };
   }
   return best;
 }
@@ -271,7 +272,7 @@ export function noRepeatedPhrase(size, repeatable) {
       const last = written[written.length - length];
       const second = written.slice(written.length - length + 1);
       const first = written.slice(written.length - 2 * length + 1, written.length - length);
-      if (!free.has(last) && first.every((word, place) => word === second[place])) logProbs[last] = -Infinity;
+      if (!free.has(last) && first.every((word, index) => word === second[index])) logProbs[last] = -Infinity;
     }
   };
 }
@@ -284,7 +285,7 @@ export function noRepeatedPhrase(size, repeatable) {
  * @returns {Hypothesis}
  */
 function finish(moments, { words, logProbs, rows }, logProb, settings) {
-  const attention = rows.map((row, place) => rowOf(moments[place].look.attention, row));
+  const attention = rows.map((row, index) => rowOf(moments[index].look.attention, row));
   const hasVisual = Boolean(moments[0].look.visual);
   return {
     words,
@@ -293,10 +294,10 @@ function finish(moments, { words, logProbs, rows }, logProb, settings) {
     score: toScore(logProb, attention, settings),
     attention,
     visual: hasVisual
-      ? rows.map((row, place) => /** @type {Rows} */ (moments[place].look.visual).data[row])
+      ? rows.map((row, index) => /** @type {Rows} */ (moments[index].look.visual).data[row])
       : undefined,
-    alternatives: rows.map((row, place) => moments[place].alternatives[row]),
-    ends: rows.map((row, place) => moments[place].ends[row]),
+    alternatives: rows.map((row, index) => moments[index].alternatives[row]),
+    ends: rows.map((row, index) => moments[index].ends[row]),
   };
 }
 
@@ -399,8 +400,8 @@ function byScore({ score }) {
  * Return a comparison for `sort`, which leaves equal values in their order.
  * @template Value
  * @param {(value: Value) => number} rank
- * @returns {(one: Value, other: Value) => number}
+ * @returns {(first: Value, second: Value) => number}
  */
 function descending(rank) {
-  return (one, other) => Number(rank(other) > rank(one)) - Number(rank(other) < rank(one));
+  return (first, second) => Number(rank(second) > rank(first)) - Number(rank(second) < rank(first));
 }

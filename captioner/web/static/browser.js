@@ -110,7 +110,7 @@ async function startServiceWorker() {
   if (registered) await controlled;
 }
 
-/** @param {Loading} [loading] none: there is nothing to load any more */
+/** @param {Loading} [loading] undefined: all is loaded */
 function showLoading(loading) {
   const line = document.getElementById("loading");
   const bar = line?.querySelector("progress");

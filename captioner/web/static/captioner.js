@@ -95,8 +95,8 @@ export class Captioner {
       alternatives: chosen.alternatives && chosen.alternatives + banned.length + UNKNOWN + 2,
     });
     if (!found.length) throw new Problem("No sentence keeps to all of the model's search settings.", false);
-    const [best, ...candidates] = found.map((each) => {
-      const sentence = this.#toSentence(each, rectangle, chosen.alternatives, banned);
+    const [best, ...candidates] = found.map((hypothesis) => {
+      const sentence = this.#toSentence(hypothesis, rectangle, chosen.alternatives, banned);
       return this.#confidence && seen ? { ...sentence, ...this.#confidence.rate(sentence, seen) } : sentence;
     });
     return { ...best, candidates };
@@ -197,8 +197,8 @@ export class Captioner {
    * @returns {[number, number][]}
    */
   #spans(ids) {
-    const ends = ids.flatMap((id, place) => (this.#endsWord(id) || place === ids.length - 1 ? [place + 1] : []));
-    return ends.map((end, place) => [ends[place - 1] ?? 0, end]);
+    const ends = ids.flatMap((id, index) => (this.#endsWord(id) || index === ids.length - 1 ? [index + 1] : []));
+    return ends.map((end, index) => [ends[index - 1] ?? 0, end]);
   }
 
   /** @param {number} id */

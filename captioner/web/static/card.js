@@ -14,7 +14,7 @@ import { Words } from "./words.js";
 /** @typedef {import("./server.js").Reply} Reply */
 /** @typedef {"waiting" | "working" | "failed" | "captioned"} State */
 
-const MOMENT = 2500; // milliseconds for which a button tells what it did
+const MOMENT = 2500; // milliseconds for which a button shows what it did
 
 let made = 0;
 
@@ -58,9 +58,9 @@ export class Card {
     this.element.setAttribute("aria-labelledby", heading.id);
     this.#part(".figures").id = `figures-${this.#number}`;
     this.#light = new Light(this.#part("canvas"));
-    this.#words = new Words(this.#part(".caption"), (place) => this.#lookAt(place));
+    this.#words = new Words(this.#part(".caption"), (index) => this.#lookAt(index));
     this.#part(".edited").setAttribute("aria-label", `Alt text of ${this.name}`);
-    this.#part(".edited").addEventListener("input", () => this.retell());
+    this.#part(".edited").addEventListener("input", () => this.updateAlt());
     this.#part(".copy").addEventListener("click", () => this.#copy());
     this.#part(".edit").addEventListener("click", () => this.#edit(this.#part(".edited").hidden));
     this.#part(".save").addEventListener("click", () => this.#save());
@@ -115,7 +115,7 @@ export class Card {
   }
 
   /**
-   * Tell how far the caption has come.
+   * Show the progress of the caption.
    * @param {"waiting" | "working"} state
    * @param {string} text
    */
@@ -124,9 +124,9 @@ export class Card {
   }
 
   /**
-   * Tell what went wrong.
+   * Show an error.
    * @param {string} text
-   * @param {boolean} passing whether to offer another try
+   * @param {boolean} passing whether to offer a retry
    */
   showProblem(text, passing) {
     this.#enter("failed", text);
@@ -214,13 +214,13 @@ export class Card {
     return choice;
   }
 
-  /** @param {number | undefined} place of a word; none: at the picture as it is */
-  #lookAt(place) {
-    const sentence = place === undefined ? undefined : this.#sentence;
+  /** @param {number | undefined} index of a word; undefined: show the picture without light */
+  #lookAt(index) {
+    const sentence = index === undefined ? undefined : this.#sentence;
     this.element.classList.toggle("told", sentence !== undefined);
-    if (sentence && place !== undefined) {
-      this.#part(".figures").textContent = describeWord(sentence, place);
-      this.#light.show(sentence.attention[place], sentence.rectangle);
+    if (sentence && index !== undefined) {
+      this.#part(".figures").textContent = describeWord(sentence, index);
+      this.#light.show(sentence.attention[index], sentence.rectangle);
     } else {
       this.#light.hide();
     }
@@ -234,11 +234,11 @@ export class Card {
     field.hidden = !start;
     button.textContent = start ? "Undo edits" : "Edit";
     if (start) field.focus();
-    this.retell();
+    this.updateAlt();
   }
 
-  /** Let people who hear the page hear the text as it is now. */
-  retell() {
+  /** Update the alternative text of the picture, which screen readers read. */
+  updateAlt() {
     this.#part("img").alt = this.text;
   }
 

@@ -1,6 +1,6 @@
 /**
- * Copy a text, and tell whether that worked. Otherwise the element that shows it is left selected, and copying that
- * by hand copies the text.
+ * Copy a text, and return whether that succeeded. Otherwise the element that shows it is left selected, for copying it
+ * by hand.
  * @param {string} text
  * @param {Element} element
  */

@@ -14,7 +14,7 @@ import { Problem } from "./problem.js";
  * @property {{constant: number, product: number, weakest: number}} caption
  * @property {{mean: number, deviation: number}} distance
  */
-/** @typedef {{projection: number[], penalty: number}} Seen what is known of a picture */
+/** @typedef {{projection: number[], penalty: number}} Seen of a picture */
 
 const TOLERATED = 3;
 const PENALTY = 2;
@@ -29,7 +29,7 @@ export class Confidence {
   #axes;
   #detectors;
   #rates;
-  #places;
+  #indices;
 
   /**
    * @param {Calibration} calibration
@@ -41,11 +41,11 @@ export class Confidence {
     this.#axes = readTable("axes"); // (D, A)
     this.#detectors = readTable("detectors"); // (A, W)
     this.#rates = readTable("rates"); // (2, W)
-    this.#places = new Map(calibration.words.map((word, place) => [word, place]));
+    this.#indices = new Map(calibration.words.map((word, index) => [word, index]));
   }
 
   /**
-   * Return what is known of a picture.
+   * Return what the confidence needs of a picture.
    * @param {import("./engine.js").Tensor} annotations (1, L, D)
    * @returns {Seen}
    * @throws {Problem} if they are not those of the calibration
@@ -83,23 +83,23 @@ export class Confidence {
     /** @type {(number | null)[]} */
     const ofWords = [];
     for (const [number, word] of words.entries()) {
-      const place = this.#places.get(word);
-      if (place === undefined) {
+      const index = this.#indices.get(word);
+      if (index === undefined) {
         ofWords.push(null);
         continue;
       }
       const detected = projection.reduce(
-        (sum, value, axis) => sum + value * this.#detectors[axis * count + place],
-        this.#rates[place],
+        (sum, value, axis) => sum + value * this.#detectors[axis * count + index],
+        this.#rates[index],
       );
-      const weights = place < things ? thing : other;
+      const weights = index < things ? thing : other;
       const odds =
         weights.constant +
         weights.log_prob * Math.max(LEAST_LOG_PROB, logProbs[number] ?? -Infinity) +
         weights.detector * logOdds(clip(detected, LEAST, MOST)) +
-        weights.rate * logOdds(clip(this.#rates[place], RAREST, 1 - RAREST)) +
-        weights.agreement * logOdds(clip(this.#rates[count + place], RAREST, 1 - RAREST));
-      if (place < things) {
+        weights.rate * logOdds(clip(this.#rates[index], RAREST, 1 - RAREST)) +
+        weights.agreement * logOdds(clip(this.#rates[count + index], RAREST, 1 - RAREST));
+      if (index < things) {
         namesThing = true;
         product *= probability(odds);
         weakest = Math.min(weakest, probability(odds));

@@ -104,7 +104,7 @@ export class Engine {
   #selectRows({ type, data, dims }, rows) {
     const width = data.length / dims[1];
     const selected = new data.constructor(rows.length * width);
-    rows.forEach((row, place) => selected.set(data.subarray(row * width, (row + 1) * width), place * width));
+    rows.forEach((row, index) => selected.set(data.subarray(row * width, (row + 1) * width), index * width));
     return new this.#runtime.Tensor(type, selected, [1, rows.length, ...dims.slice(2)]);
   }
 }

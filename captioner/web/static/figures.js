@@ -23,33 +23,33 @@ const EMPTY = new Set(
 ); // words that say nothing of their own about a picture
 
 /**
- * Return the captions, best first, that say something which none before them does.
+ * Return the captions, best first, that contain a word that no better one contains.
  * @template {Sentence} Caption
  * @param {Caption[]} sentences
  */
 export function toDistinct(sentences) {
   const said = new Set(EMPTY);
-  return sentences.filter(({ words }, place) => {
-    const isNew = !place || words.some((word) => !said.has(word));
+  return sentences.filter(({ words }, index) => {
+    const isNew = !index || words.some((word) => !said.has(word));
     for (const word of words) said.add(word);
     return isNew;
   });
 }
 
 /**
- * Return what is known of a word, and in a second line the words that could have stood there.
+ * Return the figures of a word, and in a second line the words that could have stood there.
  * @param {Sentence} sentence
- * @param {number} place
+ * @param {number} index
  */
-export function describeWord(sentence, place) {
+export function describeWord(sentence, index) {
   const figures = [
-    `${toPercent(toProbability(sentence.log_probs[place]))} likely`,
-    `brightest spot: ${describeLook(sentence.attention[place])} attention`,
+    `${toPercent(toProbability(sentence.log_probs[index]))} likely`,
+    `brightest spot: ${describeLook(sentence.attention[index])} attention`,
   ];
-  const confidence = sentence.word_confidences?.[place];
+  const confidence = sentence.word_confidences?.[index];
   if (confidence !== undefined && confidence !== null) figures.unshift(`${toPercent(confidence)} confident`);
-  if (sentence.visual) figures.push(`${toPercent(sentence.visual[place])} from the picture`);
-  const others = Object.entries(sentence.alternatives?.[place] ?? {})
+  if (sentence.visual) figures.push(`${toPercent(sentence.visual[index])} from the picture`);
+  const others = Object.entries(sentence.alternatives?.[index] ?? {})
     .sort(([, one], [, other]) => (other ?? -Infinity) - (one ?? -Infinity))
     .map(([word, logProb]) => `${word} (${toPercent(toProbability(logProb))})`);
   return figures.join(" · ") + (others.length ? `\ninstead: ${others.join(", ")}` : "");

@@ -21,13 +21,13 @@ export function nameOf(file) {
 
 /**
  * Ask for a folder, and return the pictures in it and in folders below, by name.
- * @returns {Promise<File[] | undefined>} nothing if nobody chose
+ * @returns {Promise<File[] | undefined>} undefined if the dialog was cancelled
  */
 export async function chooseFolder() {
   const files = "showDirectoryPicker" in window ? await pick() : await choose();
   /** @param {File} file */
   const isPicture = (file) => PICTURES.test(file.name) && places.get(file)?.path.every((part) => !part.startsWith("."));
-  return files?.filter(isPicture).sort((one, other) => (nameOf(one) < nameOf(other) ? -1 : 1));
+  return files?.filter(isPicture).sort((first, second) => (nameOf(first) < nameOf(second) ? -1 : 1));
 }
 
 /** Ask browsers that can write to the folder, if one asks again. */

@@ -79,8 +79,8 @@ export class ModelFile {
     }
     const weight = this.#read(name);
     const size = weight.length / scale.length;
-    for (let channel = 0, place = 0; channel < scale.length; channel++) {
-      for (const end = place + size; place < end; place++) weight[place] *= scale[channel];
+    for (let channel = 0, index = 0; channel < scale.length; channel++) {
+      for (const end = index + size; index < end; index++) weight[index] *= scale[channel];
     }
     return weight;
   }
@@ -92,7 +92,7 @@ export class ModelFile {
     if (dtype === "F16") {
       const halves = new Uint16Array(bytes.buffer);
       const floats = new Float32Array(halves.length);
-      for (let place = 0; place < floats.length; place++) floats[place] = HALVES[halves[place]]; // faster than map
+      for (let index = 0; index < floats.length; index++) floats[index] = HALVES[halves[index]]; // faster than map
       return floats;
     }
     if (dtype === "F32") return new Float32Array(bytes.buffer);
@@ -121,7 +121,7 @@ export function placeWeights(graph, readWeight) {
   /** @type {Float32Array[]} */
   const weights = [];
   let offset = 0;
-  const place = (/** @type {Uint8Array} */ tensor) => {
+  const placeTensor = (/** @type {Uint8Array} */ tensor) => {
     const fields = [...readFields(tensor)];
     if (!fields.some(({ number }) => number === 13)) return [tensor];
     const name = fields.find(({ number }) => number === 8)?.content;
@@ -134,7 +134,7 @@ export function placeWeights(graph, readWeight) {
     offset += weight.byteLength;
     return [tensor, ...entries.flat()];
   };
-  const placed = mapFields(graph, 7, (graph) => mapFields(graph, 5, place));
+  const placed = mapFields(graph, 7, (graph) => mapFields(graph, 5, placeTensor));
   return { graph: join(placed), weights: join(weights) };
 }
 

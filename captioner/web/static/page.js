@@ -12,8 +12,8 @@ import { zip } from "./zip.js";
 
 /**
  * @typedef {object} Options
- * @property {AbortSignal} signal is aborted when nobody waits for the caption any more
- * @property {(seconds: number) => void} tellWait is told of each wait for a busy server
+ * @property {AbortSignal} signal aborted when the caption is no longer needed
+ * @property {(seconds: number) => void} tellWait called at each wait for a busy server
  */
 /**
  * What captions pictures: a server, or this browser. What its functions throw is a `Problem`.
@@ -23,7 +23,7 @@ import { zip } from "./zip.js";
  * @property {() => Promise<File>} getExample gets a picture to try the page with
  */
 
-const MOMENT = 2500; // milliseconds for which a button tells what it did
+const MOMENT = 2500; // milliseconds for which a button shows what it did
 
 /** @type {Captioner} */
 let captioner;
@@ -57,7 +57,7 @@ choose.addEventListener("change", () => {
 });
 
 asSentences.addEventListener("change", () => {
-  for (const card of cards) card.retell();
+  for (const card of cards) card.updateAlt();
 });
 
 copyAll.addEventListener("click", async () => {
@@ -145,7 +145,7 @@ async function report(button, task) {
 /**
  * Show files below those that are there, and caption them in their order.
  * @param {Iterable<File> | null | undefined} files
- * @param {string} [nothing] what to tell if there is none
+ * @param {string} [nothing] message if there is none
  */
 function add(files, nothing = "") {
   const added = [...(files ?? [])].map(
@@ -195,12 +195,12 @@ let last = Promise.resolve();
  * @returns {Promise<Result>}
  */
 function inTurn(task) {
-  const mine = last.then(task);
-  last = mine.then(
+  const result = last.then(task);
+  last = result.then(
     () => {},
     () => {},
   );
-  return mine;
+  return result;
 }
 
 /** @param {string} text for people who hear the page */
@@ -231,10 +231,10 @@ async function toFiles() {
   const stems = toStems(done.map((card) => card.name));
   /** @type {{name: string, content: Blob}[]} */
   const files = [];
-  for (const [place, card] of done.entries()) {
-    files.push({ name: `${stems[place]}.txt`, content: new Blob([`${card.text}\n`]) });
+  for (const [index, card] of done.entries()) {
+    files.push({ name: `${stems[index]}.txt`, content: new Blob([`${card.text}\n`]) });
     const sheet = await card.drawSheet();
-    if (sheet) files.push({ name: `${stems[place]}-words.png`, content: sheet });
+    if (sheet) files.push({ name: `${stems[index]}-words.png`, content: sheet });
   }
   return files;
 }
@@ -253,7 +253,7 @@ function showCount() {
 }
 
 /**
- * Forget a card that was removed, and keep the keyboard's place.
+ * Forget a card that was removed, and keep the keyboard's index.
  * @param {Card} gone
  * @param {Element | null} neighbour the card that stood beside it
  */

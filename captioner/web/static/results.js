@@ -60,7 +60,7 @@ export function toStems(names) {
   return names.map((name) => {
     const whole = name.replaceAll(/[/\\\p{Cc}]/gu, " ");
     const stem = whole.replace(/(.)\.[^.]*$/, "$1");
-    let free = [stem, whole].find((each) => !taken.has(each.toLowerCase()));
+    let free = [stem, whole].find((name) => !taken.has(name.toLowerCase()));
     for (let number = 2; !free; number++) {
       if (!taken.has(`${stem}-${number}`.toLowerCase())) free = `${stem}-${number}`;
     }

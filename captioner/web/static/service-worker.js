@@ -49,7 +49,7 @@ async function answer(path, event) {
   return response;
 }
 
-/** Forget what is of former versions alone. */
+/** Delete cached files of earlier versions. */
 async function forgetOthers() {
   const cache = await caches.open(scope.href);
   const keys = new Set(Object.keys(FILES).map(key));

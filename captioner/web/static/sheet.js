@@ -39,12 +39,12 @@ export function drawSheet(picture, { words, attention, rectangle }) {
   const canvas = document.createElement("canvas");
   const light = new Light(canvas);
   light.fit(width, height);
-  words.forEach((word, place) => {
-    const middle = GAP / 2 + ((place % columns) + 0.5) * column;
-    const top = GAP + Math.floor(place / columns) * (height + LINE + GAP);
+  words.forEach((word, index) => {
+    const middle = GAP / 2 + ((index % columns) + 0.5) * column;
+    const top = GAP + Math.floor(index / columns) * (height + LINE + GAP);
     const area = /** @type {const} */ ([Math.round(middle - width / 2), top, width, height]);
     context.drawImage(picture, ...area);
-    light.show(attention[place], rectangle, 0);
+    light.show(attention[index], rectangle, 0);
     context.drawImage(canvas, ...area);
     context.fillText(word, middle, top + height + LINE / 2, column - GAP);
   });

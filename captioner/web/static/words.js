@@ -4,7 +4,7 @@
 
 import { UNSURE } from "./figures.js";
 
-/** A line of words, which tells which of them is looked at. */
+/** A line of words, which reports the word that is pointed at. */
 export class Words {
   #element;
   #lookAt;
@@ -15,8 +15,8 @@ export class Words {
 
   /**
    * @param {HTMLElement} element to hold the words
-   * @param {(place: number | undefined) => void} lookAt is told of the word that is pointed at, or else of the one
-   *   that has the focus
+   * @param {(index: number | undefined) => void} lookAt called with the word that is pointed at, or else with the
+   *   one that has the focus
    */
   constructor(element, lookAt) {
     this.#element = element;
@@ -45,20 +45,20 @@ export class Words {
   /**
    * @param {string} sentence
    * @param {string[]} words in the sentence, in their order
-   * @param {string} describedBy the id of the element that tells of the word that is looked at
-   * @param {(number | null)[]} [confidences] of the words, null for those that name nothing; none: unknown
+   * @param {string} describedBy id of the element that describes the word
+   * @param {(number | null)[]} [confidences] of the words, null for those that name nothing; undefined: unknown
    */
   show(sentence, words, describedBy, confidences) {
     /** @type {(string | HTMLElement)[]} */
     const parts = [];
     let end = 0;
-    words.forEach((word, place) => {
+    words.forEach((word, index) => {
       const start = sentence.indexOf(word, end);
       const part = document.createElement("span");
       part.className = "word";
-      if (confidences) part.classList.add((confidences[place] ?? 1) < UNSURE ? "unsure" : "sure");
+      if (confidences) part.classList.add((confidences[index] ?? 1) < UNSURE ? "unsure" : "sure");
       part.tabIndex = 0;
-      part.dataset.place = String(place);
+      part.dataset.index = String(index);
       part.setAttribute("aria-describedby", describedBy);
       part.textContent = word;
       parts.push(sentence.slice(end, start), part);
@@ -72,7 +72,7 @@ export class Words {
   #update() {
     const looked = this.#pointed ?? this.#focused;
     for (const word of this.#element.children) word.classList.toggle("lit", word === looked);
-    this.#lookAt(looked && Number(looked.dataset.place));
+    this.#lookAt(looked && Number(looked.dataset.index));
   }
 }
 

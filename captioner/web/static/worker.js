@@ -15,7 +15,7 @@ const WASM = "ort-wasm-simd-threaded.wasm";
 
 /** @type {Promise<Captioner> | undefined} */
 let captioner = load();
-captioner.catch(() => {}); // those who ask for a caption are told
+captioner.catch(() => {}); // requests for captions report it
 
 let last = Promise.resolve();
 

@@ -41,7 +41,7 @@ export async function zip(files) {
  */
 function pack(numbers) {
   return Uint8Array.from(
-    numbers.flatMap(([value, bytes]) => Array.from({ length: bytes }, (_, place) => (value >>> (8 * place)) & 255)),
+    numbers.flatMap(([value, bytes]) => Array.from({ length: bytes }, (_, index) => (value >>> (8 * index)) & 255)),
   );
 }
 
