@@ -132,7 +132,7 @@ def _report(address: str, revision: str | None, kind: type[CaptionerError]) -> I
         reason = f"no such repository, or a private one. Check the name; for a private one, log in: {_LOGIN}"
         raise kind(f"{address}: {reason}") from error
     except errors.RevisionNotFoundError as error:
-        raise kind(f"{address}: the repository has no revision {revision!r}") from error
+        raise kind(f"{address}: the repository has no revision {revision or 'main'!r}") from error
     except errors.LocalEntryNotFoundError as error:
         reason = "the cache does not have it, and the Hub cannot be reached, or HF_HUB_OFFLINE is set"
         raise kind(f"{address}: {reason}") from error
