@@ -252,6 +252,8 @@ def test_the_keyboard_alone_goes_from_the_start_to_the_copied_text_and_on(visit)
     tab.locator("#choose:focus").wait_for(state="attached")
     press("Enter")
     wait_for(tab, 1)
+    press("Tab")
+    tab.locator("#as-sentences:focus").wait_for(state="attached")
     ways = [
         ("Tab", "a"),
         ("Tab", "dog"),
