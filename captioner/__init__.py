@@ -1,11 +1,13 @@
 """Captions for pictures, with the attention of the network for each word.
 
-import captioner
+    import captioner
 
-model = captioner.load()
-caption = model.caption("dog.jpg")
-print(caption.text)
-captioner.draw_attention("dog.jpg", caption).save("dog-attention.png")
+    model = captioner.load()
+    caption = model.caption("dog.jpg")
+    print(caption.text)
+    captioner.draw_attention("dog.jpg", caption).save("dog-attention.png")
+
+Most names are imported on first use, so that importing the package is fast.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """Measure how the throughput of `caption-bulk` grows with its workers, and draw it.
 
-python scripts/bulk_scaling.py SHARD docs/bulk-scaling.png --seconds 0.25
+    python scripts/bulk_scaling.py SHARD docs/bulk-scaling.png --seconds 0.25
 
 A stand-in for the network sleeps as long as one core computes, so that a small machine can stand for many. Reading,
 decoding, scheduling and writing are real. So this measures the pipeline, and not the captioner. The cores of this

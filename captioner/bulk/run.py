@@ -151,9 +151,8 @@ def cluster(resources: Resources, model_bytes: int = 0) -> Iterator[None]:
     options: dict[str, Any] = {"address": resources.address}
     if resources.address != "local":
         _check_address(resources.address)
-        os.environ.setdefault(
-            "RAY_gcs_server_port_wait_time_s", "1"
-        )  # seconds, and tries: 20 would take 14 minutes
+        # Seconds, and also the number of tries: the default of 20 takes 14 minutes.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     else:
         needed = (resources.workers or 0) * resources.threads
         options |= {
