@@ -25,13 +25,13 @@ from captioner.errors import CaptionerError
 from captioner.version import __version__
 
 MOST_DEATHS = 2
-"""Workers that may die of a unit before it is read carefully, row by row."""
+"""Workers that may die of a unit before its rows are read one by one, from the first that no worker has finished."""
 
 ROW_DEATHS = 2
-"""Workers that may die of a row, read carefully, before it is left out."""
+"""Workers that may die of a row that is read alone before it is left out."""
 
 GIVE_UP = 12
-"""Workers that may die of a unit without revealing another row to leave out."""
+"""Workers that may die of a unit without getting further in it."""
 
 MOST_FAILURES = 3
 """Times that the storage may fail a unit, after all its own tries."""
@@ -58,9 +58,12 @@ class Work:
     deaths: int = 0
     failures: int = 0
     is_careful: bool = False
+    """Whether rows from `finished` on are read one by one."""
+    finished: int = 0
+    """Most rows that a worker has reported before it died; these do no harm."""
     bad: set[int] = field(default_factory=set)
     suspects: collections.Counter[int] = field(default_factory=collections.Counter)
-    """How many workers died of each row."""
+    """How many workers died of each row that was read alone."""
     rows: int = 0
     """Rows that the present worker has reported."""
     failed: int = 0
@@ -68,10 +71,14 @@ class Work:
     def note_death(self) -> None:
         """Decide how to retry after a worker died while it had the unit."""
         self.deaths += 1
-        if self.is_careful:
+        if self.is_careful and self.rows >= self.finished:
             self.suspects[self.rows] += 1
             if self.suspects[self.rows] == ROW_DEATHS:
                 self.bad.add(self.rows)
+                self.deaths = 0
+        if self.rows > self.finished:
+            self.finished = self.rows
+            if self.is_careful:
                 self.deaths = 0
         self.is_careful = self.is_careful or self.deaths >= MOST_DEATHS
 
@@ -162,7 +169,8 @@ class Pool:
     def _call(self, worker: Any, work: Work) -> None:
         """Begin a unit."""
         work.rows = work.failed = 0
-        assignment = Assignment(work.number, work.unit, frozenset(work.bad), work.is_careful)
+        careful_from = work.finished if work.is_careful else None
+        assignment = Assignment(work.number, work.unit, frozenset(work.bad), careful_from)
         self._calls[worker.step.remote(assignment)] = worker, work, time.monotonic()
 
     def _wait(self) -> list[Any]:

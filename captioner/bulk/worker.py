@@ -60,8 +60,8 @@ class Assignment(NamedTuple):
     unit: Unit
     bad: frozenset[int] = frozenset()
     """Indices of rows that end the process that reads them, and so are not read."""
-    careful: bool = False
-    """Whether to read and report one row at a time, so that a row that ends the process is found."""
+    careful_from: int | None = None
+    """Index of the first row to read and report alone, so that a row that ends the process is found; None: no row."""
 
 
 class Progress(NamedTuple):
@@ -105,7 +105,7 @@ class Worker:
         """
         if assignment is not None:
             self._steps = self._caption(assignment)
-            self._seconds = 0 if assignment.careful else STEP_SECONDS
+            self._seconds = STEP_SECONDS if assignment.careful_from is None else 0
         rows = failed = 0
         errors: list[str] = []
         deadline = time.monotonic() + self._seconds
@@ -143,15 +143,20 @@ class Worker:
             writer.close()
 
     def _prepare(self, assignment: Assignment, pool: ThreadPoolExecutor, keep: bool) -> "Iterator[list[_Item]]":
-        """Yield batches of pictures that were read; the next batch is read while one is used."""
-        rows = enumerate(read_rows(assignment.unit, self._job.columns))
-        size = 1 if assignment.careful else self._job.batch_size
+        """Yield batches of pictures that were read.
 
-        def load(_: int) -> "list[_Item]":
+        The next batch is read while one is used, up to the row from which the worker must be careful.
+        """
+        rows = enumerate(read_rows(assignment.unit, self._job.columns))
+
+        def load(rows: Iterator[tuple[int, Row]], size: int) -> "list[_Item]":
             return list(pool.map(partial(self._read, keep=keep), _take(rows, size, assignment.bad)))
 
-        batches = map(load, itertools.count()) if assignment.careful else one_ahead(load, itertools.count())
-        yield from itertools.takewhile(bool, batches)
+        trusted = itertools.islice(rows, assignment.careful_from)
+        size = self._job.batch_size
+        yield from itertools.takewhile(bool, one_ahead(lambda _: load(trusted, size), itertools.count()))
+        if assignment.careful_from is not None:
+            yield from itertools.takewhile(bool, (load(rows, 1) for _ in itertools.count()))
 
     def _read(self, row: Row, keep: bool) -> "_Item":
         if isinstance(row.picture, ImageError):

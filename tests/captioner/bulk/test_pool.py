@@ -1,5 +1,7 @@
 """What becomes of work when workers die and storage fails, with actors that run in this process."""
 
+import collections
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -28,7 +30,7 @@ class Method(NamedTuple):
 
 
 class FakeWorker:
-    """Yields a report for each row, or for each batch of 4 unless careful; `rows` says what each row does."""
+    """Reports batches of 4 rows, and single rows from where it must be careful; `rows` says what each row does."""
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -44,7 +46,8 @@ class FakeWorker:
             self.cluster.assigned.append(assignment)
         number = self.assignment.number
         rows = self.cluster.rows[number]
-        count = 1 if self.assignment.careful else 4
+        trusted = len(rows) if self.assignment.careful_from is None else self.assignment.careful_from
+        count = max(1, min(4, trusted - self.at))
         part = list(enumerate(rows))[self.at : self.at + count]
         for index, row in part:
             if isinstance(row, Exception):
@@ -128,6 +131,20 @@ def test_a_row_that_ends_its_worker_is_found_and_left_out(cluster):
     assert cluster.assigned[-1].bad == {13, 15}
     assert (counts.rows, counts.failed, counts.undone) == (23, 2, 0)
     assert counts.deaths == 2 + 2 + 2
+
+
+def test_a_unit_whose_workers_are_killed_from_outside_gets_further_each_time(cluster):
+    reports = collections.defaultdict(set)
+    lives = collections.defaultdict(itertools.cycle((3, 7, 11, 16)).__next__)
+
+    def live(worker):
+        reports[worker].add(worker.at)
+        if len(reports[worker]) > lives[worker]:
+            raise ray.exceptions.ActorDiedError
+
+    counts = cluster.run([live] * 56, count=1)
+    assert (counts.undone, counts.rows, counts.failed) == (0, 56, 0)
+    assert counts.deaths > 12
 
 
 def test_a_unit_that_ends_its_workers_whatever_is_left_out_is_left_undone(cluster):

@@ -132,18 +132,27 @@ def test_rows_that_end_their_process_are_left_out_and_have_an_error(work, shard)
     assert "ended the process" in rows[3]["error"]
 
 
-def test_a_careful_worker_reports_each_row_before_it_reads_the_next(tiny, shard, tmp_path, monkeypatch):
+@pytest.mark.parametrize("careful_from", [0, 6])
+def test_a_careful_worker_reports_each_row_before_it_reads_the_next(
+    careful_from, tiny, shard, tmp_path, monkeypatch
+):
     read = []
     monkeypatch.setattr(
         tiny, "prepare", lambda source: read.append(source.name) or type(tiny).prepare(tiny, source)
     )
-    worker = Worker(Job(str(tmp_path), "jsonl", SearchSettings(), Columns(), Fields()), lambda: tiny)
+    worker = Worker(Job(str(tmp_path), "jsonl", SearchSettings(), Columns(), Fields(), 4), lambda: tiny)
     worker.start()
-    for number in range(10):
-        report = worker.step(Assignment(0, shard, careful=True) if number == 0 else None)
-        assert (report.rows, report.is_done) == (1, False)
-        assert len(read) == number + 1
+    report = worker.step(Assignment(0, shard, careful_from=careful_from))
+    rows = report.rows
+    while rows < 10:
+        assert (report.rows, report.is_done) == (1 if rows > careful_from else {4: 4, 6: 2}[rows], False)
+        if rows >= careful_from:
+            assert len(read) == rows
+        report = worker.step(None)
+        rows += report.rows
+    assert (report.rows, report.is_done) == (1, False)
     assert worker.step(None).is_done
+    assert len(set(read)) == len(read) == 10
 
 
 def test_a_worker_reports_after_some_seconds(tiny, shard, tmp_path, monkeypatch):
