@@ -249,17 +249,22 @@ def website(serve_http):
 
 
 @pytest.fixture(scope="session")
-def browser():
+def launch():
+    """Start a browser with some more arguments."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser: pip install playwright")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs a browser: install Debian's package chromium")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    arguments = ["--no-sandbox", "--disable-quic", "--no-first-run"]
     arguments += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=chromium, args=arguments)
+        yield lambda *more: running.chromium.launch(executable_path=chromium, args=[*arguments, *more])
+
+
+@pytest.fixture(scope="session")
+def browser(launch):
+    with launch("--disable-gpu") as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -49,14 +49,15 @@ export class Captioner {
   /**
    * @param {ArrayBuffer} file a model file
    * @param {import("./engine.js").Runtime} runtime onnxruntime-web
+   * @param {boolean} [gpu] whether to encode with WebGPU
    */
-  static async load(file, runtime) {
+  static async load(file, runtime, gpu) {
     const model = new ModelFile(file);
     const { calibration } = model.header;
     const confidence = calibration
       ? new Confidence(calibration, (name) => model.readWeight(`confidence.${name}`))
       : undefined;
-    return new Captioner(await Engine.load(model, runtime), model.header, confidence);
+    return new Captioner(await Engine.load(model, runtime, gpu), model.header, confidence);
   }
 
   /**

@@ -6,7 +6,7 @@ import { placeWeights } from "./model.js";
 
 /** @typedef {{type: string, data: any, dims: readonly number[]}} Tensor of onnxruntime-web */
 /** @typedef {Record<string, Tensor>} Tensors by name */
-/** @typedef {{inputNames: readonly string[], outputNames: readonly string[], run(inputs: Tensors): Promise<Tensors>}} Session */
+/** @typedef {{inputNames: readonly string[], outputNames: readonly string[], run(inputs: Tensors): Promise<Tensors>, release(): Promise<void>}} Session */
 /**
  * @typedef {object} Runtime onnxruntime-web
  * @property {new (type: string, data: any, dims: readonly number[]) => Tensor} Tensor
@@ -18,6 +18,8 @@ import { placeWeights } from "./model.js";
 
 const [IMAGE, ROW, NEXT] = ["image.", "row.", "next."];
 const LOOKS = ["attention", "visual"];
+const ERRORS = 3; // are logged, and no warnings, as of operators that WebGPU leaves to WebAssembly
+const TOLERANCE = 1e-3; // of results with WebGPU, relative to the largest value
 
 /** A captioning network. Hypotheses are rows, K of them. */
 export class Engine {
@@ -40,18 +42,44 @@ export class Engine {
    * Build the sessions of a model file.
    * @param {import("./model.js").ModelFile} model
    * @param {Runtime} runtime
+   * @param {boolean} [gpu] whether to encode with WebGPU, if its results agree with those of WebAssembly
    */
-  static async load(model, runtime) {
-    /** @param {string} name */
-    const create = (name) => {
+  static async load(model, runtime, gpu = false) {
+    /**
+     * @param {string} name
+     * @param {string} provider
+     */
+    const create = (name, provider) => {
       const { graph, weights } = placeWeights(model.readBytes(`graph.${name}`), (weight) => model.readWeight(weight));
       const externalData = [{ path: "weights", data: weights }];
-      return runtime.InferenceSession.create(graph, { externalData, executionProviders: ["wasm"] });
+      const options = { externalData, executionProviders: [provider], logSeverityLevel: ERRORS };
+      return runtime.InferenceSession.create(graph, options);
     };
     // One after the other, as each holds its weights twice for a moment.
-    const start = await create("start");
-    const step = await create("step");
-    return new Engine(runtime, start, step);
+    const start = await create("start", "wasm");
+    const step = await create("step", "wasm");
+    const engine = new Engine(runtime, start, step);
+    if (gpu) {
+      const fast = await create("start", "webgpu").catch(() => undefined);
+      if (fast) await engine.#encodeWith(fast, model.header.images.size);
+    }
+    return engine;
+  }
+
+  /**
+   * Encode with another session, if its results agree for a picture of waves.
+   * @param {Session} session
+   * @param {number} size of pictures
+   */
+  async #encodeWith(session, size) {
+    const picture = Float32Array.from({ length: 3 * size * size }, (_, index) => 2 * Math.sin(index ** 1.5 / size));
+    const expected = await this.start(picture);
+    const present = this.#start;
+    this.#start = session;
+    const found = await this.start(picture).catch(() => undefined);
+    const isWorse = !found || !Object.keys(expected).every((name) => agree(expected[name].data, found[name].data));
+    if (isWorse) this.#start = present;
+    await (isWorse ? session : present).release();
   }
 
   /**
@@ -107,4 +135,13 @@ export class Engine {
     rows.forEach((row, index) => selected.set(data.subarray(row * width, (row + 1) * width), index * width));
     return new this.#runtime.Tensor(type, selected, [1, rows.length, ...dims.slice(2)]);
   }
+}
+
+/**
+ * @param {Float32Array} expected
+ * @param {Float32Array} found
+ */
+function agree(expected, found) {
+  const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  return expected.every((value, index) => Math.abs(value - found[index]) <= TOLERANCE * largest);
 }

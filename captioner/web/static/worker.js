@@ -11,7 +11,8 @@ import { Problem } from "./problem.js";
 const MOST_THREADS = 4;
 const SITE = new URL("../", import.meta.url);
 const RUNTIME = new URL("runtime/", SITE).href;
-const WASM = "ort-wasm-simd-threaded.wasm";
+const PROCESSOR = { script: "ort.wasm.min.mjs", wasm: "ort-wasm-simd-threaded.wasm" };
+const GRAPHICS = { script: "ort.jspi.min.mjs", wasm: "ort-wasm-simd-threaded.jspi.wasm" }; // with WebGPU
 
 /** @type {Promise<Captioner> | undefined} */
 let captioner = load();
@@ -34,7 +35,9 @@ addEventListener("message", ({ data: { id, file, settings } }) => {
 /** Load the model and onnxruntime-web. */
 async function load() {
   try {
-    const names = ["model.safetensors", `runtime/${WASM}`];
+    const gpu = await hasGpu();
+    const { script, wasm } = gpu ? GRAPHICS : PROCESSOR;
+    const names = ["model.safetensors", `runtime/${wasm}`];
     const responses = await Promise.all(names.map((name) => open(new URL(name, SITE))));
     const loading = { done: 0, all: responses.reduce((sum, { size }) => sum + size, 0) };
     const files = responses.map(({ response }) =>
@@ -43,7 +46,7 @@ async function load() {
         tell({ loading });
       }),
     );
-    const runtime = await import(new URL("ort.wasm.min.mjs", RUNTIME).href);
+    const runtime = await import(new URL(script, RUNTIME).href);
     const [model, wasmBinary] = await Promise.all(files);
     tell({ loading: { done: 1, all: 1 } });
     Object.assign(runtime.env.wasm, {
@@ -51,13 +54,20 @@ async function load() {
       wasmPaths: RUNTIME,
       numThreads: crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1,
     });
-    return await Captioner.load(model, runtime);
+    return await Captioner.load(model, runtime, gpu);
   } catch (error) {
     captioner = undefined; // the next picture tries again
     tell({ loading: { done: 1, all: 1 } });
     if (error instanceof Problem) throw error;
     throw new Problem(`The captioner cannot be loaded (${describe(error)}). Reload the page.`, true);
   }
+}
+
+/** Whether there is a graphics processor, and what the smaller of onnxruntime-web's files with WebGPU need. */
+async function hasGpu() {
+  const { gpu } = /** @type {any} */ (navigator);
+  const adapter = "Suspending" in WebAssembly && (await gpu?.requestAdapter().catch(() => null));
+  return Boolean(adapter) && !adapter.info.isFallbackAdapter; // which is the processor
 }
 
 /** @param {URL} address */

@@ -497,3 +497,45 @@ def test_files_that_are_no_pictures_are_told_in_one_line(tab, name):
 def test_files_that_are_no_models_are_told_in_one_line(tab):
     with pytest.raises(Exception, match="model file is damaged"):
         tab.evaluate("async () => new (await import('/static/model.js')).ModelFile(new ArrayBuffer(9))")
+
+
+@pytest.mark.parametrize(
+    ("webgpu", "chosen"),
+    [
+        ("async () => (x) => 1.0005 * x", "webgpu"),
+        ("async () => (x) => 1.002 * x", "wasm"),
+        ("async () => (x) => NaN", "wasm"),
+        ("async () => () => { throw new Error('lost'); }", "wasm"),
+        ("async () => { throw new Error('no such operator'); }", "wasm"),
+    ],
+)
+def test_webgpu_encodes_only_where_its_results_agree(tab, webgpu, chosen):
+    made, released = tab.evaluate(
+        f"""async () => {{
+          const {{ Engine }} = await import("/static/engine.js");
+          const made = {{}}, released = [];
+          const computes = {{ wasm: async () => (x) => x, webgpu: {webgpu} }};
+          const runtime = {{
+            Tensor: class {{ constructor(type, data) {{ this.data = data; }} }},
+            InferenceSession: {{
+              create: async (graph, {{ executionProviders: [provider] }}) => {{
+                const compute = await computes[provider]();
+                return {{
+                  run: async ({{ pixels }}) => {{
+                    made[provider] = (made[provider] ?? 0) + 1;
+                    return {{ "image.annotations": {{ data: pixels.data.map(compute) }} }};
+                  }},
+                  release: async () => released.push(provider),
+                }};
+              }},
+            }},
+          }};
+          const model = {{ header: {{ images: {{ size: 4 }} }}, readBytes: () => new Uint8Array(0) }};
+          const engine = await Engine.load(model, runtime, true);
+          for (const key in made) delete made[key];
+          await engine.start(new Float32Array(48));
+          return [Object.keys(made), released];
+        }}"""
+    )
+    assert made == [chosen]
+    assert released == ([] if "operator" in webgpu else [{"webgpu": "wasm", "wasm": "webgpu"}[chosen]])

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -48,7 +49,7 @@ def visit(browser, folder):
     """Open the site in a browser of its own. It may not complain, and sends requests to its host only."""
     opened = []
 
-    def visit(script="", site=folder, **options):
+    def visit(script="", site=folder, browser=browser, **options):
         host = Host(site)
         context = browser.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 800}, **options)
         tab = context.new_page()
@@ -60,7 +61,7 @@ def visit(browser, folder):
         tab.add_init_script(script)
         tab.goto(host.address)
         opened.append((host, context, complaints, asked))
-        tab.host = host
+        tab.host, tab.asked = host, asked
         return tab
 
     yield visit
@@ -103,6 +104,26 @@ def test_the_site_gives_the_captions_of_the_package_also_without_its_host(visit,
     assert tab.evaluate("crossOriginIsolated")  # so that several threads compute
 
 
+@pytest.fixture
+def graphics(launch):
+    """A browser whose WebGPU is computed by the processor."""
+    software = ("--use-webgpu-adapter=swiftshader", "--use-vulkan=swiftshader", "--enable-features=Vulkan")
+    with launch("--enable-unsafe-webgpu", *software) as opened:
+        yield opened
+
+
+@pytest.mark.slow
+def test_captions_with_webgpu_are_those_without(visit, graphics, folder, pictures, tmp_path):
+    expected = caption_all(visit(), pictures)
+    site = tmp_path / "site"
+    shutil.copytree(folder, site)
+    worker = site / "static" / "worker.js"
+    worker.write_text(worker.read_text().replace("!adapter.info.isFallbackAdapter", "adapter.info.isFallbackAdapter"))
+    tab = visit("", site, browser=graphics)
+    assert caption_all(tab, pictures) == expected
+    assert any(url.endswith(".jspi.wasm") for url in tab.asked)
+
+
 @pytest.mark.slow
 def test_a_file_that_cannot_be_read_costs_one_line_and_the_others_go_on(visit, pictures, tmp_path):
     broken = tmp_path / "broken.jpg"
@@ -124,7 +145,8 @@ def test_a_file_that_cannot_be_read_costs_one_line_and_the_others_go_on(visit, p
 NOTE_TIMES = """addEventListener("DOMContentLoaded", () => {
   const times = (window.times = {});
   const note = () => {
-    if (document.getElementById("loading").hidden) times.loaded ??= performance.now();
+    if (!document.getElementById("loading").hidden) times.loading ??= performance.now();
+    else if (times.loading) times.loaded ??= performance.now();
     if (document.querySelector("[data-state=captioned]")) times.captioned ??= performance.now();
   };
   new MutationObserver(note).observe(document, { subtree: true, childList: true, attributes: true });
