@@ -25,7 +25,7 @@ from captioner.errors import CaptionerError
 from captioner.version import __version__
 
 MOST_DEATHS = 2
-"""Workers that may die of a unit before its rows are read one by one, from the first that no worker has finished."""
+"""Workers that may die of a unit before the rows that none has finished are read one by one."""
 
 ROW_DEATHS = 2
 """Workers that may die of a row that is read alone before it is left out."""

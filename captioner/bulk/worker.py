@@ -61,7 +61,7 @@ class Assignment(NamedTuple):
     bad: frozenset[int] = frozenset()
     """Indices of rows that end the process that reads them, and so are not read."""
     careful_from: int | None = None
-    """Index of the first row to read and report alone, so that a row that ends the process is found; None: no row."""
+    """Index of the first row to read and report alone, so that a row that ends the process is found."""
 
 
 class Progress(NamedTuple):
