@@ -118,7 +118,9 @@ def test_captions_with_webgpu_are_those_without(visit, graphics, folder, picture
     site = tmp_path / "site"
     shutil.copytree(folder, site)
     worker = site / "static" / "worker.js"
-    worker.write_text(worker.read_text().replace("!adapter.info.isFallbackAdapter", "adapter.info.isFallbackAdapter"))
+    worker.write_text(
+        worker.read_text().replace("!adapter.info.isFallbackAdapter", "adapter.info.isFallbackAdapter")
+    )
     tab = visit("", site, browser=graphics)
     assert caption_all(tab, pictures) == expected
     assert any(url.endswith(".jspi.wasm") for url in tab.asked)
