@@ -26,6 +26,8 @@ export class Engine {
   #runtime;
   #start;
   #step;
+  /** @type {Session | undefined} what encodes instead of `start` where WebGPU does */
+  #fast;
 
   /**
    * @param {Runtime} runtime
@@ -59,27 +61,21 @@ export class Engine {
     const start = await create("start", "wasm");
     const step = await create("step", "wasm");
     const engine = new Engine(runtime, start, step);
-    if (gpu) {
-      const fast = await create("start", "webgpu").catch(() => undefined);
-      if (fast) await engine.#encodeWith(fast, model.header.images.size);
-    }
+    if (gpu) await create("start", "webgpu").then((fast) => engine.#accelerate(fast, model.header.images.size), () => {});
     return engine;
   }
 
   /**
-   * Encode with another session, if its results agree for a picture of waves.
-   * @param {Session} session
+   * Encode with another session from now on, if its results agree for a picture of waves.
+   * @param {Session} fast
    * @param {number} size of pictures
    */
-  async #encodeWith(session, size) {
-    const picture = Float32Array.from({ length: 3 * size * size }, (_, index) => 2 * Math.sin(index ** 1.5 / size));
-    const expected = await this.start(picture);
-    const present = this.#start;
-    this.#start = session;
-    const found = await this.start(picture).catch(() => undefined);
-    const isWorse = !found || !Object.keys(expected).every((name) => agree(expected[name].data, found[name].data));
-    if (isWorse) this.#start = present;
-    await (isWorse ? session : present).release();
+  async #accelerate(fast, size) {
+    const waves = Float32Array.from({ length: 3 * size * size }, (_, index) => 2 * Math.sin(index ** 1.5 / size));
+    const expected = await this.start(waves);
+    const found = await fast.run({ pixels: this.#toTensor(waves) }).catch(() => undefined);
+    if (found && Object.keys(expected).every((name) => agree(expected[name].data, found[name].data))) this.#fast = fast;
+    else await fast.release();
   }
 
   /**
@@ -88,8 +84,21 @@ export class Engine {
    * @returns {Promise<State>} of one row
    */
   async start(pixels) {
+    const inputs = { pixels: this.#toTensor(pixels) };
+    if (this.#fast) {
+      try {
+        return await this.#fast.run(inputs);
+      } catch {
+        this.#fast = undefined; // the graphics processor was lost
+      }
+    }
+    return this.#start.run(inputs);
+  }
+
+  /** @param {Float32Array} pixels (3, size, size) */
+  #toTensor(pixels) {
     const size = Math.sqrt(pixels.length / 3);
-    return this.#start.run({ pixels: new this.#runtime.Tensor("float32", pixels, [1, 3, size, size]) });
+    return new this.#runtime.Tensor("float32", pixels, [1, 3, size, size]);
   }
 
   /**

@@ -124,6 +124,9 @@ def test_captions_with_webgpu_are_those_without(visit, graphics, folder, picture
     tab = visit("", site, browser=graphics)
     assert caption_all(tab, pictures) == expected
     assert any(url.endswith(".jspi.wasm") for url in tab.asked)
+    tab.reload()
+    assert caption_all(tab, pictures[:2]) == expected[:2]
+    assert tab.evaluate("crossOriginIsolated")  # in several threads
 
 
 @pytest.mark.slow
