@@ -18,7 +18,7 @@ import { placeWeights } from "./model.js";
 
 const [IMAGE, ROW, NEXT] = ["image.", "row.", "next."];
 const LOOKS = ["attention", "visual"];
-const ERRORS = 3; // are logged, and no warnings, as of operators that WebGPU leaves to WebAssembly
+const ERRORS = 3; // log level: without warnings, such as that WebGPU lacks an operator
 const TOLERANCE = 1e-3; // of results with WebGPU, relative to the largest value
 
 /** A captioning network. Hypotheses are rows, K of them. */
@@ -26,7 +26,7 @@ export class Engine {
   #runtime;
   #start;
   #step;
-  /** @type {Session | undefined} what encodes instead of `start` where WebGPU does */
+  /** @type {Session | undefined} encodes with WebGPU, instead of `#start` */
   #fast;
 
   /**
@@ -66,7 +66,7 @@ export class Engine {
   }
 
   /**
-   * Encode with another session from now on, if its results agree for a picture of waves.
+   * Encode with another session from now on, if its results agree for a synthetic picture.
    * @param {Session} fast
    * @param {number} size of pictures
    */
@@ -89,7 +89,7 @@ export class Engine {
       try {
         return await this.#fast.run(inputs);
       } catch {
-        this.#fast = undefined; // the graphics processor was lost
+        this.#fast = undefined; // the GPU was lost
       }
     }
     return this.#start.run(inputs);

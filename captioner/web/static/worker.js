@@ -11,8 +11,8 @@ import { Problem } from "./problem.js";
 const MOST_THREADS = 4;
 const SITE = new URL("../", import.meta.url);
 const RUNTIME = new URL("runtime/", SITE).href;
-const PROCESSOR = { script: "ort.wasm.min.mjs", wasm: "ort-wasm-simd-threaded.wasm" };
-const GRAPHICS = { script: "ort.jspi.min.mjs", wasm: "ort-wasm-simd-threaded.jspi.wasm" }; // with WebGPU
+const CPU = { script: "ort.wasm.min.mjs", wasm: "ort-wasm-simd-threaded.wasm" };
+const GPU = { script: "ort.jspi.min.mjs", wasm: "ort-wasm-simd-threaded.jspi.wasm" }; // with WebGPU
 
 /** @type {Promise<Captioner> | undefined} */
 let captioner = load();
@@ -36,7 +36,7 @@ addEventListener("message", ({ data: { id, file, settings } }) => {
 async function load() {
   try {
     const gpu = await hasGpu();
-    const { script, wasm } = gpu ? GRAPHICS : PROCESSOR;
+    const { script, wasm } = gpu ? GPU : CPU;
     const names = ["model.safetensors", `runtime/${wasm}`];
     const responses = await Promise.all(names.map((name) => open(new URL(name, SITE))));
     const loading = { done: 0, all: responses.reduce((sum, { size }) => sum + size, 0) };
@@ -63,11 +63,11 @@ async function load() {
   }
 }
 
-/** Whether there is a graphics processor, and what the smaller of onnxruntime-web's files with WebGPU need. */
+/** Whether WebGPU has a GPU, and the browser has JavaScript Promise Integration, which the files of GPU need. */
 async function hasGpu() {
   const { gpu } = /** @type {any} */ (navigator);
   const adapter = "Suspending" in WebAssembly && (await gpu?.requestAdapter().catch(() => null));
-  return Boolean(adapter) && !adapter.info.isFallbackAdapter; // which is the processor
+  return Boolean(adapter) && !adapter.info.isFallbackAdapter; // which computes on the CPU
 }
 
 /** @param {URL} address */

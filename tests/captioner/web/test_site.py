@@ -105,15 +105,15 @@ def test_the_site_gives_the_captions_of_the_package_also_without_its_host(visit,
 
 
 @pytest.fixture
-def graphics(launch):
-    """A browser whose WebGPU is computed by the processor."""
+def software_gpu(launch):
+    """A browser with a software adapter of WebGPU."""
     software = ("--use-webgpu-adapter=swiftshader", "--use-vulkan=swiftshader", "--enable-features=Vulkan")
     with launch("--enable-unsafe-webgpu", *software) as opened:
         yield opened
 
 
 @pytest.mark.slow
-def test_captions_with_webgpu_are_those_without(visit, graphics, folder, pictures, tmp_path):
+def test_captions_with_webgpu_are_those_without(visit, software_gpu, folder, pictures, tmp_path):
     expected = caption_all(visit(), pictures)
     site = tmp_path / "site"
     shutil.copytree(folder, site)
@@ -121,7 +121,7 @@ def test_captions_with_webgpu_are_those_without(visit, graphics, folder, picture
     worker.write_text(
         worker.read_text().replace("!adapter.info.isFallbackAdapter", "adapter.info.isFallbackAdapter")
     )
-    tab = visit("", site, browser=graphics)
+    tab = visit("", site, browser=software_gpu)
     assert caption_all(tab, pictures) == expected
     assert any(url.endswith(".jspi.wasm") for url in tab.asked)
     tab.reload()
