@@ -94,6 +94,7 @@ class Worker:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in files that it then reads well
         self._model = self._load()
         del self._load  # it holds the contents of the file
+        self._readers = ThreadPoolExecutor(READERS)  # for all units: threads of each unit would leave memory behind
         return __version__
 
     def step(self, assignment: Assignment | None) -> Progress:
@@ -124,9 +125,9 @@ class Worker:
         job = self._job
         writer_class: type[Writer] = FORMATS[job.format]
         denied = rows = 0
-        with storage.create(job.file(assignment.number)) as file, ThreadPoolExecutor(READERS) as pool:
+        with storage.create(job.file(assignment.number)) as file:
             writer = writer_class(file, job.fields)
-            for batch in self._prepare(assignment, pool, writer_class.needs_content):
+            for batch in self._prepare(assignment, writer_class.needs_content):
                 prepared = [item.picture for item in batch if not isinstance(item.picture, ImageError)]
                 captions = iter(self._model.caption_prepared(prepared, job.search))
                 results = [
@@ -142,7 +143,7 @@ class Worker:
                 )
             writer.close()
 
-    def _prepare(self, assignment: Assignment, pool: ThreadPoolExecutor, keep: bool) -> "Iterator[list[_Item]]":
+    def _prepare(self, assignment: Assignment, keep: bool) -> "Iterator[list[_Item]]":
         """Yield batches of pictures that were read.
 
         The next batch is read while one is used, up to the row from which the worker must be careful.
@@ -150,7 +151,7 @@ class Worker:
         rows = enumerate(read_rows(assignment.unit, self._job.columns))
 
         def load(rows: Iterator[tuple[int, Row]], size: int) -> "list[_Item]":
-            return list(pool.map(partial(self._read, keep=keep), _take(rows, size, assignment.bad)))
+            return list(self._readers.map(partial(self._read, keep=keep), _take(rows, size, assignment.bad)))
 
         trusted = itertools.islice(rows, assignment.careful_from)
         size = self._job.batch_size
