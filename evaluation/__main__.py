@@ -19,14 +19,7 @@ from captioner.errors import DataError
 from captioner.files import write_atomically
 from captioner.search import SearchSettings
 from evaluation import bootstrap, report, speed, statistics, table, tables
-from evaluation.captions import (
-    References,
-    number_images,
-    read_candidates,
-    read_references,
-    read_scores,
-    to_results,
-)
+from evaluation.captions import References, number_images, read_candidates, read_references, read_scores, to_results
 from evaluation.datasets import READERS, Record, read_dataset
 from evaluation.findings import Findings, caption_pictures, evaluate
 from evaluation.grounding import Truth, read_truth, tally_hallucinations
@@ -184,31 +177,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where a command writes its numbers."""
-
-    json: str | None
-    """A file, or "-" for standard output; None: nowhere."""
-    overwrite: bool
-
-    def write(self, numbers: Any, text: str) -> None:
-        """Print the text, or the numbers as JSON with `--json -`; write them to a file with `--json FILE`."""
-        exact = json.dumps(numbers, indent=1)
-        if self.json == "-":
-            write_stdout(f"{exact}\n")
-            return
-        if self.json:
-            with write_atomically(self.json, overwrite=self.overwrite) as file:
-                file.write(f"{exact}\n".encode())
-        write_stdout(f"{text}\n")
-
-    @classmethod
-    def from_options(cls, options: argparse.Namespace) -> "Output":
-        """Return the output of a command."""
-        return cls(options.json, options.overwrite)
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """A model, the pictures to caption, and their known objects."""
 
@@ -243,7 +211,7 @@ def _run(options: argparse.Namespace) -> None:
     findings = Evaluation.from_options(options).run()
     if options.captions:
         _write_results(findings.captions, options.captions, options.overwrite)
-    Output.from_options(options).write(findings.to_json(), findings.to_text())
+    _write(options, findings.to_json(), findings.to_text())
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -303,14 +271,14 @@ def _score(options: argparse.Namespace) -> None:
     scores = Scorer(references.captions).score(candidates, java=True)
     objects = Scores(tally_hallucinations(candidates, references.captions, instances) if instances else {})
     findings = Findings(candidates, scores, objects)
-    Output.from_options(options).write(findings.to_json(), findings.to_text())
+    _write(options, findings.to_json(), findings.to_text())
 
 
 def _compare(options: argparse.Namespace) -> None:
     first, second = (read_scores(file) for file in (options.first, options.second))
     differences = bootstrap.compare(first, second)
     numbers = {name: found._asdict() for name, found in differences.items()}
-    Output.from_options(options).write(numbers, tables.differences_to_text(first, second, differences))
+    _write(options, numbers, tables.differences_to_text(first, second, differences))
 
 
 def _markdown(options: argparse.Namespace) -> None:
@@ -325,7 +293,7 @@ def _statistics(options: argparse.Namespace) -> None:
     captions = read_candidates(options.candidates, References({}, {}))
     training = _read_training_captions(options.training) if options.training else None
     found = statistics.describe(captions.values(), training)
-    Output.from_options(options).write(asdict(found), statistics.to_text(found))
+    _write(options, asdict(found), statistics.to_text(found))
 
 
 def _results(options: argparse.Namespace) -> None:
@@ -345,14 +313,23 @@ def _table(options: argparse.Namespace) -> None:
     if not runs:
         raise DataError("none of these runs is finished")
     rows = [table.measure(run, options.device) for run in runs]
-    Output.from_options(options).write([asdict(row) for row in rows], table.to_markdown(rows))
+    _write(options, [asdict(row) for row in rows], table.to_markdown(rows))
 
 
 def _speed(options: argparse.Namespace) -> None:
     settings = speed.Settings(options.checkpoint, options.device, options.rounds)
     machine, figures = speed.describe_machine(), speed.measure_speed(options.only, settings)
     numbers = {"machine": machine, "figures": {name: asdict(found) for name, found in figures.items()}}
-    Output.from_options(options).write(numbers, speed.to_text(machine, figures, settings))
+    _write(options, numbers, speed.to_text(machine, figures, settings))
+
+
+def _write(options: argparse.Namespace, numbers: Any, text: str) -> None:
+    """Print the text, or the numbers as JSON with `--json -`; write them to a file with `--json FILE`."""
+    exact = json.dumps(numbers, indent=1)
+    if options.json and options.json != "-":
+        with write_atomically(options.json, overwrite=options.overwrite) as file:
+            file.write(f"{exact}\n".encode())
+    write_stdout(f"{exact if options.json == '-' else text}\n")
 
 
 def _write_results(captions: Mapping[str, str], path: Path, overwrite: bool) -> None:
