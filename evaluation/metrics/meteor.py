@@ -7,9 +7,8 @@ nltk's METEOR is another metric with other numbers, and not the one that papers 
 """
 
 import subprocess
-import threading
 from collections.abc import Iterable, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -45,7 +44,7 @@ class Meteor(CaptionMetric):
         return meteor(counts)[:, None]
 
 
-class MeteorProgram:
+class MeteorProgram(AbstractContextManager):
     """The Java program, running from the first caption to the end of the `with` block."""
 
     def __init__(self) -> None:
@@ -56,14 +55,8 @@ class MeteorProgram:
         """
         self._java, self._jar = find_program("meteor", "meteor-1.5.jar")
         self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
 
-    def __enter__(self) -> "MeteorProgram":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -76,8 +69,7 @@ class MeteorProgram:
             UnavailableError: if the program fails.
         """
         line = " ||| ".join(["SCORE", *map(_join, references), _join(candidate)])
-        with self._lock:
-            answer = self._ask(line)
+        answer = self._ask(line)
         try:
             counts = tuple(map(float, answer.split()))
         except ValueError:

@@ -43,9 +43,8 @@ def program():
 
 def evaluate(program, counts):
     """What the program itself makes of counts: the score of each, and of all together."""
-    with program._lock:
-        first = float(program._ask(" ||| ".join(["EVAL", *(" ".join(map(str, item)) for item in counts)])))
-        rest = [float(program._process.stdout.readline()) for _ in counts]
+    first = float(program._ask(" ||| ".join(["EVAL", *(" ".join(map(str, item)) for item in counts)])))
+    rest = [float(program._process.stdout.readline()) for _ in counts]
     return [first, *rest[:-1]], rest[-1]
 
 
