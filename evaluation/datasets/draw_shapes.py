@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from captioner.config import to_dict
 from captioner.errors import OutputError
-from evaluation.datasets.scenes import SIDE, Colour, Kind, Scene, Shape, Size, distance
+from evaluation.datasets.scenes import SIDE, Colour, Kind, Scene, Shape, Size, X, Y, distance
 
 MARGIN = 12.0
 """Minimum distance of centres along an axis, in pixels, for a relation to hold."""
@@ -56,8 +56,6 @@ _COLOURS = {
     "purple": (150, 45, 175),
 }
 _RADII = {"small": (6.0, 7.0), "large": (9.0, 10.0)}
-_X = np.arange(SIDE, dtype=np.float32)[None, :] + 0.5  # the centres of the pixels: (1, 64)
-_Y = np.arange(SIDE, dtype=np.float32)[:, None] + 0.5  # (64, 1)
 
 
 def holds(relation: str, first: Shape, second: Shape) -> bool:
@@ -130,7 +128,7 @@ def render(scene: Scene, random: np.random.Generator) -> np.ndarray:
     The background is a colour gradient with grey strokes. Noise is added to all pixels.
     """
     right, down, brightness = random.uniform((-0.5, -0.5, 80), (0.5, 0.5, 200)).tolist()
-    grey = brightness + right * (_X - SIDE / 2) + down * (_Y - SIDE / 2)  # (64, 64)
+    grey = brightness + right * (X - SIDE / 2) + down * (Y - SIDE / 2)  # (64, 64)
     for _ in range(random.integers(3, 8)):
         start, reach = random.uniform(0, SIDE, 2).tolist(), random.normal(0, 4, 2).tolist()
         grey = _paint(grey, _stroke(*start, *reach), random.uniform(30, 240))
@@ -182,8 +180,8 @@ def _pick(options: Sequence[str], random: np.random.Generator) -> str:
 def _stroke(x: float, y: float, right: float, down: float) -> np.ndarray:
     """Return the distance of each pixel to a thin line from (x, y), in pixels: (64, 64)."""
     length = right**2 + down**2
-    along = ((_X - x) * (right / length) + (_Y - y) * (down / length)).clip(0, 1)  # 0 at its start, 1 at its end
-    return np.hypot(_X - x - along * right, _Y - y - along * down) - 0.7
+    along = ((X - x) * (right / length) + (Y - y) * (down / length)).clip(0, 1)  # 0 at its start, 1 at its end
+    return np.hypot(X - x - along * right, Y - y - along * down) - 0.7
 
 
 def _paint(picture: np.ndarray, distance: np.ndarray, colour: float | np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ Size: TypeAlias = Literal["small", "large"]
 SIDE = 64
 """Width and height of a picture, in pixels."""
 
-_X = np.arange(SIDE, dtype=np.float32)[None, :] + 0.5  # the centres of the pixels: (1, 64)
-_Y = np.arange(SIDE, dtype=np.float32)[:, None] + 0.5  # (64, 1)
+X = np.arange(SIDE, dtype=np.float32)[None, :] + 0.5
+Y = X.T
+"""The centres of the pixels, (1, 64) and (64, 1)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Scene:
 
 def distance(shape: Shape) -> np.ndarray:
     """Return the distance of each pixel to the shape (64, 64), in pixels; negative inside."""
-    x, y = _X - shape.centre[0], _Y - shape.centre[1]
+    x, y = X - shape.centre[0], Y - shape.centre[1]
     across, down, radius = np.abs(x), np.abs(y), shape.radius
     if shape.kind == "circle":
         return np.hypot(x, y) - radius
