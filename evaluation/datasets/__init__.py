@@ -179,30 +179,18 @@ def find_unreadable(records: Sequence[Record], workers: int = 4) -> list[tuple[R
     """Return the records whose picture cannot be opened, each with an error message that names the file.
 
     Only headers are decoded, with a progress bar on a terminal: truncated pictures are not found.
-
-    Args:
-        records: records of the pictures.
-        workers: number of threads.
     """
-    chunks = [records[start : start + 256] for start in range(0, len(records), 256)]
-    found = []
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(records), desc="pictures", unit="picture", disable=None) as bar,
-    ):
-        for chunk, reasons in zip(chunks, pool.map(_find_reasons, chunks), strict=True):
-            found += [(record, reason) for record, reason in zip(chunk, reasons, strict=True) if reason]
-            bar.update(len(chunk))
-    return found
+    with ThreadPoolExecutor(workers) as pool:
+        bar = tqdm(records, desc="pictures", unit="picture", disable=None)
+        return [
+            (record, reason) for record, reason in zip(bar, pool.map(_find_reason, records), strict=True) if reason
+        ]
 
 
-def _find_reasons(records: Sequence[Record]) -> list[str]:
-    """Return the error message of each picture, empty if it can be opened."""
-    reasons = []
-    for record in records:
-        try:
-            images.read_size(record.image)
-            reasons.append("")
-        except ImageError as error:
-            reasons.append(str(error))
-    return reasons
+def _find_reason(record: Record) -> str:
+    """Return the error message of a picture, empty if it can be opened."""
+    try:
+        images.read_size(record.image)
+    except ImageError as error:
+        return str(error)
+    return ""
