@@ -7,25 +7,17 @@ sources. Words are compared one by one: "hot dog" confirms "dog".
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 from captioner.vocabulary import split
-from evaluation.objects import read_names
+from evaluation.objects import read_list, read_names
 
 Kind = Literal["thing", "other"]
 
 _IRREGULAR = {
     **{"men": "man", "women": "woman", "children": "child", "people": "person", "geese": "goose", "mice": "mouse"},
-    **{
-        "feet": "foot",
-        "teeth": "tooth",
-        "ran": "run",
-        "sat": "sit",
-        "stood": "stand",
-        "held": "hold",
-        "rode": "ride",
-    },
+    **{"feet": "foot", "teeth": "tooth"},
+    **{"ran": "run", "sat": "sit", "stood": "stand", "held": "hold", "rode": "ride"},
     **{"ate": "eat", "eaten": "eat", "wore": "wear", "worn": "wear", "lying": "lie", "lay": "lie", "laying": "lie"},
     **{"threw": "throw", "thrown": "throw", "caught": "catch", "swam": "swim", "drove": "drive", "flew": "fly"},
 }
@@ -36,10 +28,10 @@ def _read_words() -> Mapping[str, Kind]:
     """Return the kind of each content word."""
     kinds: dict[str, Kind] = {}
     kind: Kind = "thing"
-    for line in (Path(__file__).parent / "words.txt").read_text(encoding="utf-8").splitlines():
+    for line in read_list("words.txt"):
         if line in ("things:", "others:"):
             kind = "thing" if line == "things:" else "other"
-        elif not line.startswith("#"):
+        else:
             kinds.update(dict.fromkeys(line.split(), kind))
     return kinds
 
@@ -47,12 +39,11 @@ def _read_words() -> Mapping[str, Kind]:
 def _read_synonyms() -> Mapping[str, frozenset[str]]:
     """Return the synonyms of each word."""
     found: dict[str, set[str]] = {}
-    for line in (Path(__file__).parent / "synonyms.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            word, colon, synonyms = line.partition(": ")
-            group = (synonyms if colon else line).split(", ")
-            for named in [word] if colon else group:
-                found.setdefault(named, set()).update(group)
+    for line in read_list("synonyms.txt"):
+        word, colon, synonyms = line.partition(": ")
+        group = (synonyms if colon else line).split(", ")
+        for named in [word] if colon else group:
+            found.setdefault(named, set()).update(group)
     categories: dict[str, set[str]] = {}
     for name, category in read_names().items():
         if category != "person" and " " not in name:

@@ -43,14 +43,18 @@ _READ_AS = {
 """Pairs of words that name the object of their second word, or nothing, but not that of their first word."""
 
 
+def read_list(name: str) -> list[str]:
+    """Return the lines of a word list of this package, without comments."""
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def read_names() -> dict[str, str]:
     """Return the category of each name of one or two words."""
-    lines = (Path(__file__).parent / "coco_names.txt").read_text(encoding="utf-8").splitlines()
     names = {}
-    for line in lines:
-        if line and not line.startswith("#"):
-            category, _, synonyms = line.partition(": ")
-            names.update(dict.fromkeys([category, *filter(None, synonyms.split(", "))], category))
+    for line in read_list("coco_names.txt"):
+        category, _, synonyms = line.partition(": ")
+        names.update(dict.fromkeys([category, *filter(None, synonyms.split(", "))], category))
     return names
 
 
@@ -81,13 +85,10 @@ class Mention(NamedTuple):
 
 
 def find_mentions(words: Sequence[str]) -> list[Mention]:
-    """Return the objects that a caption names, in its order.
+    """Return the objects that the lower-case words of a caption name, in their order.
 
     Pairs of words take precedence: a hot dog is not a dog, and a baby elephant not a person. In captions with a
     toilet, a seat is not a chair.
-
-    Args:
-        words: the lower-case words of the caption.
     """
     has_toilet = not {"toilet", "toilets"}.isdisjoint(words)
     found = []
