@@ -190,17 +190,12 @@ class Figures:
     """The reason if the workload cannot run on this machine."""
 
 
-def measure_speed(
-    names: Sequence[str] = tuple(WORKLOADS),
-    settings: Settings = Settings(),
-) -> dict[str, Figures]:
+def measure_speed(names: Sequence[str], settings: Settings) -> dict[str, Figures]:
     """Return the measurements of workloads, by name. Shows a progress bar on a terminal.
 
     Raises:
-        CaptionerError: if there are no rounds, or a workload fails.
+        CaptionerError: if a workload fails.
     """
-    if settings.rounds < 1:
-        raise CaptionerError(f"rounds: must be at least 1, got {settings.rounds}")
     figures = {}
     for name in tqdm(names, unit="workload", disable=None, leave=False):
         # Each workload has a process of its own, and so its own peak of memory.
