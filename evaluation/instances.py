@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from captioner.errors import DataError, MissingExtraError
-from captioner.installation import install_hint
-from evaluation.datasets.files import read_json, shorten_names
+from captioner.errors import DataError
+from evaluation.datasets.files import no_pycocotools, read_json, shorten_names
 from evaluation.objects import CATEGORIES
 
 
@@ -48,10 +47,7 @@ def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, In
     try:
         import pycocotools.mask  # noqa: F401 (fail before hours of work)
     except ImportError as error:
-        raise MissingExtraError(
-            "COCO's instances need the pycocotools library, part of the extra `train`. "
-            f"Install it with: {install_hint('train')}"
-        ) from error
+        raise no_pycocotools("instances") from error
     wanted = set(images)
     found: dict[str, Instances] = {}
     for file in files:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner.bulk.plan import expand_braces
-from captioner.errors import DataError
+from captioner.errors import DataError, MissingExtraError
 from captioner.files import is_file, is_folder
+from captioner.installation import install_hint
 
 SPLITS = ("train", "dev", "test")
 
@@ -113,15 +114,10 @@ def split_by_hash(image_id: str) -> str:
 
 
 def find_split(value: Any, file: Path, image_id: str, where: str, problems: Problems) -> str:
-    """Return the split of a row of a file.
+    """Return the split of a row of a file, which names it `value`; an unknown name is a problem of the row `where`.
 
-    Args:
-        value: the name of the split. None: by the first word of the name of the file, such as `train-00001.tar`, or
-            else by the name of its folder, or else by the hash of the image id.
-        file: the file of the row.
-        image_id: the image id.
-        where: the row, for messages.
-        problems: collects unknown names of splits.
+    None: by the first word of the name of the file, such as `train-00001.tar`, or else by the name of its folder,
+    or else by the hash of the image id.
     """
     if value is None:
         names = re.split(r"[^a-z]", file.name.lower())[0], file.absolute().parent.name.lower()
@@ -207,12 +203,8 @@ def decode_lines(file: Path, problems: Problems) -> Iterator[str]:
 def read_lines(file: Path, problems: Problems | None = None) -> Iterator[tuple[str, str]]:
     """Yield the position of each line that is not blank, for messages, and its stripped text.
 
-    Args:
-        file: a text file.
-        problems: collects lines that are not UTF-8; None: raise after the last line.
-
     Raises:
-        DataError: if the file cannot be read.
+        DataError: if the file cannot be read or, after the last line and without `problems`, is not UTF-8.
     """
     found = Problems() if problems is None else problems
     for number, line in enumerate(decode_lines(file, found), start=1):
@@ -285,3 +277,11 @@ def cannot_read(file: Path, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{file}: no such file. Is this the path of the data set?")
     return DataError(f"{file}: cannot read this file ({error.strerror or error})")
+
+
+def no_pycocotools(content: str) -> MissingExtraError:
+    """Return the error of content of COCO that cannot be read without pycocotools."""
+    return MissingExtraError(
+        f"COCO's {content} need the pycocotools library, part of the extra `train`. "
+        f"Install it with: {install_hint('train')}"
+    )

@@ -21,11 +21,8 @@ from evaluation.datasets.files import (
 def read_jsonl(file: Path, problems: Problems | None = None) -> list[Record]:
     """JSON Lines: {"image": PATH, "captions": [TEXT, ...], "split": "train" | "dev" | "test"} per picture.
 
-    Paths are relative to the file. Without "split", the split is by hash. Other keys are ignored.
-
-    Args:
-        file: one object per line.
-        problems: collects malformed lines; None: raise at the end.
+    Paths are relative to the file. Without "split", the split is by hash. Other keys are ignored. Malformed lines
+    are problems; without `problems`, they are an error at the end.
     """
     found = Problems() if problems is None else problems
     records = []
@@ -50,13 +47,8 @@ def read_jsonl(file: Path, problems: Problems | None = None) -> list[Record]:
 def read_table(file: Path, problems: Problems, delimiter: str = ",", pictures: Path | None = None) -> list[Record]:
     """A table with the columns `image` and `caption`, one caption per row, and optionally `split`.
 
-    Other columns are ignored. Fields are quoted as in CSV. Without the column `split`, splits are by hash.
-
-    Args:
-        file: its first row contains the names of the columns.
-        problems: collects malformed rows.
-        delimiter: separates the fields.
-        pictures: the folder of relative paths; default: that of the file.
+    The first row names the columns; others are ignored. Fields are quoted as in CSV. Without the column `split`,
+    splits are by hash. Paths are relative to the folder `pictures`, by default that of the file.
     """
     captions: dict[tuple[str, str], list[str]] = {}  # by picture and split: pictures in two splits are found later
     rows = csv.reader(decode_lines(file, problems), delimiter=delimiter, strict=True)

@@ -11,15 +11,7 @@ from captioner import hub
 from captioner.bulk import rows
 from captioner.errors import DataError, ImageError, MissingExtraError, first_line
 from captioner.installation import install_hint
-from evaluation.datasets.files import (
-    Columns,
-    PackedImage,
-    Problems,
-    Record,
-    find_files,
-    find_split,
-    to_captions,
-)
+from evaluation.datasets.files import Columns, PackedImage, Problems, Record, find_files, find_split, to_captions
 from evaluation.datasets.shards import read_webdataset
 
 MAX_GROUP = 512 << 20
@@ -86,11 +78,7 @@ def read_parquet(path: Path, problems: Problems, columns: Columns = Columns()) -
     file), and one or several of captions, each a text or a list of texts.
 
     Without a column of ids, each row is a picture, and its id is the name of the file and the number of the row.
-
-    Args:
-        path: a file, a folder, or a pattern such as `train-*.parquet`.
-        problems: collects malformed rows.
-        columns: names of the columns.
+    The path is that of a file or a folder, or a pattern such as `train-*.parquet`.
 
     Raises:
         DataError: if a column is missing, or a row group too large.
@@ -177,11 +165,6 @@ def read_hub(path: Path, problems: Problems, columns: Columns = Columns()) -> li
 
     Its files are Parquet, or WebDataset shards if the pattern FILES ends with `.tar`; by default, they are all
     Parquet files. `refs/convert/parquet` is a revision of most data sets, also spelled `~parquet`.
-
-    Args:
-        path: the address.
-        problems: collects malformed rows.
-        columns: names of the columns.
 
     Raises:
         DataError: as `read_parquet` or `read_webdataset`; or if the download fails.

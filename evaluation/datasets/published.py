@@ -5,12 +5,13 @@ import io
 import re
 from pathlib import Path
 
-from captioner.errors import DataError, MissingExtraError
-from captioner.installation import install_hint
+from captioner.errors import DataError
 from evaluation.datasets.files import (
+    SPLIT_NAMES,
     Problems,
     Record,
     first_folder,
+    no_pycocotools,
     one_line,
     read_json,
     read_lines,
@@ -119,10 +120,7 @@ def _read_annotations(file: Path, pictures: Path, split: str, problems: Problems
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        raise MissingExtraError(
-            "COCO's annotations need the pycocotools library, part of the extra `train`. "
-            f"Install it with: {install_hint('train')}"
-        ) from error
+        raise no_pycocotools("annotations") from error
     index = COCO()
     index.dataset = read_json(file)
     try:
@@ -155,7 +153,6 @@ def read_karpathy(file: Path, problems: Problems) -> list[Record]:
     (`train2014/`, `val2014/`), for Flickr8k `Flicker8k_Dataset/` or `Images/`, for Flickr30k `flickr30k-images/`,
     `flickr30k_images/` or `Images/`. Image ids are those of COCO, or file names.
     """
-    splits = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
     content = read_json(file)
     folders: dict[str, Path] = {}
     records = []
@@ -173,7 +170,7 @@ def read_karpathy(file: Path, problems: Problems) -> list[Record]:
                     folders[folder] / image["filename"],
                     str(image.get("cocoid", image["filename"])),
                     tuple(one_line(sentence["raw"]) for sentence in image["sentences"]),
-                    splits[image["split"]],
+                    SPLIT_NAMES[image["split"]],
                 )
             )
     except (KeyError, TypeError, AttributeError) as error:

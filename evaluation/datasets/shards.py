@@ -65,12 +65,8 @@ def read_webdataset(path: Path, problems: Problems, columns: Columns = Columns()
 
     The JSON object has the captions, a text or a list of texts, under `captions` or `caption`, and optionally
     `split`; `Columns` names other keys. Otherwise, each line of the text is a caption. The image id is the key, the
-    path without suffixes, which is unique in the data set. Members of a key need not be adjacent.
-
-    Args:
-        path: a shard, a folder of shards, or a pattern such as `train-{000..146}.tar`.
-        problems: collects damaged shards and malformed members.
-        columns: keys of the JSON objects, and the suffix of the pictures.
+    path without suffixes, which is unique in the data set. Members of a key need not be adjacent. The path is that
+    of a shard or a folder of shards, or a pattern such as `train-{000..146}.tar`.
     """
     records = []
     shards: dict[str, Path] = {}  # by key
