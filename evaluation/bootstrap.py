@@ -95,8 +95,9 @@ def _resample(
     tables = [
         np.array([scores.counts[metric][image] for image in images]) for scores in several for metric in metrics
     ]
-    splits = np.cumsum([table.shape[1] for table in tables])[:-1]
-    sums = iter(np.split(_sum_samples(np.concatenate(tables, axis=1), rounds, seed), splits, axis=1))
+    counts = np.concatenate(tables, axis=1)
+    drawn = np.concatenate([weights @ counts for weights in draw_weights(len(images), rounds, seed)])
+    sums = iter(np.split(drawn, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1))
     return [
         {
             name: values
@@ -105,11 +106,6 @@ def _resample(
         }
         for _ in several
     ]
-
-
-def _sum_samples(counts: np.ndarray, rounds: int, seed: int) -> np.ndarray:
-    """Return the sums (rounds, n) of the counts (images, n) over bootstrap samples."""
-    return np.concatenate([weights @ counts for weights in draw_weights(len(counts), rounds, seed)])
 
 
 def draw_weights(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:

@@ -28,14 +28,9 @@ DRAWS = 10
 def tally_faithfulness(
     model: Captioner, captions: Sequence[GroundedCaption], batch_size: int = 64
 ) -> dict[str, Tally[str]]:
-    """Return the tallies of the decrease of the log-probabilities of nouns, in nats.
+    """Return the tallies of the decrease of the log-probabilities of nouns in captions of the model, in nats.
 
     Nouns count if their object is annotated and their map has a peak. Decreases of several tokens are summed.
-
-    Args:
-        model: the model that wrote the captions.
-        captions: its captions.
-        batch_size: number of pictures in a batch.
 
     Returns:
         "fall without its cells, nats"; "fall without random cells, nats", the mean of `DRAWS` samples; and

@@ -43,12 +43,7 @@ def read_truth(
 ) -> Truth:
     """Return the known objects of a data set: scenes of `shapes`, COCO's instances, boxes of people.
 
-    Args:
-        layout: layout of the data set.
-        path: its path.
-        records: its pictures.
-        files: files of instances; default: those beside the captions of `coco`.
-        boxes: file of boxes, if any.
+    The default files of instances are those beside the captions of `coco`.
 
     Raises:
         DataError: if a file cannot be read, instances lack a picture, or boxes contain none of the pictures.
@@ -70,14 +65,8 @@ def tally(
 ) -> dict[str, Tally[str]]:
     """Return all tallies of captions that can be computed from the known objects.
 
-    Args:
-        results: pictures and their captions.
-        truth: known objects of the pictures.
-        model: the model that wrote the captions, to measure faithfulness; None: skip it.
-        batch_size: number of pictures in a batch.
-
-    Returns:
-        Those of `tally_scenes`, `tally_hallucinations`, `tally_attention` and `tally_faithfulness`.
+    Those of `tally_scenes`, `tally_hallucinations` and `tally_attention`, and of `tally_faithfulness` with the
+    model that wrote the captions.
     """
     tallies = tally_scenes(results, truth.scenes) if truth.scenes else {}
     if truth.instances:
@@ -147,12 +136,7 @@ def tally_hallucinations(
     """Return the tallies of CHAIR: hallucinated objects.
 
     Rohrbach et al. 2018 (arXiv 1809.02156), section 2.2. An object is present if it is annotated in the picture or
-    a reference names it.
-
-    Args:
-        captions: one raw caption per image.
-        references: raw references of each image.
-        instances: annotated objects of each image.
+    a reference names it. Captions and references are raw.
 
     Returns:
         "CHAIR-i": hallucinated mentions, among all; "CHAIR-s": captions with such a mention, among all.

@@ -2,6 +2,8 @@
 
 The grid of the map covers a rectangle of the picture and the mask all of it, so a cell may end within a pixel: a
 pixel counts by the part of it that is in the cell. Parts of the object outside of the rectangle do not count.
+
+A map (rows, columns) of one word sums to 1; shares are those of `object_shares` for its grid.
 """
 
 import numpy as np
@@ -31,12 +33,7 @@ def object_shares(mask: np.ndarray, grid: tuple[int, int], rectangle: Rectangle)
 
 
 def attention_mass(attention: np.ndarray, shares: np.ndarray) -> float:
-    """Return the share of attention on an object, 0..1; the weight of a cell is spread evenly over it.
-
-    Args:
-        attention: the map (rows, columns) of one word, summing to 1.
-        shares: `object_shares` of the object for this grid.
-    """
+    """Return the share of attention on an object, 0..1; the weight of a cell is spread evenly over it."""
     return float((attention * shares).sum())
 
 
@@ -46,10 +43,6 @@ def points_at(attention: np.ndarray, shares: np.ndarray) -> bool:
     The peak is the cell with the largest weight, the first in reading order on a tie. It hits if it contains any
     part of the object. In the paper the peak is a pixel, with a tolerance of 15 pixels; here it is a cell, without
     tolerance.
-
-    Args:
-        attention: the map (rows, columns) of one word.
-        shares: `object_shares` of the object for this grid.
     """
     return bool(shares.flat[attention.argmax()] > 0)
 

@@ -57,13 +57,7 @@ class Histogram:
 
 
 def choose(scores: Mapping[str, float], count: int, seed: int = 0) -> dict[str, list[str]]:
-    """Return the image ids of each of `GALLERIES`.
-
-    Args:
-        scores: by image id.
-        count: maximum number of pictures of a gallery.
-        seed: of the random gallery.
-    """
+    """Return at most `count` image ids of each of `GALLERIES`, from scores by image id."""
     ascending = sorted(scores, key=scores.__getitem__)
     drawn = random.Random(seed).sample(list(scores), min(count, len(scores)))
     return {"best": ascending[::-1][:count], "worst": ascending[:count], "random": drawn}
@@ -126,7 +120,7 @@ def _score_table(findings: Findings) -> str:
     scores = findings.scores
     penalty_free = {name: f"{100 * value:.1f}" for name, value in scores.without_brevity_penalty.items()}
     rows = [
-        (name, f"{100 * value:.1f}", _span(*findings.intervals[name]), penalty_free.get(name, ""))
+        (name, f"{100 * value:.1f}", format_interval(name, *findings.intervals[name]), penalty_free.get(name, ""))
         for name, value in scores.corpus.items()
     ]
     notes = [f"{metric} is unavailable: {reason}." for metric, reason in scores.unavailable.items()]
@@ -151,15 +145,11 @@ def _object_table(findings: Findings) -> str:
 def _confidence_table(findings: Findings) -> str:
     """Return the table of confidence, empty if the model has none."""
     rows = [
-        (f"{metric}, {kind}", f"{100 * value:.1f}", _span(low, high), f"{found.count:,}")
+        (f"{metric}, {kind}", f"{100 * value:.1f}", format_interval(metric, low, high), f"{found.count:,}")
         for kind, found in findings.trust.items()
         for metric, (value, low, high) in found.figures.items()
     ]
     return _parts().table("Confidence", ("× 100", "Figure", "95% interval", "Of"), rows) if rows else ""
-
-
-def _span(low: float, high: float) -> str:
-    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _confidence_charts(findings: Findings) -> list[str]:
@@ -271,15 +261,7 @@ def draw(histogram: Histogram) -> str:
 def draw_curve(
     title: str, x_name: str, y_name: str, points: Sequence[tuple[float, float]], diagonal: bool = False
 ) -> str:
-    """Return a curve of shares against shares as SVG with its title.
-
-    Args:
-        title: of the chart.
-        x_name: what the first number of a point is, for the axis.
-        y_name: what the second is.
-        points: at least one, of numbers from 0 to 1.
-        diagonal: whether to draw the line where both are equal, and larger points.
-    """
+    """Return a curve of shares against shares, 0..1, as SVG with its title, and the diagonal for comparison."""
     labels = [f"{x_name} {x:.0%}: {y:.0%} {y_name}" for x, y in points]
     shares = [(share, f"{share:.0%}") for share in np.arange(0, 1.01, 0.25)]
     return Plot().draw(

@@ -46,11 +46,7 @@ class CaptionStatistics:
 
 
 def describe(captions: Iterable[str], training: Iterable[str] | None = None) -> CaptionStatistics:
-    """Return the statistics of raw captions, tokenized as for scoring.
-
-    Args:
-        captions: at least one.
-        training: captions of the training pictures, if known.
+    """Return the statistics of raw captions, tokenized as for scoring; `training` are those of training pictures.
 
     Raises:
         DataError: if there is no caption.

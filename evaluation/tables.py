@@ -66,11 +66,9 @@ def differences_to_text(first: Scores[str], second: Scores[str], differences: Ma
 
 
 def scores_to_markdown(several: Mapping[str, Scores[str]], *, plain: bool = False) -> str:
-    """Return a Markdown table of the scores of captions, one row per name.
+    """Return a Markdown table of the scores of captions by name, with 95 % intervals unless `plain`.
 
-    Args:
-        several: scores by name; missing scores are shown as a dash.
-        plain: omit the 95 % intervals.
+    Missing scores are shown as a dash.
     """
     metrics = [
         name

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioner.caption import Caption
-from evaluation.bootstrap import draw_weights, middle
+from evaluation.bootstrap import ROUNDS, draw_weights, middle
 from evaluation.confirmed import confirms_all, forms_of, is_confirmed, kind_of
-
-ROUNDS = 1000
-"""Number of bootstrap samples."""
+from evaluation.tables import format_interval
 
 COVERAGES = (1.0, 0.5, 0.1)
 """Coverages at which the risk is reported: shares of the most confident captions."""
@@ -77,14 +75,9 @@ class Trust:
 
 
 def rate_captions(captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> dict[str, Rated]:
-    """Compare captions with the references of their pictures.
+    """Compare a caption with confidences of each picture with the references of the picture.
 
-    Args:
-        captions: one of each picture, with confidences.
-        references: references of each picture.
-
-    Returns:
-        Confidences of "captions", "things" and "words" (things and other content words), without empty ones.
+    Return those of "captions", "things" and "words" (things and other content words), without empty ones.
     """
     rows: dict[str, list[tuple[float, bool, int]]] = {"captions": [], "things": [], "words": []}
     for image, (caption, texts) in enumerate(zip(captions, references, strict=True)):
@@ -98,13 +91,7 @@ def rate_captions(captions: Sequence[Caption], references: Sequence[Sequence[str
                 rows["words"].append(row)
                 if kind_of(word) == "thing":
                     rows["things"].append(row)
-    return {name: to_rated(several) for name, several in rows.items() if several}
-
-
-def to_rated(rows: Sequence[tuple[float, bool, int]]) -> Rated:
-    """Convert rows of confidence, confirmation and image index."""
-    confidences, confirmed, images = zip(*rows, strict=True)
-    return Rated(np.array(confidences, float), np.array(confirmed, bool), np.array(images, np.int64))
+    return {name: Rated(*map(np.array, zip(*several, strict=True))) for name, several in rows.items() if several}
 
 
 def measure(rated: Mapping[str, Rated], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Trust]:
@@ -121,7 +108,7 @@ def _measure(rated: Rated, of_captions: bool, rounds: int, seed: int) -> Trust:
         }
     draws = [[metric(drawn) for metric in metrics.values()] for drawn in _draws(rated, rounds, seed)]
     figures = {
-        name: Figure(metric(rated), *middle(column[~np.isnan(column)]))
+        name: Figure(metric(rated), *middle(column))
         for (name, metric), column in zip(metrics.items(), np.array(draws).T, strict=True)
     }
     covered = np.linspace(0, 1, min(100, len(rated.confidences)) + 1)[1:]
@@ -146,7 +133,7 @@ def difference(metric: Callable[[Rated], float], first: Rated, second: Rated, ro
     """Return the difference of a metric, first minus second, with paired samples."""
     pairs = zip(_draws(first, rounds, 0), _draws(second, rounds, 0), strict=True)
     drawn = np.array([metric(sample) - metric(other) for sample, other in pairs])
-    return Figure(metric(first) - metric(second), *middle(drawn[~np.isnan(drawn)]))
+    return Figure(metric(first) - metric(second), *middle(drawn))
 
 
 def area_under_curve(rated: Rated) -> float:
@@ -213,7 +200,7 @@ def to_text(trust: Mapping[str, Trust]) -> str:
     lines = [f"{'confidence':<24}{'x 100':>8}{'95 % interval':>17}"]
     for name, found in trust.items():
         for metric, (value, low, high) in found.figures.items():
-            interval = f"{100 * low:.1f} to {100 * high:.1f}"
+            interval = format_interval(metric, low, high)
             lines.append(f"{f'{metric}, {name}':<24}{100 * value:8.1f}{interval:>17}")
         lines.append(f"{f'confirmed, {name}':<24}{100 * found.confirmed:8.1f}{'':>17}  of {found.count:,}")
     return "\n".join(lines)

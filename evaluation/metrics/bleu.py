@@ -30,13 +30,10 @@ class Bleu(CaptionMetric):
 
 
 def bleu(counts: Sequence[float]) -> list[float]:
-    """Return BLEU-1 to BLEU-4: the geometric mean of the precisions p_1..p_n, times the brevity penalty.
+    """Return BLEU-1 to BLEU-4 of `Bleu.counts`: geometric means of the precisions, times the brevity penalty.
 
     Papineni et al. 2002, section 2.3, with weights 1/n. The two small numbers are coco-caption's: they avoid a
     division by 0 for captions without a match or without words, and give a score near 0.
-
-    Args:
-        counts: as of `Bleu.counts`.
     """
     matches, possible = counts[:LONGEST_NGRAM], counts[LONGEST_NGRAM : 2 * LONGEST_NGRAM]
     length, reference_length = counts[2 * LONGEST_NGRAM :]

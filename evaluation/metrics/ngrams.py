@@ -41,12 +41,7 @@ class NgramTable:
     """
 
     def __init__(self, references: np.ndarray, images: np.ndarray):
-        """Assign ids to the n-grams, and count their images.
-
-        Args:
-            references: captions (N, T).
-            images: image index of each, ascending (N,).
-        """
+        """Assign ids to the n-grams of captions (N, T), and count their images (N,), which ascend."""
         # The id of an n-gram is its index among all of its order, sorted by the id of all words but the last, and
         # the last.
         self._known: list[np.ndarray] = []
