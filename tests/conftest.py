@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from captioner.captioning import Captioner, load
 from captioner.cli import main
 from captioner.confidence import Calibration, CaptionWeights, Distance, Tables, WordWeights
 from captioner.images import ImageSettings
-from captioner.model_file import FORMAT, Header
+from captioner.model_file import FORMAT, KEY, Header
 from captioner.network.checkpoint import add_calibration, save_checkpoint
 from captioner.network.export import export_graphs
 from captioner.network.model import build_network
@@ -94,6 +96,23 @@ def calibrated_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoint) -> Captioner:
     return load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def rewrite_model(tmp_path):
+    """Write a model file again with its header or its tensors changed; return the new file."""
+
+    def rewrite(source, header=lambda values: None, tensors=lambda tensors: None):
+        with safe_open(source, framework="pt") as file:
+            values = json.loads(file.metadata()[KEY])
+        stored = load_file(source)
+        header(values)
+        tensors(stored)
+        path = tmp_path / "changed.safetensors"
+        save_file(stored, path, metadata={KEY: json.dumps(values)})
+        return path
+
+    return rewrite
 
 
 @pytest.fixture

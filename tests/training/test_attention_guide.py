@@ -1,6 +1,5 @@
 """What docs/attention.md shows must run, and print what it says."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 import captioner
 from captioner.errors import CheckpointError
-from captioner.model_file import KEY
 from captioner.network import attention
 from captioner.network.attention import Query, Sizes, build_attention
 from captioner.network.export import _export_network
@@ -114,14 +110,9 @@ def test_a_mechanism_outside_of_the_package_is_trained_saved_and_used(
 
 
 @pytest.mark.parametrize("kind", ["my_attention", "my_attention:CosineAttention", "my_attention.CosineAttention"])
-def test_loading_a_model_file_imports_no_module_that_it_names(forget, module, tiny_checkpoint, tmp_path, kind):
+def test_loading_a_model_file_imports_no_module_that_it_names(forget, module, tiny_checkpoint, rewrite_model, kind):
     module.write_text("raise SystemExit('imported')")
-    with safe_open(tiny_checkpoint, framework="np") as file:
-        header = json.loads(file.metadata()[KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    header["model"]["attention"]["kind"] = kind
-    changed = tmp_path / "changed.safetensors"
-    save_file(tensors, changed, metadata={KEY: json.dumps(header)})
+    changed = rewrite_model(tiny_checkpoint, lambda values: values["model"]["attention"].update(kind=kind))
     with pytest.raises(CheckpointError, match=r"attention\.kind: "):
         captioner.load(changed, engine="torch")
     if kind.isidentifier():
