@@ -7,16 +7,11 @@ import pytest
 from PIL import Image
 
 from captioner.config import to_dict
+from captioner.errors import UnsupportedError
 from captioner.images import ImageSettings
 from captioner.search import SearchSettings
 from captioner.settings import AttentionSettings, DecoderSettings, EncoderSettings, ModelSettings
-from training.config import (
-    DatasetSettings,
-    EncoderTraining,
-    LossSettings,
-    OptimizerSettings,
-    TrainingSettings,
-)
+from training.config import DatasetSettings, EncoderTraining, LossSettings, OptimizerSettings, TrainingSettings
 from training.loop import Run
 
 SCENES = {
@@ -71,10 +66,17 @@ def settings(dataset) -> TrainingSettings:
 @pytest.fixture
 def learning(settings) -> TrainingSettings:
     """A run of seconds that trains the encoder, too, from random weights."""
-    return replace(
-        settings,
-        encoder=replace(settings.encoder, train_from="all", learning_rate=0.002),
-    )
+    return replace(settings, encoder=replace(settings.encoder, train_from="all", learning_rate=0.002))
+
+
+@pytest.fixture
+def without_graphs(monkeypatch) -> None:
+    """Let runs save checkpoints without ONNX graphs, whose export takes many seconds for each network."""
+
+    def refuse(*_):
+        raise UnsupportedError("this network cannot be exported to ONNX: an operator is missing")
+
+    monkeypatch.setattr("training.loop.export_graphs", refuse)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def trained(settings, folder):
     return run
 
 
-def test_four_images_are_overfitted(settings, dataset, scenes, tmp_path):
+def test_four_images_are_overfitted(settings, dataset, scenes, tmp_path, without_graphs):
     rows = [json.loads(line) for line in dataset.read_text().splitlines()]
     dataset.write_text("".join(json.dumps({**row, "captions": row["captions"][:1]}) + "\n" for row in rows))
     options = replace(settings.optimizer, epochs=30, learning_rate=0.01)

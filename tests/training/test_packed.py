@@ -164,7 +164,7 @@ def test_missing_pictures_are_counted_and_reported(settings, dataset):
     )
 
 
-def test_a_run_skips_missing_pictures_and_records_how_many(settings, dataset, tmp_path):
+def test_a_run_skips_missing_pictures_and_records_how_many(settings, dataset, tmp_path, without_graphs):
     for record in read_dataset("jsonl", dataset)[1:3]:
         record.image.unlink()
     settings = skip(settings, 0.25)

@@ -93,7 +93,7 @@ def test_training_starts_at_a_stage():
     assert not any(weight.requires_grad for weight in encoder.parameters())
 
 
-def test_the_first_stage_of_a_transformer_learns_with_its_positions(learning, tmp_path):
+def test_the_first_stage_of_a_transformer_learns_with_its_positions(learning, tmp_path, without_graphs):
     encoder, _ = tiny("timm:test_vit")
     encoder.finetune_from(encoder.stages[1])
     assert not encoder.features.network.pos_embed.requires_grad
@@ -182,7 +182,10 @@ def with_encoder(learning, name, stride, size, train_from="none"):
     )
 
 
-@pytest.mark.parametrize(("name", "train_from"), [("timm:test_resnet", "none"), ("timm:test_convnext", "stages.2")])
+@pytest.mark.parametrize(
+    ("name", "train_from"),
+    [pytest.param("timm:test_resnet", "none", marks=pytest.mark.slow), ("timm:test_convnext", "stages.2")],
+)
 def test_a_run_captions_the_same_with_both_engines(name, train_from, learning, dataset, tmp_path):
     settings = with_encoder(learning, name, 16, 160, train_from)
     caption_with_both_engines(settings, tmp_path / "runs", sorted(dataset.parent.glob("*.png"))[:3])
