@@ -29,7 +29,7 @@ def lines(*records: Any) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def test_references_are_read_from_coco_annotations(tmp_path: Path) -> None:
+def test_references_are_read_from_coco_annotations(tmp_path):
     assert read_references(write(tmp_path, ANNOTATIONS)) == REFERENCES
 
 
@@ -43,7 +43,7 @@ def test_references_are_read_from_coco_annotations(tmp_path: Path) -> None:
     ],
     ids=["object", "lines", "indented with a byte order mark", "annotations without images"],
 )
-def test_references_are_read_from(content: Any, tmp_path: Path) -> None:
+def test_references_are_read_from(content, tmp_path):
     assert read_references(write(tmp_path, content)).captions == CAPTIONS
 
 
@@ -59,30 +59,30 @@ def test_references_are_read_from(content: Any, tmp_path: Path) -> None:
     ],
     ids=["results", "object", "lines", "file names"],
 )
-def test_candidates_are_read_from(content: Any, tmp_path: Path) -> None:
+def test_candidates_are_read_from(content, tmp_path):
     assert read_candidates(write(tmp_path, content), REFERENCES) == {"42": "a dog", "7": "a cat"}
 
 
-def test_one_line_of_json_lines_is_a_record(tmp_path: Path) -> None:
+def test_one_line_of_json_lines_is_a_record(tmp_path):
     references = read_references(write(tmp_path, lines({"image": "a/dog.jpg", "captions": ["A dog."]})))
     assert references.captions == {"a/dog.jpg": ["A dog."]}
     candidates = read_candidates(write(tmp_path, lines({"image": "b/dog.jpg", "caption": "a dog"})), references)
     assert candidates == {"a/dog.jpg": "a dog"}
 
 
-def test_an_ambiguous_file_name_matches_no_image(tmp_path: Path) -> None:
+def test_an_ambiguous_file_name_matches_no_image(tmp_path):
     references = read_references(write(tmp_path, {"a/dog.jpg": ["A dog."], "b/dog.jpg": ["Another dog."]}))
     assert read_candidates(write(tmp_path, {"dog.jpg": "a dog"}), references) == {"dog.jpg": "a dog"}
     assert read_candidates(write(tmp_path, {"b/dog.jpg": "a dog"}), references) == {"b/dog.jpg": "a dog"}
 
 
-def test_float_ids_of_pandas_are_integers(tmp_path: Path) -> None:
+def test_float_ids_of_pandas_are_integers(tmp_path):
     rows = [{"image_id": 42.0, "caption": "a dog"}, {"image_id": 7.0, "caption": "a cat"}]
     assert read_candidates(write(tmp_path, rows), REFERENCES) == {"42": "a dog", "7": "a cat"}
     assert read_candidates(write(tmp_path, [{"image_id": 7.5, "caption": "a"}]), REFERENCES) == {"7.5": "a"}
 
 
-def test_duplicate_captions_are_rejected_by_name(tmp_path: Path) -> None:
+def test_duplicate_captions_are_rejected_by_name(tmp_path):
     twice = [{"image_id": image, "caption": "a dog"} for image in (42, 7, "42")]
     with pytest.raises(DataError, match="duplicate captions for 42;"):
         read_candidates(write(tmp_path, twice), REFERENCES)
@@ -113,7 +113,7 @@ def test_duplicate_captions_are_rejected_by_name(tmp_path: Path) -> None:
         (["a dog"], "record 1: expected 'image' and 'caption', got 'a dog'"),
     ],
 )
-def test_malformed_candidates_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
+def test_malformed_candidates_are_rejected(content, message, tmp_path):
     path = write(tmp_path, content)
     with pytest.raises(DataError, match=message) as error:
         read_candidates(path, REFERENCES)
@@ -129,12 +129,12 @@ def test_malformed_candidates_are_rejected(content: Any, message: str, tmp_path:
         ([{"image_id": 7, "caption": "A cat."}], "record 1: expected 'image' and 'captions'"),
     ],
 )
-def test_malformed_references_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
+def test_malformed_references_are_rejected(content, message, tmp_path):
     with pytest.raises(DataError, match=message):
         read_references(write(tmp_path, content))
 
 
-def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(tmp_path):
     with pytest.raises(DataError, match=r"none: cannot read this file \(No such file"):
         read_references(tmp_path / "none")
     (tmp_path / "latin").write_bytes(b'{"7": "caf\xe9"}')
@@ -146,13 +146,13 @@ def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     ("captions", "ids"),
     [({"42": "a", "0": "b"}, [42, 0]), ({"42": "a", "007": "b"}, ["42", "007"]), ({"dog.jpg": "a"}, ["dog.jpg"])],
 )
-def test_results_have_numeric_ids_if_all_are_numeric(captions: dict[str, str], ids: list[Any]) -> None:
+def test_results_have_numeric_ids_if_all_are_numeric(captions, ids):
     assert to_results(captions) == [
         {"image_id": image, "caption": text} for image, text in zip(ids, captions.values(), strict=True)
     ]
 
 
-def test_coco_image_ids_come_from_file_names() -> None:
+def test_coco_image_ids_come_from_file_names():
     names = ["test2014/COCO_test2014_000000000042.jpg", "000000000007.jpg", "700"]
     assert number_images({name: name for name in names}) == dict(zip(("42", "7", "700"), names, strict=True))
 
@@ -166,7 +166,7 @@ def test_coco_image_ids_come_from_file_names() -> None:
         (["42", "7", "8"], r"^8: not in .*info\.json"),
     ],
 )
-def test_incomplete_and_invalid_results_are_rejected(tmp_path: Path, names: list[str], message: str) -> None:
+def test_incomplete_and_invalid_results_are_rejected(tmp_path, names, message):
     (tmp_path / "info.json").write_text(json.dumps({"images": ANNOTATIONS["images"]}))
     with pytest.raises(DataError, match=message):
         number_images(dict.fromkeys(names, "a dog"), tmp_path / "info.json")

@@ -17,18 +17,14 @@ from evaluation.instances import read_instances
 from evaluation.metrics import Scores
 from evaluation.tables import objects_to_text
 
+pytestmark = pytest.mark.usefixtures("without_java")
+
 WHOLE = Rectangle(0, 0, 1, 1)
 IMAGES = {1: ["A dog on grass.", "A brown dog beside a frisbee."], 2: ["A man eats a hot dog."], 3: ["Blue sky."]}
 CATEGORIES = {18: "dog", 1: "person", 64: "potted plant"}
 # The left half of picture 1 is the dog, the lower quarter of picture 2 the person; picture 3 is empty.
 OBJECTS = [(1, 18, (0, 0, 10, 10)), (2, 1, (0, 9, 20, 12)), (2, 64, (10, 0, 20, 6))]
 SIZES = {1: (10, 20), 2: (12, 20), 3: (5, 5)}
-
-
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
-    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -120,9 +116,7 @@ def test_attention_is_that_of_the_words_that_name_marked_objects(instances):
     # "kite" is not marked: its attention tells nothing.
     tallies = tally(
         results_of(
-            caption_of("a dog runs", first),
-            caption_of("a man with potted plant kite", second),
-            caption_of("a dog"),
+            caption_of("a dog runs", first), caption_of("a man with potted plant kite", second), caption_of("a dog")
         ),
         Truth({}, instances, {}),
     )
@@ -132,25 +126,6 @@ def test_attention_is_that_of_the_words_that_name_marked_objects(instances):
     # The peak of "dog" is on it, that of "man", the first of four, is not, and the pair's first is the plant's.
     assert tallies["pointing"] == {"1": (1, 1), "2": (1, 2), "3": (0, 0)}
     assert tallies["CHAIR-i"]["2"] == (1, 3)
-
-
-def test_even_attention_has_a_mass_and_no_peak(instances):
-    results = results_of(caption_of("a dog"), caption_of("a man"), caption_of("sky"))
-    tallies = tally(results, Truth({}, instances, {}))
-    assert tallies["attention mass"] == {"1": pytest.approx((0.5, 1)), "2": pytest.approx((0.25, 1)), "3": (0, 0)}
-    assert tallies["pointing"] == {"1": (0, 0), "2": (0, 0), "3": (0, 0)}
-
-
-def test_attention_lies_where_the_map_covers_the_picture(instances):
-    """The left half is the dog's: a crop of the middle half has it in its left cells, a border in none."""
-    left = np.tile([[0.5, 0.0], [0.5, 0.0]], (2, 1, 1))
-    for rectangle, mass in (
-        (Rectangle(0.25, 0, 0.75, 1), 1),
-        (Rectangle(-0.5, 0, 1.5, 1), 0.5),
-        (Rectangle(0.5, 0, 1, 1), 0),
-    ):
-        results = results_of(caption_of("a dog", left, rectangle))
-        assert tally(results, Truth({}, instances, {}))["attention mass"]["1"] == pytest.approx((mass, 1))
 
 
 def test_captions_of_shapes_are_compared_with_their_scenes():

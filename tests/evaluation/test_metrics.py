@@ -1,9 +1,5 @@
 import math
-import os
-from collections import defaultdict
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +54,7 @@ def bleu(candidate: str, *references: str) -> list[float]:
 
 
 @pytest.mark.parametrize("metric", PYTHON_SCORES)
-def test_scores_are_those_of_coco_caption(metric: str) -> None:
+def test_scores_are_those_of_coco_caption(metric):
     scores = Scorer(REFERENCES).score(CANDIDATES)
     corpus, images = COCO_CAPTION[metric]
     assert scores.corpus[metric] == pytest.approx(corpus, abs=1e-11)
@@ -66,52 +62,20 @@ def test_scores_are_those_of_coco_caption(metric: str) -> None:
     assert list(scores.per_image[metric]) == list(REFERENCES)
 
 
-def test_scores_of_real_captions_are_those_of_coco_caption() -> None:
-    """One caption of each development image of Flickr8k against the other four; numbers of pycocoevalcap 1.2."""
-    if "CAPTIONER_DATA" not in os.environ:
-        pytest.skip("CAPTIONER_DATA names no folder of real captions")
-    texts = Path(os.environ["CAPTIONER_DATA"]) / "flickr8k/Flickr8k_text"
-    development = set((texts / "Flickr_8k.devImages.txt").read_text(encoding="utf-8").split())
-    captions = defaultdict(list)
-    for line in (texts / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines():
-        name, caption = line.split("\t", 1)
-        if name.split("#")[0] in development:
-            captions[name.split("#")[0]].append(caption)
-    scorer = Scorer({image: several[1:] for image, several in captions.items()})
-    scores = scorer.score({image: several[0] for image, several in captions.items()})
-    expected = {
-        "BLEU-1": 0.6275129488191882,
-        "BLEU-2": 0.44342979576264063,
-        "BLEU-3": 0.30708129327795985,
-        "BLEU-4": 0.21160098501492874,
-        "ROUGE-L": 0.49173408652537204,
-        "CIDEr-D": 0.8036617887303763,
-    }
-    assert scores.corpus == pytest.approx(expected, abs=1e-11)
-
-
-def test_a_scorer_can_be_used_again() -> None:
+def test_a_scorer_can_be_used_again():
     scorer = Scorer(REFERENCES)
     first = scorer.score(CANDIDATES)
     scorer.score(dict.fromkeys(REFERENCES, "another thing"))
     assert scorer.score(dict(reversed(CANDIDATES.items()))) == first
 
 
-def test_corpus_rouge_and_cider_are_means_and_bleu_is_not() -> None:
-    scores = Scorer(REFERENCES).score(CANDIDATES)
-    means = {metric: np.mean(list(values.values())) for metric, values in scores.per_image.items()}
-    assert scores.corpus["ROUGE-L"] == pytest.approx(means["ROUGE-L"])
-    assert scores.corpus["CIDEr-D"] == pytest.approx(means["CIDEr-D"])
-    assert scores.corpus["BLEU-4"] != pytest.approx(means["BLEU-4"], abs=0.01)
-
-
-def test_bleu_counts_a_word_as_often_as_one_reference_holds_it() -> None:
+def test_bleu_counts_a_word_as_often_as_one_reference_holds_it():
     # Papineni et al. 2002, example 2.
     unigram = bleu("the the the the the the the", "The cat is on the mat", "There is a cat on the mat")[0]
     assert unigram == pytest.approx(2 / 7, abs=1e-9)
 
 
-def test_bleu_of_a_sentence_by_hand() -> None:
+def test_bleu_of_a_sentence_by_hand():
     # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples and 1 of 3 quadruples, one word shorter than the reference.
     scores = bleu("a dog runs on the grass", "a small dog runs on the lawn")
     penalty = math.exp(1 - 7 / 6)
@@ -127,7 +91,7 @@ def test_bleu_of_a_sentence_by_hand() -> None:
         (("w", "v w x y z"), math.exp(1 - 5 / 4)),
     ],
 )
-def test_bleu_takes_the_closest_reference_length(references: Sequence[str], expected: float) -> None:
+def test_bleu_takes_the_closest_reference_length(references, expected):
     assert bleu("w x y w", *references)[0] == pytest.approx(expected * (3 / 4), abs=1e-8)
 
 
@@ -144,13 +108,13 @@ def test_bleu_takes_the_closest_reference_length(references: Sequence[str], expe
         ("", [""], 1.0),
     ],
 )
-def test_rouge_l_by_hand(candidate: str, references: list[str], expected: float) -> None:
+def test_rouge_l_by_hand(candidate, references, expected):
     score = rouge_l(candidate.split(), [reference.split() for reference in references])
     assert score == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.text("abcd", max_size=12), st.text("abcd", max_size=12))
-def test_longest_common_subsequence_equals_its_recursive_definition(first: str, second: str) -> None:
+def test_longest_common_subsequence_equals_its_recursive_definition(first, second):
     @cache
     def longest(i: int, j: int) -> int:
         if i == len(first) or j == len(second):
@@ -168,7 +132,7 @@ SETS = st.lists(st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=4)), m
 
 @settings(deadline=None, max_examples=50)
 @given(SETS)
-def test_cider_d_equals_its_definition(pairs: list[tuple[str, list[str]]]) -> None:
+def test_cider_d_equals_its_definition(pairs):
     candidates = {image: caption for image, (caption, _) in enumerate(pairs)}
     references = {image: captions for image, (_, captions) in enumerate(pairs)}
     scores = Scorer(references).score(candidates).per_image["CIDEr-D"]
@@ -177,9 +141,7 @@ def test_cider_d_equals_its_definition(pairs: list[tuple[str, list[str]]]) -> No
 
 @settings(deadline=None, max_examples=50)
 @given(SETS, st.integers(1, 4))
-def test_corpus_bleu_equals_nltk_for_captions_of_at_least_four_words(
-    pairs: list[tuple[str, list[str]]], order: int
-) -> None:
+def test_corpus_bleu_equals_nltk_for_captions_of_at_least_four_words(pairs, order):
     shared = [
         (f"a dog runs fast {caption}", [f"a dog runs fast {text}" for text in texts]) for caption, texts in pairs
     ]
@@ -228,24 +190,16 @@ def slow_cider_d(references: dict[int, list[str]], candidates: dict[int, str]) -
     return list(totals)
 
 
-def test_cider_d_of_a_copied_reference_is_ten() -> None:
+def test_cider_d_of_a_copied_reference_is_ten():
     scores = Scorer({1: ["a dog runs fast"], 2: ["one cat sits here"]}).score({1: "a dog runs fast", 2: "birds"})
     assert scores.per_image["CIDEr-D"] == pytest.approx({1: 10.0, 2: 0.0})
 
 
-def test_cider_d_of_a_single_image_is_zero() -> None:
+def test_cider_d_of_a_single_image_is_zero():
     assert Scorer({1: ["a dog runs fast"]}).score({1: "a dog runs fast"}).corpus["CIDEr-D"] == 0
 
 
-def test_longer_captions_lose_cider_d() -> None:
-    scorer = Scorer({1: ["a dog runs fast"], 2: ["one cat sits here"]})
-    score = scorer.score({1: "a dog runs fast a", 2: ""}).per_image["CIDEr-D"][1]
-    # Clipping hides the second "a"; all n-grams are equally rare; one word more than the reference.
-    cosines = [4 / math.sqrt(4 * (3 + 2**2)), 3 / math.sqrt(3 * 4), 2 / math.sqrt(2 * 3), 1 / math.sqrt(1 * 2)]
-    assert score == pytest.approx(10 * np.mean(cosines) * math.exp(-1 / 72))
-
-
-def test_captions_are_tokenized() -> None:
+def test_captions_are_tokenized():
     scores = Scorer({1: ["A dog's (red) ball."]}).score({1: "A DOG’S ( red ) ball !"})
     assert scores.corpus["BLEU-4"] == pytest.approx(1, abs=1e-8)
     assert scores.corpus["ROUGE-L"] == 1
@@ -259,17 +213,17 @@ def test_captions_are_tokenized() -> None:
         ({}, "no caption for a, b, c;"),
     ],
 )
-def test_missing_and_unknown_images_are_named(candidates: dict[str, str], message: str) -> None:
+def test_missing_and_unknown_images_are_named(candidates, message):
     with pytest.raises(DataError, match=message):
         Scorer({"a": ["x"], "b": ["x"], "c": ["x"]}).score(candidates)
 
 
-def test_many_missing_images_are_counted() -> None:
+def test_many_missing_images_are_counted():
     with pytest.raises(DataError, match="no caption for 10, 11, 12, 13, 14 and 85 more;"):
         Scorer({image: ["x"] for image in range(10, 100)}).score({})
 
 
-def test_references_without_captions_are_refused() -> None:
+def test_references_without_captions_are_refused():
     with pytest.raises(DataError, match="no caption for b;"):
         Scorer({"a": ["x"], "b": []})
     with pytest.raises(DataError, match="at least one image"):

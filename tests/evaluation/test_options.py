@@ -11,6 +11,8 @@ from evaluation.captions import to_json
 from evaluation.datasets import READERS
 from evaluation.metrics import Scorer
 
+pytestmark = pytest.mark.usefixtures("without_java")
+
 REFERENCES = {"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sleeps on a mat."]}
 CANDIDATES = {"dog.jpg": "a brown dog runs", "cat.jpg": "a cat sleeps"}
 
@@ -137,12 +139,6 @@ def check_command_lines(files, checkpoint, capfd, examples):
 
     check()
     assert statuses == {0, 2}
-
-
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
-    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 def test_any_command_line_works_or_fails_with_a_message(files, tiny_checkpoint, capfd):

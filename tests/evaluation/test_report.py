@@ -13,15 +13,11 @@ from evaluation.bootstrap import intervals
 from evaluation.metrics import Scorer
 from evaluation.report import BINS, LONGEST, choose, count_lengths, count_scores, draw, draw_curve, round_step
 
+pytestmark = pytest.mark.usefixtures("without_java")
+
 MARKUP = "<script>alert(1)</script> \"quoted\" & 'so' https://example.org/a.png"
 
 ALL = ("--pictures", "5")  # the best five and the worst five of nine or ten pictures
-
-
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
-    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture

@@ -8,11 +8,7 @@ from evaluation.__main__ import main
 from evaluation.datasets import read_dataset
 from evaluation.metrics import Scorer
 
-
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
-    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
+pytestmark = pytest.mark.usefixtures("without_java")
 
 
 @pytest.fixture

@@ -14,15 +14,11 @@ from evaluation.bootstrap import intervals
 from evaluation.captions import to_json
 from evaluation.metrics import Scorer
 
+pytestmark = pytest.mark.usefixtures("without_java")
+
 ROOT = Path(__file__).parents[2]
 REFERENCES = {"dog.jpg": ["A dog runs.", "A brown dog."], "cat.jpg": ["A cat sleeps on a mat."]}
 CANDIDATES = {"dog.jpg": "a brown dog runs", "cat.jpg": "a cat sleeps"}
-
-
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its programs take seconds to start; test_meteor.py and test_spice.py have them."""
-    monkeypatch.setattr("evaluation.metrics.java.importlib.util.find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -32,7 +28,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "references.json"), str(tmp_path / "candidates.json")
 
 
-def test_score_prints_a_table(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+def test_score_prints_a_table(files, capsys):
     assert main(["score", *files]) == 0
     output = capsys.readouterr().out.splitlines()
     scores = Scorer(REFERENCES).score(CANDIDATES).corpus
@@ -48,9 +44,7 @@ def test_score_prints_a_table(files: tuple[str, str], capsys: pytest.CaptureFixt
     assert {len(line) for line in output[:5]} == {51}
 
 
-def test_score_gives_exact_numbers_as_json(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_score_gives_exact_numbers_as_json(files, tmp_path, capsys):
     scores = Scorer(REFERENCES).score(CANDIDATES)
     unavailable = dict.fromkeys(
         ("METEOR", "SPICE"), f"pycocoevalcap is not installed; install it with: {install_hint('meteor')}"
@@ -68,9 +62,7 @@ def test_score_gives_exact_numbers_as_json(
     assert "CIDEr-D" in capsys.readouterr().out
 
 
-def test_existing_scores_are_replaced_only_with_overwrite(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_existing_scores_are_replaced_only_with_overwrite(files, tmp_path, capsys):
     (tmp_path / "scores.json").write_text("precious")
     arguments = ["score", *files, "--json", str(tmp_path / "scores.json")]
     assert main(arguments) == 2
@@ -80,9 +72,7 @@ def test_existing_scores_are_replaced_only_with_overwrite(
     assert (tmp_path / "scores.json").read_text() != "precious"
 
 
-def test_invalid_input_is_one_line_and_exit_code_2(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_invalid_input_is_one_line_and_exit_code_2(files, tmp_path, capsys):
     (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a dog"}))
     assert main(["score", *files]) == 2
     captured = capsys.readouterr()
@@ -92,9 +82,7 @@ def test_invalid_input_is_one_line_and_exit_code_2(
     assert captured.out == ""
 
 
-def test_two_files_of_scores_are_compared(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_two_files_of_scores_are_compared(files, tmp_path, capsys):
     first, second = str(tmp_path / "first.json"), str(tmp_path / "second.json")
     assert main(["score", *files, "--json", first]) == 0
     (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a cat", "cat.jpg": "a dog"}))
@@ -112,7 +100,7 @@ def test_two_files_of_scores_are_compared(
     assert json.loads(capsys.readouterr().out)["BLEU-1"]["value"] == scores["BLEU-1"] - rest["BLEU-1"]
 
 
-def test_files_without_scores_are_rejected(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+def test_files_without_scores_are_rejected(files, capsys):
     assert main(["compare", *files]) == 2
     assert (
         "references.json: not a file that `run` or `score` of this version wrote with --json"
@@ -120,9 +108,7 @@ def test_files_without_scores_are_rejected(files: tuple[str, str], capsys: pytes
     )
 
 
-def test_scores_are_printed_as_a_markdown_table(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_scores_are_printed_as_a_markdown_table(files, tmp_path, capsys):
     actual, reference_values = tmp_path / "ours.json", tmp_path / "theirs.json"
     assert main(["score", *files, "--json", str(actual)]) == 0
     (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a cat", "cat.jpg": "a dog"}))
@@ -141,12 +127,12 @@ def test_scores_are_printed_as_a_markdown_table(
     assert row.startswith(f"| ours | {100 * scores.corpus['BLEU-1']:.1f} [{100 * low:.1f}, {100 * high:.1f}] |")
 
 
-def test_duplicate_row_names_are_rejected(files: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+def test_duplicate_row_names_are_rejected(files, capsys):
     assert main(["markdown", "a/scores.json", "b/scores.json"]) == 2
     assert "two files of scores have the same name" in capsys.readouterr().err
 
 
-def test_captions_are_written_in_the_format_of_cocos_server(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_captions_are_written_in_the_format_of_cocos_server(tmp_path, capsys):
     names = ["COCO_test2014_000000000042.jpg", "COCO_test2014_000000000007.jpg"]
     captions = tmp_path / "captions.jsonl"
     captions.write_text(
@@ -167,18 +153,14 @@ def test_captions_are_written_in_the_format_of_cocos_server(tmp_path: Path, caps
     assert "exists already" in capsys.readouterr().err
 
 
-def test_missing_and_unknown_images_are_named_together(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_missing_and_unknown_images_are_named_together(files, tmp_path, capsys):
     (tmp_path / "candidates.json").write_text(json.dumps({"dog.jpg": "a dog", "cat.JPG": "a cat"}))
     assert main(["score", *files]) == 2
     message = capsys.readouterr().err
     assert "no caption for cat.jpg; every image needs one. cat.JPG not among the references" in message
 
 
-def test_the_cider_d_of_one_image_is_explained(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_cider_d_of_one_image_is_explained(files, tmp_path, capsys):
     assert main(["score", *files]) == 0
     assert "single image" not in capsys.readouterr().out
     for file, value in zip(files, (REFERENCES, CANDIDATES), strict=True):
@@ -195,7 +177,7 @@ def shell(line: str, *files: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_an_output_that_cannot_be_written_is_one_line(files: tuple[str, str]) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(files):
     ran = shell('evaluate statistics "$2" > /dev/full; echo $?; evaluate statistics "$2" >&-; echo $?', *files)
     assert ran.stdout == "2\n2\n"
     full, closed = ran.stderr.splitlines()
@@ -204,14 +186,12 @@ def test_an_output_that_cannot_be_written_is_one_line(files: tuple[str, str]) ->
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
-def test_a_closed_pipe_ends_the_command_silently(files: tuple[str, str]) -> None:
+def test_a_closed_pipe_ends_the_command_silently(files):
     ran = shell('{ evaluate statistics "$2"; echo $? >&2; } | true', *files)
     assert ran.stderr == "1\n"
 
 
-def test_scores_are_written_to_a_device_and_do_not_replace_it(
-    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_scores_are_written_to_a_device_and_do_not_replace_it(files, tmp_path, capsys):
     pipe = tmp_path / "scores"
     os.mkfifo(pipe)
     received: list[str] = []

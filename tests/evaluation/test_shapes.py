@@ -244,14 +244,7 @@ def test_an_unrelated_folder_is_not_changed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"kind": "hexagon"},
-        {"colour": 3},
-        {"centre": [1.0]},
-        {"radius": "7"},
-        {"weight": 2},
-    ],
+    "change", [{"kind": "hexagon"}, {"colour": 3}, {"centre": [1.0]}, {"radius": "7"}, {"weight": 2}]
 )
 def test_a_malformed_object_is_rejected_with_its_line(tmp_path, change):
     row = {"image": "a.png", "objects": [dataclasses.asdict(CIRCLE)]}

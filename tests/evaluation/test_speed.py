@@ -31,11 +31,11 @@ def small(tiny_checkpoint: Path) -> Settings:
     return Settings(str(tiny_checkpoint), "cpu", rounds=2, matrix_size=8, pictures=2, scored=3)
 
 
-def test_generated_captions_are_deterministic() -> None:
+def test_generated_captions_are_deterministic():
     assert make_captions(3) == make_captions(3)
 
 
-def test_word_frequencies_follow_zipf() -> None:
+def test_word_frequencies_follow_zipf():
     references, candidates = make_captions(200)
     captions = [*candidates.values(), *(text for texts in references.values() for text in texts)]
     lengths = [len(caption.split()) for caption in captions]
@@ -46,7 +46,7 @@ def test_word_frequencies_follow_zipf() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name != COCO_CAPTION])
-def test_every_workload_runs(name: str, small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_workload_runs(name, small, monkeypatch):
     commands = []
 
     def start(command: list[str], **options: object) -> subprocess.CompletedProcess:
@@ -63,7 +63,7 @@ def test_every_workload_runs(name: str, small: Settings, monkeypatch: pytest.Mon
     assert len(commands) == (3 if found.unit == "start" else 0)
 
 
-def test_pycocoevalcap_that_is_missing_is_named(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pycocoevalcap_that_is_missing_is_named(small, monkeypatch):
     monkeypatch.setattr("evaluation.metrics.java.shutil.which", lambda name: None)
     found = measure(COCO_CAPTION, small)
     assert found.unavailable
@@ -71,26 +71,26 @@ def test_pycocoevalcap_that_is_missing_is_named(small: Settings, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_pycocoevalcap_is_measured_where_it_runs(small: Settings) -> None:
+def test_pycocoevalcap_is_measured_where_it_runs(small):
     found = measure(COCO_CAPTION, small)
     if found.unavailable:
         pytest.skip(found.unavailable)
     assert len(found.seconds) == 2
 
 
-def test_a_command_that_fails_is_named_with_its_reason() -> None:
+def test_a_command_that_fails_is_named_with_its_reason():
     with pytest.raises(
         CaptionerError, match=r"(?s)`python -c import nothing_of_this_name` failed: .*ModuleNotFound"
     ):
         speed.start_python("-c", "import nothing_of_this_name").run()
 
 
-def test_each_workload_has_its_own_process(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_workload_has_its_own_process(small, monkeypatch):
     monkeypatch.setattr("evaluation.speed.Scorer", pytest.fail)  # which another process does not see
     assert len(measure_speed(["scores"], small)["scores"].seconds) == 2
 
 
-def test_the_table_has_a_line_for_each_workload() -> None:
+def test_the_table_has_a_line_for_each_workload():
     figures = {
         "scores": Figures(5000, "pictures", [2, 1.5, 3], [2.5, 2.5, 2.5], 99.4),
         COCO_CAPTION: Figures(unavailable="java was not found"),
@@ -101,7 +101,7 @@ def test_the_table_has_a_line_for_each_workload() -> None:
     assert by_coco_caption.split(maxsplit=1) == [COCO_CAPTION, "unavailable: java was not found"]
 
 
-def test_the_command_writes_figures(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_figures(capsys, monkeypatch):
     found = {"matrix-product": Figures(17.18, "GFLOP", [2, 1.5, 3], [2, 2, 2], 99.4)}
     monkeypatch.setattr("evaluation.speed.measure_speed", lambda names, settings: found)
     assert main(["speed", "--only", "matrix-product", "--json", "-"]) == 0
@@ -112,19 +112,19 @@ def test_the_command_writes_figures(capsys: pytest.CaptureFixture, monkeypatch: 
     assert "17.18 GFLOP " in capsys.readouterr().out
 
 
-def test_zero_rounds_are_rejected(capsys: pytest.CaptureFixture) -> None:
+def test_zero_rounds_are_rejected(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["speed", "--rounds", "0"])
     assert "argument --rounds: must be 1 to 1000, got 0" in capsys.readouterr().err
 
 
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(CaptionerError, match=r"missing.safetensors: no such checkpoint"):
         measure_speed(["files-beam"], Settings(str(tmp_path / "missing.safetensors"), "cpu"))
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process() -> None:
+def test_ctrl_c_leaves_no_process():
     command = [sys.executable, "-m", "evaluation", "speed", "--only", "caption-command", "--rounds", "99"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed_interrupts

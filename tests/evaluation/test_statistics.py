@@ -6,14 +6,7 @@ from captioner.errors import DataError
 from evaluation.__main__ import main
 from evaluation.statistics import describe, to_text
 
-CAPTIONS = [
-    "A dog runs.",
-    "a dog runs",
-    "a a cat",
-    "a cat on top of a cat",
-    "a man on a",
-    "<unk> sleeps",
-]
+CAPTIONS = ["A dog runs.", "a dog runs", "a a cat", "a cat on top of a cat", "a man on a", "<unk> sleeps"]
 
 
 def test_figures_match_their_definitions():
