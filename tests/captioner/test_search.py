@@ -122,52 +122,34 @@ def coverage(toy, image, words):
     return float(np.log(np.minimum(np.sum(maps, axis=0), 1)).sum())
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("seed", range(4))
-def test_beam_search_finds_the_best_sentences(seed, length_penalty):
-    toy = Toy(5, seed)
-    found = run(toy, [0, 1, 2], beam_size=60, candidates=7, max_words=3, length_penalty=length_penalty)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("settings", "once", "required"),
+    [
+        *(({"length_penalty": exponent}, [], []) for exponent in (0.0, 0.7, 1.0)),
+        ({"coverage_penalty": 0.5}, [], []),  # Wu et al. 2016, equation 14
+        ({"length_penalty": 0.7}, [2, 4], []),
+        *(({"length_penalty": 0.7, "coverage_penalty": 0.3, "min_words": 2}, [], words) for words in ([2], [4, 3])),
+        ({"min_words": 2}, [], [2, 4, 5]),
+    ],
+)
+def test_beam_search_finds_the_best_sentences(seed, settings, once, required):
+    """Those with no word of `once` twice and with all of `required`."""
+    toy, images, beam = Toy(6, seed), range(3), {"beam_size": 70, "candidates": 5, "max_words": 3}
+    found = run(toy, images, [NoRepeatedWord(once)] if once else [], required, **beam, **settings)
+    exponent, beta = settings.get("length_penalty", 1.0), settings.get("coverage_penalty", 0.0)
     for image, hypotheses in enumerate(found):
         scored = [
-            (total / (len(words) + 1) ** length_penalty, words, total)
-            for words, total in every_sentence(toy, image, 3)
+            (total / (len(words) + 1) ** exponent + beta * coverage(toy, image, words), words, total)
+            for words, total in every_sentence(toy, image, 3, settings.get("min_words", 1))
+            if set(required) <= set(words) and all(words.count(word) < 2 for word in once)
         ]
-        best = sorted(scored, reverse=True)[:7]
+        best = sorted(scored, reverse=True)[:5]
         assert [hypothesis.words for hypothesis in hypotheses] == [words for _, words, _ in best]
         assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx([score for score, _, _ in best])
         assert [hypothesis.log_prob for hypothesis in hypotheses] == pytest.approx([total for _, _, total in best])
-
-
-def test_the_coverage_penalty_favours_coverage():
-    """Wu et al. 2016, equation 14."""
-    toy, beta, images = Toy(5, seed=1), 0.5, range(3)
-    settings = {"beam_size": 60, "candidates": 7, "max_words": 3}
-    found = run(toy, images, coverage_penalty=beta, **settings)
-    for image, hypotheses in enumerate(found):
-        scored = [
-            (total / (len(words) + 1) + beta * coverage(toy, image, words), words)
-            for words, total in every_sentence(toy, image, 3)
-        ]
-        best = sorted(scored, reverse=True)[:7]
-        assert [hypothesis.words for hypothesis in hypotheses] == [words for _, words in best]
-        assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx([score for score, _ in best])
-    assert words_of(run(toy, images, **settings)) != words_of(found)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_beam_search_finds_the_best_sentences_without_repeated_words(seed):
-    toy, images, once = Toy(5, seed), range(3), [2, 4]
-    settings = {"beam_size": 60, "candidates": 7, "max_words": 3, "length_penalty": 0.7}
-    found = run(toy, images, [NoRepeatedWord(once)], **settings)
-    for image, hypotheses in enumerate(found):
-        scored = [
-            (total / (len(words) + 1) ** 0.7, words)
-            for words, total in every_sentence(toy, image, 3)
-            if all(words.count(word) < 2 for word in once)
-        ]
-        expected = [words for _, words in sorted(scored, reverse=True)[:7]]
-        assert [hypothesis.words for hypothesis in hypotheses] == expected
-    assert words_of(run(toy, images, **settings)) != words_of(found)
+    if once or required or beta:
+        assert words_of(run(toy, images, length_penalty=exponent, **beam)) != words_of(found)
 
 
 def test_sampling_does_not_repeat_words_that_may_not_repeat():
@@ -175,23 +157,6 @@ def test_sampling_does_not_repeat_words_that_may_not_repeat():
     drawn = run(toy, [0], [NoRepeatedWord([2])], sample=True, candidates=50, max_words=6)[0]
     assert all(hypothesis.words.count(2) < 2 for hypothesis in drawn)
     assert any(hypothesis.words.count(word) > 1 for hypothesis in drawn for word in (3, 4))
-
-
-@pytest.mark.parametrize("required", [[2], [4, 3], [2, 4, 5]])
-@pytest.mark.parametrize("seed", range(2))
-def test_constrained_beam_search_finds_the_best_sentences_with_all_required_words(seed, required):
-    toy, images = Toy(6, seed), range(2)
-    settings = {"beam_size": 70, "candidates": 5, "max_words": 3, "min_words": 2, "length_penalty": 0.7}
-    found = run(toy, images, required=required, coverage_penalty=0.3, **settings)
-    for image, hypotheses in enumerate(found):
-        scored = [
-            (total / (len(words) + 1) ** 0.7 + 0.3 * coverage(toy, image, words), words)
-            for words, total in every_sentence(toy, image, 3, min_words=2)
-            if set(required) <= set(words)
-        ]
-        best = sorted(scored, reverse=True)[:5]
-        assert [hypothesis.words for hypothesis in hypotheses] == [words for _, words in best]
-        assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx([score for score, _ in best])
 
 
 def constrained_beam_search(toy, image, required, beam_size, max_words):
@@ -441,13 +406,6 @@ def test_finished_images_leave_the_batch():
     toy = Toy(6, end_bias=20.0)  # ends as soon as it may
     run(toy, range(10), beam_size=1, max_words=20)
     assert toy.rows_stepped == 2 * 10
-
-
-def test_banned_words_are_never_written():
-    toy = Toy(6, seed=1)
-    for settings in ({"beam_size": 4}, {"sample": True, "candidates": 4}):
-        found = run(toy, range(8), [BanWords([3, 4])], **settings)
-        assert {word for sentences in words_of(found) for words in sentences for word in words} <= {2, 5}
 
 
 @pytest.mark.parametrize("settings", [{"beam_size": 4}, {"sample": True, "candidates": 4}])
