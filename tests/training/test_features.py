@@ -118,6 +118,8 @@ def test_an_unreadable_picture_is_named(encoder, dataset, tmp_path):
     records[5].image.write_bytes(b"no picture")
     with pytest.raises(ImageError, match=records[5].image.name):
         cache_grids(tmp_path / "cache", encoder, SMALL, records, mirrored=False)
+    with pytest.raises(ImageError, match=records[5].image.name):
+        PictureFiles(records, SMALL, mirrored=False).read(5)
 
 
 def test_pixels_are_those_of_their_picture(dataset):
@@ -130,10 +132,3 @@ def test_pixels_are_those_of_their_picture(dataset):
         expected = torch.from_numpy(images.prepare(images.open(record.image), SMALL)[0])
         assert torch.equal(pictures.read(index), expected)
         assert torch.equal(pictures.read(index, mirrored=True), expected.flip(2))
-
-
-def test_an_unreadable_file_is_named(dataset):
-    records = read_dataset("jsonl", dataset)
-    records[5].image.write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=records[5].image.name):
-        PictureFiles(records, SMALL, mirrored=False).read(5)

@@ -322,8 +322,10 @@ def test_a_start_without_common_words_is_rejected(first, dataset, tmp_path):
 
 
 def test_a_missing_start_is_rejected(settings, tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: no such checkpoint"):
-        start_run(replace(settings, start_from=str(tmp_path / "nowhere.safetensors")), tmp_path / "runs")
+    settings = replace(settings, start_from=str(tmp_path / "nowhere.safetensors"))
+    for work in (lambda: start_run(settings, tmp_path / "runs"), lambda: list(check(settings))):
+        with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: no such checkpoint"):
+            work()
 
 
 @pytest.mark.slow
@@ -352,9 +354,3 @@ def test_a_check_measures_self_critical_steps(first, monkeypatch):
     pictures = re.search(r"^step: (\d+) pictures", "\n".join(lines), re.MULTILINE)
     assert pictures
     assert set(drawn) == {int(pictures[1])}
-
-
-def test_a_check_rejects_a_missing_start(first, tmp_path):
-    _, settings = first
-    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
-        list(check(replace(settings, start_from=str(tmp_path / "nothing.safetensors"))))
