@@ -261,20 +261,6 @@ def test_attention_equals_the_published_formula(settings):
                     torch.testing.assert_close(found, torch.as_tensor(value, dtype=torch.double))
 
 
-@every_mechanism
-@torch.no_grad()
-def test_weights_are_shares_of_the_locations(settings):
-    mechanism, query, annotations = make(settings)
-    for training in (False, True):
-        seen = look(mechanism.train(training), query, annotations)
-        for name in seen.keys() & {"weights", "heads"}:
-            assert (seen[name] >= 0).all()
-            torch.testing.assert_close(seen[name].sum(dim=-1), torch.ones(seen[name].shape[:-1]).double())
-        assert seen["weights"].shape == (T, B, K, L)
-        if "visual" in seen:
-            assert ((seen["visual"] >= 0) & (seen["visual"] <= 1)).all()
-
-
 def seeded_look(mechanism, *inputs):
     torch.manual_seed(2)  # `hard` draws the same locations again
     return look(mechanism, Query(*inputs[:3]), inputs[3])

@@ -3,19 +3,6 @@ import pytest
 
 from captioner.colours import COLOUR_MAPS, apply_colour_map
 
-QUARTERS = {  # entries 0, 64, 128, 192 and 255 of the published tables
-    "viridis": ("440154", "3b528b", "21918c", "5ec962", "fde725"),
-    "magma": ("000004", "51127c", "b73779", "fc8961", "fcfdbf"),
-    "cividis": ("00224e", "434e6c", "7d7c78", "bcae6c", "fee838"),
-}
-
-
-@pytest.mark.parametrize("name", COLOUR_MAPS)
-def test_a_colour_map_has_the_published_colours(name):
-    expected = [list(bytes.fromhex(colour)) for colour in QUARTERS[name]]
-    found = 255 * apply_colour_map(name, np.array([0, 64, 128, 192, 255]) / 255)
-    np.testing.assert_allclose(found, expected, atol=1.5)  # 1 of interpolation, 1/2 of rounding
-
 
 @pytest.mark.parametrize("name", COLOUR_MAPS)
 def test_a_colour_map_differs_from_matplotlib_by_less_than_1_of_255(name):

@@ -14,7 +14,6 @@ from captioner.config import from_dict
 from captioner.errors import ConfigError
 from captioner.network.attention import KINDS as ATTENTIONS
 from captioner.network.decoder import KINDS, build_decoder
-from captioner.network.decoder.recurrent import CELLS
 from captioner.settings import AttentionSettings, DecoderSettings, ModelSettings
 from captioner.vocabulary import PAD, START
 
@@ -264,22 +263,6 @@ def test_steps_equal_the_published_equations(kind, attend, normalize):
     assert word == len(WORDS) - 1
 
 
-@torch.no_grad()
-def test_the_gru_is_that_of_torch():
-    decoder, _ = make(settings_for("gru"))
-    y, h = torch.randn(4, E, dtype=torch.double), torch.randn(4, H, dtype=torch.double)
-    expected = torch.gru_cell(
-        y,
-        h,
-        decoder.gates_from_word.weight,
-        decoder.gates_from_hidden.weight,
-        decoder.gates_from_word.bias,
-        torch.zeros(3 * H, dtype=torch.double),
-    )
-    found, _ = CELLS["gru"][1](decoder.gates_from_word(y), decoder.gates_from_hidden(h), h, h)
-    torch.testing.assert_close(found, expected)
-
-
 @every_combination
 @torch.no_grad()
 def test_reading_whole_captions_equals_writing_them_step_by_step(settings):
@@ -350,19 +333,11 @@ def test_replaced_cells_have_the_mean_annotation_and_its_keys(settings):
 def test_the_shared_part_of_a_state_is_copied_only_when_images_leave(kind, attend):
     decoder, annotations = make(settings_for(kind, attend))
     state = decoder.start(annotations)
-    assert state.select(torch.arange(3), torch.zeros(3, 5, dtype=torch.long)).images is state.images
+    expanded, selected = state.expand(5), state.select(torch.arange(3), torch.zeros(3, 5, dtype=torch.long))
+    assert expanded.images is selected.images is state.images
+    torch.testing.assert_close(tuple(expanded.rows), tuple(selected.rows))
     fewer = state.select(torch.tensor([0, 2]), torch.zeros(2, 5, dtype=torch.long)).images
     torch.testing.assert_close(tuple(fewer), tuple(tensor[[0, 2]] for tensor in state.images))
-
-
-@every_decoder
-@torch.no_grad()
-def test_an_expanded_state_is_the_state_with_its_row_selected_several_times(kind, attend):
-    decoder, annotations = make(settings_for(kind, attend))
-    state = decoder.start(annotations)
-    expanded, selected = state.expand(4), state.select(torch.arange(3), torch.zeros(3, 4, dtype=torch.long))
-    torch.testing.assert_close(tuple(expanded.rows), tuple(selected.rows))
-    assert expanded.images is state.images
 
 
 @every_combination

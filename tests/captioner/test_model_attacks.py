@@ -321,21 +321,12 @@ ONNX_ATTACKS = {
     "fold of another shape": (fold("encoder.features.1.0", "encoder.features.2.1"), "cannot be folded"),
     "fold of a matrix": (fold("decoder.gate", "encoder.features.1.1"), "expected a 4-dimensional weight"),
     # graphs with what none of ours has; tests/captioner/test_graph_check.py has more
-    "operator of others": (graph(lambda graph: setattr(graph.node[0], "domain", "evil")), "domain 'evil'"),
     "control flow": (graph(lambda graph: setattr(graph.node[0], "op_type", "Loop")), "'Loop' is not allowed"),
     "weights of another file": (
         graph(lambda graph: setattr(graph.initializer[0].external_data[0], "value", "/etc/passwd")),
         "refers to an external file",
     ),
-    "huge constant": (
-        graph(lambda graph: graph.initializer.add(name="c", dims=[1 << 40], data_type=1)),
-        "more than 65,536 elements",
-    ),
     "constant without values": (graph(empty_constant), "ONNX Runtime refuses the graph"),
-    "10,000 nodes": (
-        graph(lambda graph: graph.node.extend([helper.make_node("Relu", ["pixels"], ["r"])] * 10_000)),
-        "at most 10,000 nodes",
-    ),
     "input of others": (graph(lambda graph: graph.input.add(name="more")), "graphs cannot be used"),
     "output of others": (graph(lambda graph: setattr(graph.output[0], "name", "x")), "graphs cannot be used"),
     "states of two rows": (graph(repeat_state), "its graph returned row"),

@@ -138,10 +138,7 @@ def test_banned_words_are_no_alternatives(tiny, pictures):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"require": ("doog",)},
-            "require: this model does not know the word 'doog'. Closest known words: dog.",
-        ),
+        ({"require": ("doog",)}, "require: this model does not know the word 'doog'. Closest known words: dog."),
         ({"require": ("xylophone",)}, "the word 'xylophone'. No known word is similar."),
         ({"require": ("red ball",)}, "require: expected one word, got 'red ball', which is 2 words"),
         ({"require": ("dog", "cat"), "ban": ("Cat",)}, "require: 'cat' is banned as well"),

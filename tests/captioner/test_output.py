@@ -134,11 +134,6 @@ def test_a_name_that_is_not_utf8_is_escaped(format):
     assert "caf\\udce9.jpg" in written(format, (os.fsdecode(b"caf\xe9.jpg"), make_caption()))
 
 
-def test_a_name_that_is_not_utf8_round_trips_through_json():
-    name = os.fsdecode(b"caf\xe9\n\t\\.jpg")
-    assert json.loads(written("jsonl", (name, make_caption())))["image"] == name
-
-
 NAMES = ["a b.jpg", "tab\there.jpg", 'quote",.jpg', "", "-", "犬.jpg", os.fsdecode(b"caf\xe9.jpg")]
 
 
@@ -168,8 +163,9 @@ def test_captions_are_read_back_from_json_lines(tmp_path, run, pictures, attenti
 
 def test_a_name_that_is_not_utf8_is_read_back_from_json_lines(tmp_path):
     file = tmp_path / "captions.jsonl"
-    file.write_text(written("jsonl", ("\udce9.jpg", make_caption())))
-    assert [image for image, _ in captioner.read_captions(file)] == ["\udce9.jpg"]
+    name = os.fsdecode(b"caf\xe9\n\t\\.jpg")
+    file.write_text(written("jsonl", (name, make_caption())))
+    assert [image for image, _ in captioner.read_captions(file)] == [name]
 
 
 @pytest.mark.parametrize(
@@ -243,13 +239,14 @@ def test_an_existing_sidecar_is_changed_only_on_demand(tmp_path):
     assert path.read_text() == "a dog\na dog\n"
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".small.png"])
-def test_a_sidecar_never_replaces_a_picture(suffix):
-    with pytest.raises(OutputError, match="suffix of pictures"):
-        Sidecars(suffix)
-
-
-@pytest.mark.parametrize("suffix", ["", ".", "txt", "./txt", ".a/../../b", ".txt."])
-def test_an_invalid_suffix_is_refused(suffix):
-    with pytest.raises(OutputError, match="is not a suffix"):
-        Sidecars(suffix)
+@pytest.mark.parametrize(
+    ("suffixes", "message"),
+    [
+        ((".jpg", ".JPG", ".small.png"), "suffix of pictures"),
+        (("", ".", "txt", "./txt", ".a/../../b", ".txt."), "is not a suffix"),
+    ],
+)
+def test_an_invalid_suffix_is_refused(suffixes, message):
+    for suffix in suffixes:
+        with pytest.raises(OutputError, match=message):
+            Sidecars(suffix)

@@ -8,17 +8,7 @@ from itertools import pairwise
 import pytest
 
 from captioner.errors import ConfigError, DataError, MissingExtraError
-from captioner.vocabulary import (
-    END,
-    PIECES_RULE,
-    RULE,
-    SPECIAL,
-    START,
-    UNKNOWN,
-    Vocabulary,
-    join,
-    split,
-)
+from captioner.vocabulary import END, PIECES_RULE, RULE, SPECIAL, START, UNKNOWN, Vocabulary, join, split
 
 CAPTIONS = [
     "A brown dog runs through the tall grass.",
