@@ -7,7 +7,7 @@ import numpy as np
 
 from captioner.bulk.output import Fields, caption_columns
 from captioner.bulk.rows import picture_kind, read_picture, split_picture
-from captioner.bulk.worker import load_model
+from captioner.bulk.worker import ENVIRONMENT, load_model
 from captioner.errors import CaptionerError, DataError, ImageError, MissingExtraError
 from captioner.installation import install_hint
 from captioner.model_file import find_checkpoint, read_header
@@ -84,6 +84,7 @@ def caption_dataset(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),
         fn_constructor_args=(column, str(path), ray.put(path.read_bytes()), device, threads, search, fields),
+        runtime_env={"env_vars": ENVIRONMENT},
         **options,
     )
 

@@ -18,7 +18,7 @@ from captioner.bulk import storage
 from captioner.bulk.output import FORMATS
 from captioner.bulk.plan import Plan
 from captioner.bulk.rows import Unit
-from captioner.bulk.worker import Job, Worker, load_model
+from captioner.bulk.worker import ENVIRONMENT, Job, Worker, load_model
 from captioner.cores import count_cores
 from captioner.errors import CaptionerError, OutputError
 from captioner.version import __version__
@@ -229,7 +229,7 @@ def start_workers(job: Job, resources: Resources, name: str, model: bytes) -> tu
         )
     content = ray.put(model)
     device = "cuda" if is_gpu and resources.device == "auto" else resources.device if is_gpu else "cpu"
-    actor = ray.remote(_Actor).options(max_restarts=0, **options)
+    actor = ray.remote(_Actor).options(max_restarts=0, runtime_env={"env_vars": ENVIRONMENT}, **options)
     return partial(actor.remote, job, name, content, device, resources.threads, str(Path.cwd())), count
 
 
