@@ -168,68 +168,48 @@ def _walk(root: str, parts: list[str], excluded: str | None, skipped: Skipped) -
     duplicates.
     """
     pattern = _Pattern(parts)
-    levels: list[_Level] = []  # the stack of folders
-    folder, states = root, pattern.start
-    while True:
-        try:
-            levels.append(_read_level(folder, pattern, states, excluded, skipped))
-        except OSError as error:
-            yield NotFound(folder, f"cannot read this folder ({error.strerror or error})")
-        for path, below in _rest(levels):
-            if below is None:
-                yield path
-            else:
-                folder, states = path, below
-                break
-        else:
-            return
-
-
-class _Level(NamedTuple):
-    """The remaining entries of a folder."""
-
-    folder: str
-    names: list[str]
-    """Pictures and folders, in reverse order."""
-    states: dict[str, frozenset[int]]
-    """States of the pattern in the folders among them."""
-
-
-def _read_level(
-    folder: str, pattern: "_Pattern", states: frozenset[int], excluded: str | None, skipped: Skipped
-) -> _Level:
-    level = _Level(folder, [], {})
-    with os.scandir(folder) as entries:
-        for entry in entries:  # only names are kept: a folder may have millions of entries
-            if _is_true(entry.is_dir):
-                if reached := pattern.enter(states, entry):
-                    if excluded is None or os.path.realpath(entry.path) != excluded:
-                        level.names.append(entry.name)
-                        level.states[entry.name] = reached
-                elif pattern.is_at_any_depth(states):
-                    skipped.hidden += _is_hidden(entry.name)
-                    skipped.linked += not _is_hidden(entry.name) and entry.is_symlink()
-            elif pattern.accepts(states, entry.name):
-                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                if suffix in images.OTHER_SUFFIXES:
-                    skipped.formats[suffix] += 1
-                elif suffix in images.SUFFIXES and _is_true(entry.is_file):
-                    level.names.append(entry.name)
-                elif suffix in images.SUFFIXES:
-                    skipped.special += 1
-    level.names.sort(reverse=True)
-    return level
-
-
-def _rest(levels: list[_Level]) -> Iterator[tuple[str, frozenset[int] | None]]:
-    """Yield the remaining paths, those of folders with their states, and remove finished folders."""
+    levels = [_list_folder(root, pattern, pattern.start, excluded, skipped)]  # folders may be nested very deeply
     while levels:
-        folder, names, states = levels[-1]
-        if names:
-            name = names.pop()
-            yield name if folder == "." else os.path.join(folder, name), states.get(name)  # noqa: PTH118
+        for path, states in levels[-1]:
+            if isinstance(path, str) and states:
+                levels.append(_list_folder(path, pattern, states, excluded, skipped))
+                break
+            yield path
         else:
             levels.pop()
+
+
+def _list_folder(
+    folder: str, pattern: "_Pattern", states: frozenset[int], excluded: str | None, skipped: Skipped
+) -> Iterator[tuple[str | NotFound, frozenset[int] | None]]:
+    """Yield the sorted paths of a folder's pictures and subfolders, the latter with the states of the pattern."""
+    names: list[str] = []  # not entries: a folder may have millions
+    below: dict[str, frozenset[int]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_true(entry.is_dir):
+                    if reached := pattern.enter(states, entry):
+                        if excluded is None or os.path.realpath(entry.path) != excluded:
+                            names.append(entry.name)
+                            below[entry.name] = reached
+                    elif pattern.is_at_any_depth(states):
+                        skipped.hidden += _is_hidden(entry.name)
+                        skipped.linked += not _is_hidden(entry.name) and entry.is_symlink()
+                elif pattern.accepts(states, entry.name):
+                    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+                    if suffix in images.OTHER_SUFFIXES:
+                        skipped.formats[suffix] += 1
+                    elif suffix in images.SUFFIXES and _is_true(entry.is_file):
+                        names.append(entry.name)
+                    elif suffix in images.SUFFIXES:
+                        skipped.special += 1
+    except OSError as error:
+        yield NotFound(folder, f"cannot read this folder ({error.strerror or error})"), None
+        return
+    names.sort()
+    for name in names:
+        yield name if folder == "." else os.path.join(folder, name), below.get(name)  # noqa: PTH118
 
 
 class _Pattern:
