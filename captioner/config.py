@@ -2,10 +2,9 @@
 
 The dataclasses are the schema, the defaults and the documentation. All problems of a dictionary are reported
 together: unknown keys with the closest known name, missing keys, wrong types, values out of range. Ranges of
-    numbers
-are part of the type, `Annotated[float, Range(0, 1)]`. A dataclass that is also built directly calls `check` in its
-`__post_init__`, and raises `ValueError` itself for fields that contradict each other. Messages start with the name
-of the field.
+numbers are part of the type, `Annotated[float, Range(0, 1)]`. A dataclass that is also built directly calls `check`
+in its `__post_init__`, and raises `ValueError` itself for fields that contradict each other. Messages begin with
+the name of the field.
 """
 
 import ast
@@ -13,6 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import json
 import textwrap
 import types
 from functools import cache
@@ -29,18 +29,16 @@ class Range:
 
     low: float
     high: float
-    exclude: Literal["low", "high", "both", None] = None
-    """Bounds that are not in the range themselves."""
+    exclude: Literal["low", "high", None] = None
+    """The bound that is not in the range itself."""
 
     def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.exclude in ("low", "both") else self.low <= value
-        return above and (
-            value < self.high if self.exclude in ("high", "both") else value <= self.high
-        )  # NaN is not
+        excluded = self.exclude and getattr(self, self.exclude)
+        return self.low <= value <= self.high and value != excluded  # NaN is not
 
     def __str__(self) -> str:
-        low = "above" if self.exclude in ("low", "both") else "at least"
-        high = "below" if self.exclude in ("high", "both") else "at most"
+        low = "above" if self.exclude == "low" else "at least"
+        high = "below" if self.exclude == "high" else "at most"
         return f"{low} {self.low} and {high} {self.high}"
 
 
@@ -79,7 +77,7 @@ def check(settings: Any) -> None:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return nested dictionaries of JSON types, the inverse of `from_dict`."""
-    values: dict[str, Any] = _to_json(dataclasses.asdict(settings))
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
     return values
 
 
@@ -97,14 +95,6 @@ def field_docs(kind: type) -> dict[str, str]:
 @cache
 def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_to_json(item) for item in value]
-    return value
 
 
 class _InvalidError(Exception):
