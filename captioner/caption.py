@@ -84,18 +84,17 @@ class Caption:
         candidates = tuple(candidate.withhold(min_confidence) for candidate in self.candidates)
         if self.confidence is None or self.confidence >= min_confidence:
             return replace(self, candidates=candidates)
-        return Caption(
+        return replace(
+            self,
             text="",
             words=(),
             log_probs=(),
-            log_prob=self.log_prob,
-            score=self.score,
             attention=self.attention[:0],
-            rectangle=self.rectangle,
-            confidence=self.confidence,
+            visual=None,
+            heads=None,
+            alternatives=(),
             word_confidences=(),
             candidates=candidates,
-            picture=self.picture,
         )
 
     def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
