@@ -38,9 +38,6 @@ EXAMPLE = Path(__file__).parent / "example.jpg"
 MOST_THREADS = 1024
 """Maximum of --threads."""
 
-MOST_AT_ONCE = 4096
-"""Maximum of --batch-size."""
-
 
 @dataclass(frozen=True)
 class Command:
@@ -50,11 +47,10 @@ class Command:
     device: str
     threads: int | None
     batch_size: int
-    search: dict[str, Any]
-    """Search settings that replace those of the model."""
+    verbose: bool
     selection: Selection
     destination: Destination
-    verbose: bool
+    search: SearchSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,10 +72,10 @@ def _main(arguments: Sequence[str] | None) -> int:
             device=options.device,
             threads=options.threads,
             batch_size=options.batch_size,
-            search=_given(options),
+            verbose=options.verbose,
             selection=_selection(options),
             destination=_destination(options),
-            verbose=options.verbose,
+            search=search_settings(options, model_name(options)),
         )
     )
 
@@ -105,7 +101,7 @@ def add_batch_size(group: argparse._ActionsContainer, default: int) -> None:
     """Add the option `--batch-size`."""
     group.add_argument(
         "--batch-size",
-        type=whole_number(1, MOST_AT_ONCE),
+        type=whole_number(1, 4096),
         default=default,
         metavar="N",
         help="pictures that go through the network together (%(default)s)",
@@ -137,19 +133,14 @@ def add_search_options(group: argparse._ArgumentGroup, leave_out: Collection[str
         group.add_argument(f"--{name.replace('_', '-')}", help=help, default=None, **options)
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the search options that were given."""
-    names = [field.name for field in fields(SearchSettings)]
-    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
-
-
-def search_settings(given: argparse.Namespace | dict[str, Any], model: str) -> SearchSettings:
+def search_settings(options: argparse.Namespace, model: str) -> SearchSettings:
     """Return the search settings of a model file, changed by the options that were given.
 
     Raises:
         CaptionerError: if a value is out of range, with the name of its option, or the model file cannot be read.
     """
-    given = _given(given) if isinstance(given, argparse.Namespace) else given
+    names = [field.name for field in fields(SearchSettings)]
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     try:
         return replace(read_header(find_checkpoint(model)).search or SearchSettings(), **given)
     except ValueError as error:
@@ -362,7 +353,6 @@ def _describe(model: str) -> int:
 
 
 def _caption(command: Command) -> int:
-    settings = search_settings(command.search, command.model)
     path = find_checkpoint(command.model)
     if command.destination.min_confidence and read_header(path).calibration is None:
         raise CaptionerError(
@@ -383,8 +373,8 @@ def _caption(command: Command) -> int:
         return model
 
     show = _with_progress if _shows_progress(command) else iter
-    with Run(command.selection, command.destination, settings.candidates, _say) as run:
-        run.execute(load, settings, command.batch_size, show)
+    with Run(command.selection, command.destination, command.search.candidates, _say) as run:
+        run.execute(load, command.search, command.batch_size, show)
     _report(run.counts, time.perf_counter() - started, command)
     return SOME_FAILED if run.counts.failed or run.counts.not_found else DONE
 

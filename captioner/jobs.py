@@ -144,9 +144,7 @@ class Run:
         self._report = report
         self._skips = destination.existing == "skip"
         self._format = FORMATS[destination.format](names=not selection.is_single, attention=destination.attention)
-        self._nameless = (
-            destination.format == "text" and selection.is_single
-        )  # lines without the name of their picture
+        self._nameless = destination.format == "text" and selection.is_single  # lines without names
         self._sidecars = Sidecars(destination.sidecar) if destination.sidecar else None
         self._overlays = Overlays(destination.overlay, destination.existing) if destination.overlay else None
         self._context = ExitStack()
