@@ -17,9 +17,6 @@ from captioner.errors import OutputError
 from captioner.files import cannot_write, exists_already, open_stream
 from captioner.output import Format
 
-EXISTING = ("skip", "overwrite", "append", "refuse")
-"""What to do with an existing file of captions. `skip` resumes it: pictures in it are skipped."""
-
 MAX_LINE = 1 << 26
 """Maximum length of a line in bytes: far above a caption with the attention of many candidates."""
 
@@ -86,7 +83,6 @@ class FileOutput:
         self._end = 0 if existing == "overwrite" else size  # number of bytes to keep
         self._pending = "" if self._end else format.heading  # written before the next lines
         self._is_first = self._end > 0  # whether the next expected picture is the first
-        self._is_truncated = False
         if self._is_first:
             with os.fdopen(os.dup(descriptor), "rb") as file:
                 self._read(file)
@@ -130,9 +126,7 @@ class FileOutput:
             OutputError: if they cannot be written completely; then they are removed.
         """
         try:
-            if not self._is_truncated:
-                os.ftruncate(self._file, self._end)
-                self._is_truncated = True
+            os.ftruncate(self._file, self._end)
             os.lseek(self._file, self._end, os.SEEK_SET)
             written = _write_all(self._file, self._pending + lines)
         except OSError as error:
@@ -197,7 +191,8 @@ def open_output(
     Args:
         path: a file; a stream such as `/dev/stdout` or a FIFO; None for standard output.
         format: format of the lines.
-        existing: one of `EXISTING`, for a file that exists. An empty file is never refused.
+        existing: what to do with an existing file: `skip` (resume it: pictures in it are skipped), `overwrite`,
+            `append` or `refuse`. An empty file is never refused.
         candidates: number of captions of each picture.
 
     Raises:
@@ -209,17 +204,16 @@ def open_output(
         return
     file = Path(path)
     try:
-        descriptor = open_stream(file)
-        is_stream = descriptor is not None
-        if descriptor is None:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        stream = open_stream(file)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(file, flags, 0o666) if stream is None else stream
     except OSError as error:
         raise cannot_write(file, error) from error
     try:
-        if is_stream:
-            yield StreamOutput(partial(_write_stream, file, descriptor), format)
-        else:
+        if stream is None:
             yield FileOutput(file, descriptor, format, existing, candidates)
+        else:
+            yield StreamOutput(partial(_write_stream, file, descriptor), format)
     finally:
         os.close(descriptor)
 
