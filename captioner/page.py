@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -207,20 +208,17 @@ def figure(
         photograph = fit_to_panel(images.open(picture, at_least=PANEL_SIDE))
         size, ratio = photograph.size, f"{photograph.width / photograph.height:.6g}"
         alternative = html.escape(caption.text or "no caption")
-        panel = f'<img class="panel" alt="{alternative}" src="{_to_jpeg(photograph)}">'
+        source = _to_uri(photograph, "JPEG", quality=QUALITY, optimize=True)
+        panel = f'<img class="panel" alt="{alternative}" src="{source}">'
     words = [_word(caption, index, size, colours) for index in range(len(caption.words))]
+    trust = "" if caption.confidence is None else f'<p class="trust">{_describe_confidence(caption)}</p>'
     kind = "captioned roomy" if caption.alternatives else "captioned"
     return (
         f'<figure class="{kind}" style="--ratio:{ratio}">{panel}'
         f'<figcaption><p class="name">{html.escape(name)}</p>'
-        f'<p class="caption">{"".join(words) or "no words"}</p>{_confidence(caption)}{details}'
+        f'<p class="caption">{"".join(words) or "no words"}</p>{trust}{details}'
         "</figcaption></figure>"
     )
-
-
-def _confidence(caption: Caption) -> str:
-    """Return the confidence of a caption; empty without a calibration."""
-    return "" if caption.confidence is None else f'<p class="trust">{_describe_confidence(caption)}</p>'
 
 
 def _describe_confidence(caption: Caption) -> str:
@@ -238,7 +236,8 @@ def _word(caption: Caption, index: int, size: tuple[int, int] | None, colours: s
         figures.append(f"brightest spot: {describe_attention(weights)} attention")
     if size and weights.size:
         layer = draw_layer(weights, caption.rectangle, *panel_size(*size, LIGHT_SIDE), colours)
-        light = f'<img class="panel" alt="" src="{_to_png(layer)}">'
+        image = Image.fromarray((255 * layer).round().astype(np.uint8))
+        light = f'<img class="panel" alt="" src="{_to_uri(image, "PNG")}">'
     elif size:
         light = '<span class="panel"></span>'
     if caption.visual is not None:
@@ -267,17 +266,7 @@ def _percent(share: float) -> str:
     return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
-def _to_jpeg(photograph: Image.Image) -> str:
+def _to_uri(image: Image.Image, format: str, **options: Any) -> str:
     file = io.BytesIO()
-    photograph.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return _to_uri("image/jpeg", file.getvalue())
-
-
-def _to_png(layer: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray((255 * layer).round().astype(np.uint8)).save(file, "PNG")
-    return _to_uri("image/png", file.getvalue())
-
-
-def _to_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    image.save(file, format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
