@@ -168,10 +168,14 @@ class Captioner:
     def _caption_batches(
         self, pictures: Iterable[SourceT], settings: SearchSettings, batch_size: int
     ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
+        remaining = iter(pictures)
         with ThreadPoolExecutor(count_cores()) as readers:
-            for batch in _batches(pictures, batch_size):
-                read = list(zip(batch, readers.map(self._read, batch), strict=True))
-                yield from self._caption_batch(read, settings)
+            while batch := list(itertools.islice(remaining, batch_size)):
+                read = list(readers.map(self._read, batch))
+                readable = [prepared for prepared in read if not isinstance(prepared, ImageError)]
+                captions = iter(self.caption_prepared(readable, settings))
+                for picture, prepared in zip(batch, read, strict=True):
+                    yield picture, prepared if isinstance(prepared, ImageError) else next(captions)
 
     def prepare(self, picture: Source, max_pixels: int = images.MAX_PIXELS) -> Prepared:
         """Read a picture for `caption_prepared`.
@@ -220,14 +224,6 @@ class Captioner:
         except ImageError as error:
             return error
 
-    def _caption_batch(
-        self, batch: list[tuple[SourceT, Prepared | ImageError]], settings: SearchSettings | None
-    ) -> Iterator[tuple[SourceT, Caption | ImageError]]:
-        readable = [prepared for _, prepared in batch if not isinstance(prepared, ImageError)]
-        captions = iter(self.caption_prepared(readable, settings))
-        for source, prepared in batch:
-            yield source, prepared if isinstance(prepared, ImageError) else next(captions)
-
     def _to_caption(self, hypothesis: Hypothesis, rectangle: Rectangle, settings: SearchSettings) -> Caption:
         words = self.vocabulary.decode(hypothesis.words)
         spans = self.vocabulary.spans(hypothesis.words)
@@ -273,20 +269,10 @@ class Captioner:
 
 
 def _check_attention(hypothesis: Hypothesis) -> None:
-    """Check that attention weights are between 0 and 1, as overlays require.
-
-    Raises:
-        CheckpointError: if they are not.
-    """
+    """Check that attention weights are between 0 and 1, as overlays require."""
     for values in (hypothesis.attention, hypothesis.visual, hypothesis.heads):
         if values is not None and not ((values >= 0) & (values <= 1.001)).all():
             raise CheckpointError("the model's attention is not between 0 and 1. Use another model file.")
-
-
-def _batches(pictures: Iterable[SourceT], size: int) -> Iterator[list[SourceT]]:
-    pictures = iter(pictures)
-    while batch := list(itertools.islice(pictures, size)):
-        yield batch
 
 
 def find_sentences(
