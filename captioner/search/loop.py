@@ -1,29 +1,17 @@
 """The loop of all searches: step, constrain, choose, finish."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from captioner.engine import State, StepResult
-from captioner.search.beam import Beam, ConstrainedBeam, Continuations, DiverseBeam
+from captioner.search.beam import Beam, ConstrainedBeam, DiverseBeam
 from captioner.search.constraints import Constraint, MinimumLength, force_end
 from captioner.search.hypothesis import Alternatives, Hypothesis, Lattice, best_of_groups
 from captioner.search.sampling import Sampling
 from captioner.search.settings import SearchSettings
 from captioner.search.top_k import top_k
-
-
-class Strategy(Protocol):
-    """A search strategy; see `captioner.search.beam.Beam`."""
-
-    size: int
-    groups: int
-    start: np.ndarray
-
-    def choose(self, totals: np.ndarray, log_probs: np.ndarray) -> Continuations:
-        """Return the best continuations of each beam."""
-        ...
 
 
 @np.errstate(over="ignore")  # with damaged weights, log-probabilities may overflow to minus infinity
@@ -112,7 +100,7 @@ def search(
     return [best_of_groups(groups, settings, ending_earlier=ending_earlier) for groups in finished]
 
 
-def _strategy(settings: SearchSettings, required: Sequence[int], end: int) -> Strategy:
+def _strategy(settings: SearchSettings, required: Sequence[int], end: int) -> Beam | Sampling:
     if settings.sample:
         return Sampling(settings)
     if required:
