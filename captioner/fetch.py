@@ -52,9 +52,8 @@ def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> byt
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         text = f"timeout after {seconds:g} s" if isinstance(reason, TimeoutError) else str(reason)
-        text = (
-            (text or type(reason).__name__).encode("unicode_escape").decode()[:200]
-        )  # the server may have sent it
+        text = text or type(reason).__name__
+        text = text.encode("unicode_escape").decode()[:200]  # the server may have sent it
         raise ImageError(f"{url}: download failed ({text}). Check the URL and the network connection.") from error
 
 
