@@ -141,25 +141,15 @@ def open(source: Source, *, at_least: int | None = None, max_pixels: int = MAX_P
         ImageError: if the picture cannot be read, is damaged or incomplete, has more than `max_pixels`, or needs
             more memory than `MAX_DECODED`.
     """
-    return open_with_size(source, at_least=at_least, max_pixels=max_pixels)[0]
-
-
-def open_with_size(
-    source: Source, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the result of `open`, and the width and height of the whole upright picture at full size.
-
-    Raises:
-        ImageError: as `open`.
-    """
-    with _opened(source, at_least, max_pixels) as opened:
-        return opened
+    with _opened(source, at_least, max_pixels) as (picture, _):
+        return picture
 
 
 def open_frame(
     source: Source, settings: ImageSettings, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, Rectangle, tuple[int, int]]:
-    """Open and prepare a picture; return the result of `prepare`, and the size as `open_with_size`.
+    """Open and prepare a picture; return the result of `prepare`, and the width and height of the whole upright
+    picture at full size.
 
     The picture counts towards `MAX_DECODED` until it is prepared, so many threads may call this at once.
 
@@ -183,20 +173,19 @@ def read_size(path: str | os.PathLike[str] | Callable[[], bytes]) -> tuple[int, 
     """
     try:
         if callable(path):
-            picture: Image.Image = _picture(path)
-            _check_size(picture, MAX_PIXELS, path)
-            return picture.size
-        with Path(path).open("rb") as stream:
-            plugin = _plugin(stream.read(HEAD_BYTES), path)
-            if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads the whole file
-                raise _too_large(path)
-            stream.seek(0)
-            try:
-                picture = plugin(stream)
-            except Exception:  # `open` may repair it
-                picture = _picture(path)
-            _check_size(picture, MAX_PIXELS, path)
-            return picture.size
+            picture = _picture(path)
+        else:
+            with Path(path).open("rb") as stream:
+                plugin = _plugin(stream.read(HEAD_BYTES), path)
+                if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads the whole file
+                    raise _too_large(path)
+                stream.seek(0)
+                try:
+                    picture = plugin(stream)
+                except Exception:  # `open` may repair it
+                    picture = _picture(path)
+        _check_size(picture, MAX_PIXELS, path)
+        return picture.size
     except ImageError:
         raise
     except Exception as error:
@@ -314,7 +303,7 @@ if hasattr(os, "register_at_fork"):  # a child process does not have the threads
 
 @contextmanager
 def _opened(source: Source, at_least: int | None, max_pixels: int) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-    """Yield the result of `open_with_size`. Until the context ends, the picture counts towards `MAX_DECODED`."""
+    """Yield the picture and its full size. Until the context ends, it counts towards `MAX_DECODED`."""
     with ExitStack() as held:
         yield _decode(source, at_least, max_pixels, held)
 
@@ -481,11 +470,7 @@ def _drop_chunks(png: bytes) -> bytes:
 
 
 def _check_jpeg(picture: JpegImagePlugin.JpegImageFile, source: Source) -> JpegImagePlugin.JpegImageFile:
-    """Return the picture of a JPEG file, not decoded yet; a missing end marker is added if nothing else is missing.
-
-    Raises:
-        ImageTooLargeError: if decoding would take too long.
-    """
+    """Return the picture of a JPEG file, not decoded yet, with an end marker if nothing else is missing."""
     content = cast(BytesIO, picture.fp).getvalue()
     scans, has_end = _count_scans(content)
     scanned = scans * picture.width * picture.height

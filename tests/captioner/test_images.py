@@ -402,10 +402,10 @@ def test_a_picture_decoded_at_a_fraction_keeps_its_size_upright():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 8
     content = encode(scene(801, 601), format="JPEG", exif=exif)
-    picture, size = images.open_with_size(content, at_least=200)
-    assert picture.size == (301, 401)
-    assert size == (601, 801)
-    assert images.open_with_size(scene(40, 30))[1] == (40, 30)
+    assert images.open(content, at_least=200).size == (301, 401)
+    settings = images.ImageSettings(size=100)  # decoded at least at twice this size
+    assert images.open_frame(content, settings)[2] == (601, 801)
+    assert images.open_frame(scene(40, 30), settings)[2] == (40, 30)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp"])
