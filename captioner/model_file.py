@@ -71,9 +71,7 @@ class Fold:
     """A batch norm to fold into the preceding convolution, by the names of these layers."""
 
     convolution: str
-    """Name of the convolution."""
     norm: str
-    """Name of the batch norm."""
     epsilon: float
     """What is added to its variances."""
 
@@ -261,15 +259,12 @@ def read_tables(path: Path, header: Header) -> Tables | None:
     if header.calibration is None:
         return None
     with open_file(path) as file:
-        shapes = {}
+        stored = weight_shapes(file, ())
         for name in Tables._fields:
-            try:
-                part = file.get_slice(CONFIDENCE + name)
-            except SafetensorError as error:
-                raise CheckpointError(f"{path}: the table {name!r} of confidence is missing. {DAMAGED}") from error
-            shapes[name] = tuple(part.get_shape())
-            if part.get_dtype() not in FLOATS:
-                raise CheckpointError(f"{path}: the table {name!r} of confidence is not of a float type. {DAMAGED}")
+            if CONFIDENCE + name not in stored:
+                reason = "missing, or not of a float type"
+                raise CheckpointError(f"{path}: the table {name!r} of confidence is {reason}. {DAMAGED}")
+        shapes = {name: stored[CONFIDENCE + name] for name in Tables._fields}
         words, axes = len(header.calibration.words), shapes["axes"][1:]
         expected = {
             "mean": shapes["mean"][:1],

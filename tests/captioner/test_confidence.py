@@ -194,7 +194,7 @@ def fill(name, value):
         (lambda tensors: tensors.update({"confidence.rates": torch.zeros(3, 7)}), "do not match each other"),
         (
             lambda tensors: tensors.update({"confidence.rates": torch.zeros(2, 7, dtype=torch.int64)}),
-            "is not of a float type",
+            "is missing, or not of a float type",
         ),
         (fill("confidence.detectors", math.nan), "the table 'detectors' of confidence has values out of range"),
         (fill("confidence.mean", 1e30), "the table 'mean' of confidence has values out of range"),
