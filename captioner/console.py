@@ -118,9 +118,8 @@ class Parser(argparse.ArgumentParser):
     """A parser of command lines whose messages are one line, whatever the arguments contain."""
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.nargs is None and arg_strings == [
-            "--"
-        ]:  # `--host=--`, which Python before 3.13 treats as no value
+        # Python before 3.13 treats `--host=--` as no value.
+        if action.nargs is None and arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "expected one argument")
         return super()._get_values(action, arg_strings)
 

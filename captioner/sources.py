@@ -70,7 +70,7 @@ class Fetched:
     """
 
     def __init__(self, name: str, fetch: Callable[[], bytes], keep: bool):
-        """Set the name, and whether to keep the content, to read it again."""
+        """Set the name, how to get the content, and whether to keep it, to read it again."""
         self.name = name
         self._fetch = fetch
         self._keep = keep
@@ -139,14 +139,13 @@ def _find_in_folder(name: str, excluded: str | None, skipped: Skipped) -> Iterat
     if excluded and Path(os.path.realpath(root)).is_relative_to(excluded):
         yield NotFound(name, "this folder is in the folder of --overlay. Choose another folder for the overlays.")
         return
-    start, is_empty = os.path.join(root, ""), True  # noqa: PTH118
+    start, found = os.path.join(root, ""), None  # noqa: PTH118
     for found in _walk(root, ["**", "*"], excluded, skipped):
-        is_empty = False
         if isinstance(found, NotFound):
             yield found
         else:
             yield Found(found, found, Path(os.path.splitext(found.removeprefix(start))[0]))  # noqa: PTH122
-    if is_empty:
+    if found is None:
         yield NotFound(name, "no pictures in this folder")
 
 
@@ -154,12 +153,11 @@ def _find_by_pattern(name: str, excluded: str | None, skipped: Skipped) -> Itera
     parts = list(Path(name).parts)
     start = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = str(Path(*parts[:start]))
-    is_empty = True
+    found = None
     if is_folder(root):
         for found in _walk(root, parts[start:], excluded, skipped):
-            is_empty = False
             yield found if isinstance(found, NotFound) else Found(found, found, Path(Path(found).stem))
-    if is_empty:
+    if found is None:
         yield NotFound(name, "no pictures match this pattern")
 
 

@@ -283,10 +283,8 @@ class MultiHeadAttention(Attention):
         self, query: Query, keys: Tensor, annotations: Tensor, coverage: Tensor
     ) -> tuple[Tensor, Attended, Tensor]:
         heads = self.settings.heads
-        queries = (
-            self.from_state(query.hidden).unflatten(2, (heads, -1)).transpose(1, 2)
-        )  # (B, heads, K, A / heads)
-        key, value = keys.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, A / heads) each
+        queries = self.from_state(query.hidden).unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, K, A/heads)
+        key, value = keys.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, A/heads) each
         scores = queries @ key.transpose(2, 3) / queries.shape[3] ** 0.5  # (B, heads, K, L)
         if self.from_coverage is not None:
             scores = scores + self.from_coverage[:, None, None] * coverage[:, None]
