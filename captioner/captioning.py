@@ -60,14 +60,7 @@ class Captioner:
     def __init__(
         self, engine: Engine, header: Header, path: Path | None = None, confidence: Confidence | None = None
     ):
-        """Take the parts of a model.
-
-        Args:
-            engine: the network.
-            header: header of the model file.
-            path: path of the model file, for messages.
-            confidence: computes confidences. None: the model is not calibrated.
-        """
+        """Take the parts of a model: `path` is for messages; without `confidence`, it is not calibrated."""
         self.engine = engine
         self.confidence = confidence
         self.header = header
@@ -278,14 +271,7 @@ def _check_attention(hypothesis: Hypothesis) -> None:
 def find_sentences(
     engine: Engine, state: State, images: int, settings: SearchSettings, vocabulary: Vocabulary
 ) -> list[list[Hypothesis]]:
-    """Return the best sentences of each image, without padding and `<unk>`.
-
-    Args:
-        engine: the network.
-        state: state from `Engine.start`, one row per image.
-        images: number of images.
-        settings: search settings.
-        vocabulary: vocabulary of the network.
+    """Return the best sentences of each of `images` images, from the state that `Engine.start` returned for them.
 
     Raises:
         CaptionerError: if `settings` contain words that `vocabulary` does not have, or allow no sentence.

@@ -86,9 +86,7 @@ class Distance:
     """Mean and standard deviation of the log-distance of development pictures from the training pictures."""
 
     mean: Weight
-    """Mean of the log-distance."""
     deviation: Annotated[float, Range(1e-6, 1000)]
-    """Standard deviation of the log-distance."""
 
     def __post_init__(self) -> None:
         config.check(self)
@@ -151,8 +149,7 @@ class Confidence:
         self.calibration = calibration
         self.tables = tables
         self._indices = {word: index for index, word in enumerate(calibration.words)}
-        rates = log_odds(tables.rates.clip(_RAREST, 1 - _RAREST))
-        self._rates = rates.T  # (W, 2)
+        self._rates = log_odds(tables.rates.clip(_RAREST, 1 - _RAREST)).T  # (W, 2)
 
     def see(self, annotations: np.ndarray) -> Seen:
         """Return the features of pictures from their mean annotations, float32 (B, D).

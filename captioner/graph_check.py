@@ -173,11 +173,7 @@ def _text(message: dict[str, Any], name: str) -> str:
 
 
 def _parse(data: bytes, schema: Mapping[int, tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Return the fields of a message by name.
-
-    Raises:
-        GraphError: if a field is not in the schema, has another wire type, or is a duplicate.
-    """
+    """Return the fields of a message by name, which are in the schema, of its wire type, and not duplicates."""
     message: dict[str, Any] = {}
     for number, wire, value in _fields(data):
         if number not in schema:

@@ -126,13 +126,7 @@ class Run:
     def __init__(
         self, selection: Selection, destination: Destination, candidates: int, report: Callable[[str], None]
     ) -> None:
-        """Prepare a run.
-
-        Args:
-            selection: the pictures.
-            destination: where to write the results.
-            candidates: number of captions of each picture.
-            report: called with a message of one line for each picture that fails.
+        """Prepare a run with this number of captions of each picture, which reports failures in lines.
 
         Raises:
             OutputError: if the suffix of sidecar files is invalid.
@@ -250,11 +244,7 @@ class Run:
             yield name
 
     def _plan_job(self, picture: Found) -> Job | None:
-        """Return the results of a picture to write: missing ones, or those to replace; None without any.
-
-        Raises:
-            OutputError: if the file of a result would be ambiguous.
-        """
+        """Return the results of a picture to write: missing ones, or those to replace; None without any."""
         line = picture.kind == "stream" or not self._output.has(picture.name)
         sidecar = self._find_sidecar(picture)
         overlay = self._overlays is not None and not self._overlays.has(picture)
@@ -271,11 +261,7 @@ class Run:
         return None if self._skips and os.path.lexists(path) else path
 
     def _finish_job(self, job: Job, result: Caption | ImageError) -> None:
-        """Write the results of a picture.
-
-        Raises:
-            CaptionerError: if the output cannot be written, or the settings of the overlay are invalid.
-        """
+        """Write the results of a picture."""
         picture, destination = job.picture, self._destination
         if isinstance(result, ImageError):
             self._fail(picture, result)
@@ -419,11 +405,7 @@ class _Failures:
     """The list of failed pictures, written when the run ends: until then, the run may read the previous list."""
 
     def __init__(self, path: str | None, *, null: bool) -> None:
-        """Check that the folder exists, so that the list can be written at the end.
-
-        Raises:
-            OutputError: if it does not.
-        """
+        """Check that the folder exists, so that the list can be written at the end."""
         self.unlisted = 0
         """Number of names that contain line breaks."""
         self._path = path

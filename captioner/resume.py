@@ -141,11 +141,7 @@ class FileOutput:
             self.append("")
 
     def _read(self, file: BinaryIO) -> None:
-        """Read the names of the pictures in the file, and whether its last lines are complete.
-
-        Raises:
-            OutputError: if a line is not of the format.
-        """
+        """Read the names of the pictures in the file, and whether its last lines are complete."""
         digests = array("Q")
         name, start, count = "", 0, 0  # the last picture, the position of its lines, and their number
         position = 0

@@ -237,11 +237,7 @@ class Vocabulary:
 
 
 def _tokenizers() -> ModuleType:
-    """Import the `tokenizers` library, which captioning does not need.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
+    """Import the `tokenizers` library, which captioning does not need."""
     try:
         import tokenizers
     except ImportError as error:
