@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +176,19 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def weight_names(file: Any) -> list[str]:
     """Return the names of the tensors of an open model file, except graphs and tables of the confidence."""
     return [name for name in file.keys() if not name.startswith((GRAPH, CONFIDENCE))]  # noqa: SIM118 (no dictionary)
+
+
+def differences(expected: Mapping[str, object], stored: Mapping[str, object]) -> list[str]:
+    """Return the differences of two sets of weights, each described by their names."""
+    return [
+        *(f"{name} is missing" for name in expected if name not in stored),
+        *(f"{name} is unknown" for name in stored if name not in expected),
+        *(
+            f"{name} must be {description}, got {stored[name]}"
+            for name, description in expected.items()
+            if stored.get(name, description) != description
+        ),
+    ]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from captioner.model_file import (
     GraphInfo,
     Graphs,
     Header,
+    differences,
     header_of,
     open_file,
     weight_names,
@@ -117,8 +118,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Cap
             raise CheckpointError(f"{path}: the network of its header cannot be built: {error}") from error
         expected = {name: _describe(tensor) for name, tensor in network.state_dict().items()}
         stored = {name: _describe_slice(file.get_slice(name)) for name in weight_names(file)}
-        if problem := _difference(expected, stored):
-            raise CheckpointError(f"{path}: its weights do not match its header: {problem}. {DAMAGED}")
+        if problems := differences(expected, stored):
+            raise CheckpointError(f"{path}: its weights do not match its header: {problems[0]}. {DAMAGED}")
         tensors = {name: file.get_tensor(name) for name in expected}
     # Copied to memory of torch: tensors in the memory of the file are not aligned, and may round differently.
     weights = {
@@ -137,13 +138,3 @@ def _describe_slice(part: Any) -> str:
     """Describe a tensor of a file as `_describe` does, without reading it."""
     is_float = part.get_dtype() in ("F16", "BF16", "F32", "F64")
     return f"{'float' if is_float else 'integer'} {tuple(part.get_shape())}"
-
-
-def _difference(expected: dict[str, str], stored: dict[str, str]) -> str:
-    """Describe the first difference between two sets of weights; empty if there is none."""
-    if missing := expected.keys() - stored.keys():
-        return f"{min(missing)} is missing"
-    if unknown := stored.keys() - expected.keys():
-        return f"{min(unknown)} is unknown"
-    wrong = [name for name in expected if expected[name] != stored[name]]
-    return f"{wrong[0]} must be {expected[wrong[0]]}, got {stored[wrong[0]]}" if wrong else ""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError, first_line
 from captioner.installation import install_hint
+from captioner.model_file import differences
 from captioner.settings import TIMM, EncoderSettings, encoder_family
 
 
@@ -139,14 +140,8 @@ def load_encoder_weights(encoder: Encoder, source: str) -> None:
         tensors = {prefix + key: tensor for key, tensor in tensors.items()}
     prefixes = tuple(f"features.{stage}." for stage in encoder.stages)
     weights = {key: tensor for key, tensor in tensors.items() if key in expected or key.startswith(prefixes)}
-    problems = [f"{key} is missing" for key in expected if key not in weights]
-    problems += [f"{key} is unknown" for key in weights if key not in expected]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in weights and weights[key].shape != tensor.shape
-    ]
-    if problems:
+    shapes = ({key: tuple(tensor.shape) for key, tensor in tensors.items()} for tensors in (expected, weights))
+    if problems := differences(*shapes):
         more = f", and {len(problems) - 1} more differences" if len(problems) > 1 else ""
         raise CheckpointError(
             f"{source}: not the weights of {name} at stride {encoder.settings.stride} ({problems[0]}{more}). "
@@ -256,9 +251,8 @@ def _timm_grid(name: str, stride: int, size: int) -> tuple[int, int]:
         try:
             rows, columns = features(torch.empty(1, 3, size, size)).shape[-2:]
         except (AssertionError, RuntimeError, ValueError) as error:
-            reason = first_line(error)
             raise ConfigError(
-                f"images.size: {name} does not take images of {size} x {size} pixels ({reason})"
+                f"images.size: {name} does not take images of {size} x {size} pixels ({first_line(error)})"
             ) from error
     return rows, columns
 
@@ -290,8 +284,7 @@ def _create_timm_network(name: str, **options: Any) -> Any:
     try:
         network = timm.create_model(name.removeprefix("timm:"), num_classes=0, **options)
     except Exception as error:  # whatever timm and its downloads raise
-        reason = first_line(error)
-        raise ConfigError(f"encoder.name: timm cannot build {name!r} ({reason})") from error
+        raise ConfigError(f"encoder.name: timm cannot build {name!r} ({first_line(error)})") from error
     if not hasattr(network, "prune_intermediate_layers"):
         raise ConfigError(f"encoder.name: timm's {name!r} does not give its grids (no prune_intermediate_layers)")
     return network

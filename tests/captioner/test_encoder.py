@@ -380,7 +380,7 @@ def test_weights_of_another_network_are_refused(encoder, tmp_path):
     weight = "features.7.0.weight"
     assert f"({weight} is missing)" in refused({key: tensors[key] for key in tensors if key != weight})
     scalar = torch.zeros(())
-    assert f"({weight} is () instead of (1280, 192, 1, 1))" in refused({**tensors, weight: scalar})
+    assert f"({weight} must be (1280, 192, 1, 1), got ())" in refused({**tensors, weight: scalar})
     assert "(features.7.9.weight is unknown)" in refused({**tensors, "features.7.9.weight": scalar})
     assert "(features.0.0.weight is missing, and 417 more differences)" in refused({"fc.weight": scalar})
 
