@@ -125,19 +125,20 @@ def _report(address: str, revision: str | None, kind: type[CaptionerError]) -> I
         ) from error
     try:
         yield
-    except errors.GatedRepoError as error:
-        reason = f"access to the repository is restricted. Request it on the Hub, and log in: {_LOGIN}"
-        raise kind(f"{address}: {reason}") from error
-    except errors.RepositoryNotFoundError as error:
-        reason = f"no such repository, or a private one. Check the name; for a private one, log in: {_LOGIN}"
-        raise kind(f"{address}: {reason}") from error
-    except errors.RevisionNotFoundError as error:
-        raise kind(f"{address}: the repository has no revision {revision or 'main'!r}") from error
-    except errors.LocalEntryNotFoundError as error:
-        reason = "the cache does not have it, and the Hub cannot be reached, or HF_HUB_OFFLINE is set"
-        raise kind(f"{address}: {reason}") from error
-    except errors.EntryNotFoundError as error:
-        raise kind(f"{address}: the repository has no {FILE}") from error
     except Exception as error:  # versions of huggingface_hub use different HTTP libraries
-        reason = first_line(error)
-        raise kind(f"{address}: the download failed ({reason}). Try again later.") from error
+        match error:
+            case errors.GatedRepoError():
+                reason = f"access to the repository is restricted. Request it on the Hub, and log in: {_LOGIN}"
+            case errors.RepositoryNotFoundError():
+                reason = (
+                    f"no such repository, or a private one. Check the name; for a private one, log in: {_LOGIN}"
+                )
+            case errors.RevisionNotFoundError():
+                reason = f"the repository has no revision {revision or 'main'!r}"
+            case errors.LocalEntryNotFoundError():
+                reason = "the cache does not have it, and the Hub cannot be reached, or HF_HUB_OFFLINE is set"
+            case errors.EntryNotFoundError():
+                reason = f"the repository has no {FILE}"
+            case _:
+                reason = f"the download failed ({first_line(error)}). Try again later."
+        raise kind(f"{address}: {reason}") from error
