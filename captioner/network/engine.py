@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,13 +82,10 @@ class TorchEngine:
                 torch.from_numpy(words).to(self.device), state.state
             )
 
-        def to_numpy(tensor: Tensor) -> np.ndarray:
-            return tensor.float().cpu().numpy()
+        def to_numpy(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.float().cpu().numpy()
 
-        visual, heads = (
-            None if tensor is None else to_numpy(tensor) for tensor in (attended.visual, attended.heads)
-        )
-        maps = AttentionMaps(to_numpy(attended.weights), visual, heads)
+        maps = AttentionMaps(to_numpy(attended.weights), to_numpy(attended.visual), to_numpy(attended.heads))
         return StepResult(to_numpy(log_probs), TorchState(new_state), maps)
 
 
@@ -105,8 +103,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = first_line(error)
-        raise CaptionerError(f"device {name!r} cannot be used ({reason}). Try 'cpu' or 'auto'.") from error
+        raise CaptionerError(
+            f"device {name!r} cannot be used ({first_line(error)}). Try 'cpu' or 'auto'."
+        ) from error
     if device.type == "meta":
         raise CaptionerError("device 'meta' cannot compute. Try 'cpu' or 'auto'.")
     return device

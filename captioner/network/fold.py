@@ -4,8 +4,6 @@ A batch norm in eval mode scales and shifts each channel by constants. Model fil
 needs them; engines fold them when they load a file.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor, fx, nn
 
 from captioner.model_file import Fold
@@ -19,20 +17,15 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-class _Pair(NamedTuple):
-    convolution: str
-    norm: str
-
-
 def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
     """Fold the batch norms of an encoder in place, and return the folded pairs.
 
     Names are those in the state of a `CaptioningNetwork`. Batch norms without a preceding convolution are kept.
     """
     folds = []
-    for pair in _find_pairs(encoder.features):
-        convolution = encoder.features.get_submodule(pair.convolution)
-        norm = encoder.features.get_submodule(pair.norm)
+    for convolution_name, norm_name in _find_pairs(encoder.features):
+        convolution = encoder.features.get_submodule(convolution_name)
+        norm = encoder.features.get_submodule(norm_name)
         assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
@@ -43,14 +36,13 @@ def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
         shift = norm.bias + (bias - norm.running_mean) * scale
         convolution.weight = nn.Parameter(weight.detach(), requires_grad=False)
         convolution.bias = nn.Parameter(shift.detach(), requires_grad=False)
-        encoder.features.set_submodule(pair.norm, nn.Identity())
-        prefix = "encoder.features."
-        folds.append(Fold(prefix + pair.convolution, prefix + pair.norm, norm.eps))
+        encoder.features.set_submodule(norm_name, nn.Identity())
+        folds.append(Fold(f"encoder.features.{convolution_name}", f"encoder.features.{norm_name}", norm.eps))
     return tuple(folds)
 
 
-def _find_pairs(features: nn.Module) -> list[_Pair]:
-    """Return the pairs of a convolution and the batch norm that alone uses its output."""
+def _find_pairs(features: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of convolutions, each with that of the batch norm that alone uses its output."""
     # Batch norms of timm contain an activation, and its networks cannot be traced. ONNX Runtime folds them itself.
     if isinstance(features, TimmFeatures) or not any(
         isinstance(part, nn.BatchNorm2d) for part in features.modules()
@@ -68,5 +60,5 @@ def _find_pairs(features: nn.Module) -> list[_Pair]:
             and isinstance(modules[str(source.target)], nn.Conv2d)
             and len(source.users) == 1
         ):
-            pairs.append(_Pair(str(source.target), str(node.target)))
+            pairs.append((str(source.target), str(node.target)))
     return pairs
