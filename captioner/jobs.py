@@ -365,8 +365,7 @@ class Overlays:
             overlay.save_animation(frames, file)
         else:
             content = page.overlay_page(picture.source, caption, Path(picture.name).name, settings.colours)
-            head, _, rest = content.partition("<head>")
-            content = f"{head}<head><!-- {mark} -->{rest}"
+            content = content.replace("<head>", f"<head><!-- {mark} -->", 1)
             file.write(content.encode("utf-8", "backslashreplace"))  # names may contain surrogates
         return file.getvalue()
 

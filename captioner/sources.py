@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -332,7 +333,7 @@ def _read_names(stream: BinaryIO, file: str, null: bool) -> Iterator[str]:
     end = "\0" if null else "\n"
     rest = ""
     try:
-        for text in _decode(stream, has_bom=not null):
+        for text in chain(_decode(stream, has_bom=not null), [end]):  # the last name may have no end
             if "\0" in text and not null:
                 raise CaptionerError(
                     f"{file}: this list contains NUL characters. If names end with NUL, add --null."
@@ -342,14 +343,11 @@ def _read_names(stream: BinaryIO, file: str, null: bool) -> Iterator[str]:
                 raise CaptionerError(
                     f"{file}: expected a list of names, got one of more than {MAX_NAME:,} characters"
                 )
-            yield from (
-                filter(None, names) if null else filter(str.strip, (name.removesuffix("\r") for name in names))
-            )
+            if not null:
+                names = [name.removesuffix("\r") for name in names if name.strip()]
+            yield from filter(None, names)
     except (OSError, UnicodeError) as error:
         raise _cannot_read(file, error) from error
-    name = rest if null else rest.removesuffix("\r")
-    if name.strip() or (null and name):
-        yield name
 
 
 def fits_list(name: str) -> bool:
