@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -39,20 +39,6 @@ MOST_THREADS = 1024
 """Maximum of --threads."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """A parsed command line."""
-
-    model: str
-    device: str
-    threads: int | None
-    batch_size: int
-    verbose: bool
-    selection: Selection
-    destination: Destination
-    search: SearchSettings
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about irregular files that it reads correctly
@@ -66,18 +52,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         parser.error(problem)
     if options.describe_model:
         return _describe(model_name(options))
-    return _caption(
-        Command(
-            model=model_name(options),
-            device=options.device,
-            threads=options.threads,
-            batch_size=options.batch_size,
-            verbose=options.verbose,
-            selection=_selection(options),
-            destination=_destination(options),
-            search=search_settings(options, model_name(options)),
-        )
-    )
+    return _caption(options)
 
 
 def add_engine_options(group: argparse._ArgumentGroup) -> None:
@@ -111,11 +86,8 @@ def add_batch_size(group: argparse._ActionsContainer, default: int) -> None:
 def add_search_options(group: argparse._ArgumentGroup, leave_out: Collection[str] = ()) -> None:
     """Add an option for each field of `SearchSettings`; `search_settings` reads them.
 
-    The help text is the first sentence of the field's docstring. No option has a default: the model file has.
-
-    Args:
-        group: the group of options.
-        leave_out: fields that get no option.
+    The help text is the first sentence of the field's docstring. No option has a default: the model file has. The
+    fields in `leave_out` get no option.
     """
     documentation = config.field_docs(SearchSettings)
     for name, kind in get_type_hints(SearchSettings).items():
@@ -311,11 +283,6 @@ def model_name(options: argparse.Namespace) -> str:
     return options.model or os.environ.get("CAPTIONER_MODEL") or "default"
 
 
-def _selection(options: argparse.Namespace) -> Selection:
-    names = (*([str(EXAMPLE)] if options.example else []), *options.pictures)
-    return Selection(names, options.from_file, options.null, options.shard or (1, 1))
-
-
 def _destination(options: argparse.Namespace) -> Destination:
     for file in (options.output, options.failures):
         if file and is_or_names_image(file):
@@ -352,9 +319,14 @@ def _describe(model: str) -> int:
     return DONE
 
 
-def _caption(command: Command) -> int:
-    path = find_checkpoint(command.model)
-    if command.destination.min_confidence and read_header(path).calibration is None:
+def _caption(options: argparse.Namespace) -> int:
+    names = (*([str(EXAMPLE)] if options.example else []), *options.pictures)
+    selection = Selection(names, options.from_file, options.null, options.shard or (1, 1))
+    destination = _destination(options)
+    name = model_name(options)
+    settings = search_settings(options, name)
+    path = find_checkpoint(name)
+    if options.min_confidence and read_header(path).calibration is None:
         raise CaptionerError(
             f"--min-confidence: {path} has no calibration, so its captions have no confidence. Leave the option "
             f"out, or add a calibration with: python -m training calibrate {path} --data ..."
@@ -365,24 +337,20 @@ def _caption(command: Command) -> int:
         nonlocal started
         from captioner.captioning import load
 
-        model = load(command.model, command.device, threads=command.threads)
-        if command.verbose:
+        model = load(name, options.device, threads=options.threads)
+        if options.verbose:
             seconds = time.perf_counter() - started
-            _say(f"{command.model} with {model.engine.name}, loaded in {seconds:.1f} s")
+            _say(f"{name} with {model.engine.name}, loaded in {seconds:.1f} s")
         started = time.perf_counter()
         return model
 
-    show = _with_progress if _shows_progress(command) else iter
-    with Run(command.selection, command.destination, command.search.candidates, _say) as run:
-        run.execute(load, command.search, command.batch_size, show)
-    _report(run.counts, time.perf_counter() - started, command)
+    # A progress bar must be visible, and not mix with the captions.
+    writes_to_terminal = destination.output is None and sys.stdout is not None and sys.stdout.isatty()
+    shows_progress = sys.stderr.isatty() and not writes_to_terminal and not selection.is_single
+    with Run(selection, destination, settings.candidates, _say) as run:
+        run.execute(load, settings, options.batch_size, _with_progress if shows_progress else iter)
+    _report(run.counts, time.perf_counter() - started, options)
     return SOME_FAILED if run.counts.failed or run.counts.not_found else DONE
-
-
-def _shows_progress(command: Command) -> bool:
-    """Return whether a progress bar is visible and does not mix with the captions."""
-    writes_to_terminal = command.destination.output is None and sys.stdout is not None and sys.stdout.isatty()
-    return sys.stderr.isatty() and not writes_to_terminal and not command.selection.is_single
 
 
 def _with_progress(results: Results) -> Results:
@@ -391,12 +359,12 @@ def _with_progress(results: Results) -> Results:
     return tqdm(results, unit="picture")
 
 
-def _report(counts: Counts, seconds: float, command: Command) -> None:
+def _report(counts: Counts, seconds: float, options: argparse.Namespace) -> None:
     skipped, todo = counts.skipped, counts.pictures - counts.done
     if skipped.formats:
         formats = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.formats.items()))
         _say(f"skipped files of unsupported formats: {formats}. Convert them to JPEG or PNG.")
-    if command.verbose:
+    if options.verbose:
         for count, kind in (
             (skipped.hidden, "hidden folders"),
             (skipped.linked, "links to folders"),
@@ -405,14 +373,13 @@ def _report(counts: Counts, seconds: float, command: Command) -> None:
             if count:
                 _say(f"skipped {kind}: {count:,}")
         _say(f"{todo:,} pictures in {seconds:.1f} s, {todo / seconds:.1f} per second")
-    if command.selection.list_file and not counts.listed:
-        _say(f"{command.selection.list_file}: this list is empty")
+    if options.from_file and not counts.listed:
+        _say(f"{options.from_file}: this list is empty")
     if counts.done:
         _say(f"{counts.done:,} of {counts.pictures:,} pictures have captions already")
     if counts.withheld:
         kind = "picture" if counts.withheld == 1 else "pictures"
-        threshold = command.destination.min_confidence
-        _say(f"no caption for {counts.withheld:,} {kind}: confidence below {threshold:g}")
+        _say(f"no caption for {counts.withheld:,} {kind}: confidence below {options.min_confidence:g}")
     if counts.failed and todo > 1:
         _say(f"{counts.failed:,} of {todo:,} pictures failed")
 
