@@ -31,12 +31,7 @@ COLOUR_MAPS = tuple(_ENTRIES)
 
 
 def apply_colour_map(name: str, values: np.ndarray) -> np.ndarray:
-    """Return the colours of values, float64 (..., 3): red, green and blue, 0 to 1.
-
-    Args:
-        name: one of `COLOUR_MAPS`.
-        values: (...), 0 (dark) to 1 (bright).
-    """
+    """Return the colours of values (...), 0 (dark) to 1 (bright): float64 (..., 3), red, green and blue, 0 to 1."""
     table = np.frombuffer(bytes.fromhex(_ENTRIES[name]), np.uint8).reshape(-1, 4) / 255
     indices, *channels = table.T
     return np.stack([np.interp(values, indices, channel) for channel in channels], axis=-1)

@@ -193,13 +193,7 @@ class Confidence:
         return indices, np.column_stack([clipped, log_odds(detected.clip(_LEAST, _MOST)), self._rates[known]])
 
     def rate(self, caption: Caption, seen: Seen, index: int) -> Caption:
-        """Return a caption with its confidence and those of its words.
-
-        Args:
-            caption: caption of one of the pictures.
-            seen: features of the pictures.
-            index: index of the picture.
-        """
+        """Return a caption of the picture `index` of `seen` with its confidence and those of its words."""
         calibration = self.calibration
         indices, features = self.features(caption.words, caption.log_probs, seen.projections[index])
         known = indices >= 0

@@ -98,11 +98,7 @@ class GraphError(ValueError):
 
 
 def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the names of the weights that a graph uses.
-
-    Args:
-        data: a serialised `ModelProto`.
-        weights: shapes of the available tensors by name.
+    """Return the names of the weights that a graph, a serialised `ModelProto`, uses of those with these shapes.
 
     Raises:
         GraphError: if it is damaged or not allowed.

@@ -163,10 +163,8 @@ def open_frame(
 def read_size(path: str | os.PathLike[str] | Callable[[], bytes]) -> tuple[int, int]:
     """Return the width and height in a file's header, as stored, without decoding its pixels.
 
-    Much faster than `open`, to scan many files; damage after the header is not detected.
-
-    Args:
-        path: a file, or a function that returns its content.
+    Much faster than `open`, to scan many files; damage after the header is not detected. Instead of a path, a
+    function may return the content.
 
     Raises:
         ImageError: if the header cannot be read, or the picture is too large for `open`.

@@ -337,10 +337,7 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 def read_weights(file: Any, names: Iterable[str], folds: Sequence[Fold]) -> dict[str, np.ndarray]:
     """Return tensors of an open model file as float32, with batch norms folded into the preceding convolutions.
 
-    Args:
-        file: file from `open_file`.
-        names: names of tensors in `weight_shapes(file, folds)`.
-        folds: batch norms to fold.
+    The names are among those of `weight_shapes(file, folds)`.
     """
     by_convolution = {fold.convolution: fold for fold in folds}
     stored = set(file.keys())

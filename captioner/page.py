@@ -98,13 +98,7 @@ ALONE = ".captioned { margin: 0 auto; max-width: clamp(20rem, calc(26rem * var(-
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """Return an HTML document.
-
-    Args:
-        title: plain text.
-        body: HTML.
-        style: CSS after `STYLE`.
-    """
+    """Return an HTML document, with a title in plain text and a style after `STYLE`."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -63,13 +63,8 @@ def add_graphs(path: Path, graphs: Graphs) -> None:
 
 
 def add_calibration(path: Path, calibration: Calibration, tables: Tables, measured: dict[str, Any]) -> None:
-    """Add a calibration to a model file. Weights and graphs do not change.
-
-    Args:
-        path: the model file.
-        calibration: the calibration in the header.
-        tables: its tables, stored as float16 except the mean and the rates.
-        measured: its quality, for the model card.
+    """Add a calibration to a model file, and its measured quality to the model card. Weights and graphs do not
+    change. The tables are stored as float16, except the mean and the rates.
 
     Raises:
         CheckpointError: if the file cannot be read.

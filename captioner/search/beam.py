@@ -41,12 +41,7 @@ def concatenate(parts: Sequence[Continuations], axis: int) -> Continuations:
 
 def continuations(totals: np.ndarray, log_probs: np.ndarray, count: int) -> Continuations:
     """Return the `count` likeliest words of each row, in the order of the rows; the best `count` of a beam are
-    among them.
-
-    Args:
-        totals: float32 (B, C, K), log-probability of each row.
-        log_probs: float32 (B, C, K, V), of the next word.
-        count: number of words of each row.
+    among them. The arguments are those of `Beam.choose`.
     """
     images, beams, size, _ = log_probs.shape
     values, words = top_k(log_probs, count)  # (B, C, K, n)

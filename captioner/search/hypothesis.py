@@ -76,27 +76,15 @@ class Lattice:
         self._ends.append(log_probs.copy())
 
     def extend(self, images: np.ndarray, rows: np.ndarray, words: np.ndarray, log_probs: np.ndarray) -> None:
-        """Append a word to some rows, which become the rows of the lattice.
-
-        Args:
-            images: int64 (B',), the images to keep.
-            rows: int64 (B', K'), the rows to continue.
-            words: int64 (B', K').
-            log_probs: float32 (B', K'), log-probabilities of the words.
-        """
+        """Append words (B', K') to `rows` (B', K') of `images` (B',), which become the rows of the lattice."""
         self._written.append(_Written(images, rows, log_probs))
         self.history = np.concatenate([self.history[images[:, None], rows], words[:, :, None]], axis=2)
 
     def finish(
         self, images: np.ndarray, rows: np.ndarray, log_probs: np.ndarray, settings: SearchSettings
     ) -> list[Hypothesis]:
-        """Return the hypotheses of n rows.
-
-        Args:
-            images: int64 (n,), the image of each row.
-            rows: int64 (n,).
-            log_probs: float (n,), of the sentences, including their end.
-            settings: parameters of the score.
+        """Return the hypotheses of n rows, by their images, rows and the log-probabilities of the ended sentences,
+        (n,) each.
         """
         words = self.history[images, rows]  # (n, T)
         count, length = words.shape

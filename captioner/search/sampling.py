@@ -22,12 +22,7 @@ class Sampling:
         self._numbers = iter(generator.random((settings.max_words + 1, settings.candidates)))
 
     def choose(self, totals: np.ndarray, log_probs: np.ndarray) -> Continuations:
-        """Return one continuation of each row.
-
-        Args:
-            totals: float32 (B, C, 1), log-probabilities of the rows.
-            log_probs: float32 (B, C, 1, V), of the next word, after all constraints.
-        """
+        """Return one continuation of each row; see `Beam.choose`, with K = 1."""
         numbers = next(self._numbers)
         words = np.stack([draw_words(image[:, 0], numbers, self.settings) for image in log_probs])[:, :, None]
         values = np.take_along_axis(log_probs[:, :, 0], words, axis=2)

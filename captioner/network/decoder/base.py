@@ -25,12 +25,8 @@ class State(NamedTuple):
     images: ImageState
 
     def select(self, images: Tensor, rows: Tensor) -> "State":
-        """Return the state of some images and rows.
-
-        Args:
-            images: int64 (B',), ascending indices of the images to keep. If all are kept, the state of images is
-                shared, not copied.
-            rows: int64 (B', K'), indices of rows of each of these images, which may repeat.
+        """Return the state of some images (B',) and rows (B', K'); see `captioner.engine.State`. If all images are
+        kept, their state is shared, not copied.
         """
         kept = self.images
         if len(images) != len(kept.annotations):  # indices are distinct, so these are all
