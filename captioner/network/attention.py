@@ -133,12 +133,7 @@ class SoftAttention(Attention):
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
         super().__init__(settings, sizes)
-        self.from_coverage = nn.Parameter(torch.zeros(self.coverage_size)) if settings.coverage else None
-
-    @property
-    def coverage_size(self) -> int:
-        """Number of weights of the coverage of a location."""
-        return 1
+        self.from_coverage = nn.Parameter(torch.zeros(1)) if settings.coverage else None
 
     def scores(self, hidden: Tensor, keys: Tensor, coverage: Tensor) -> Tensor:
         """Score every location: hidden (B, K, H), keys (B, L, A), coverage (B, K, L) -> (B, K, L), real numbers."""
@@ -167,10 +162,8 @@ class AdditiveAttention(SoftAttention):
         self.from_image = nn.Linear(sizes.annotation, settings.size)  # W
         self.from_state = nn.Linear(sizes.hidden, settings.size, bias=False)  # U
         self.score = nn.Linear(settings.size, 1, bias=False)  # v; softmax cancels a bias
-
-    @property
-    def coverage_size(self) -> int:
-        return self.settings.size
+        if settings.coverage:
+            self.from_coverage = nn.Parameter(torch.zeros(settings.size))
 
     def prepare(self, annotations: Tensor) -> Tensor:
         return self.from_image(annotations)
@@ -300,7 +293,9 @@ class ScoredAttention(Attention):
 
     def __init__(self, settings: AttentionSettings, sizes: Sizes):
         super().__init__(settings, sizes)
-        self.inner = _build_score(settings, sizes)
+        inner = build_attention(replace(settings, kind=settings.score), sizes)
+        assert isinstance(inner, SoftAttention)
+        self.inner = inner
 
     def prepare(self, annotations: Tensor) -> Tensor:
         return self.inner.prepare(annotations)
@@ -523,10 +518,3 @@ def build_attention(settings: AttentionSettings, sizes: Sizes) -> Attention:
             "first: `captioner.network.attention.register`, or `--import MODULE` of `python -m training`"
         )
     return KINDS[settings.kind](settings, sizes)
-
-
-def _build_score(settings: AttentionSettings, sizes: Sizes) -> SoftAttention:
-    """Return the mechanism `settings.score` with random weights."""
-    mechanism = build_attention(replace(settings, kind=settings.score), sizes)
-    assert isinstance(mechanism, SoftAttention)
-    return mechanism

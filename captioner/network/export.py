@@ -63,7 +63,7 @@ def _export_network(settings: ModelSettings, vocabulary_size: int, image_size: i
         for _ in range(2):  # the exporter treats sizes of 0 and 1 as constants
             _, state, attended = network.decoder.step(words, state)
         _, next_state, _ = network.decoder.step(words, state)
-    names = _names(state)
+    names = [*(IMAGE + name for name in state.images._fields), *(ROW + name for name in state.rows._fields)]
     image_axes = [{0: "B"} for _ in state.images]
     row_axes = [
         {0: "B", 1: "K"} | {axis: "T" for axis in range(2, old.ndim) if old.shape[axis] != new.shape[axis]}
@@ -82,10 +82,6 @@ def _export_network(settings: ModelSettings, vocabulary_size: int, image_size: i
         ),
         folds=folds,
     )
-
-
-def _names(state: State) -> list[str]:
-    return [*(IMAGE + name for name in state.images._fields), *(ROW + name for name in state.rows._fields)]
 
 
 def _maps(attended: Any) -> dict[str, Tensor | None]:
@@ -168,8 +164,11 @@ def _export(
         raise UnsupportedError(f"this network cannot be exported to ONNX: {reason}") from error
     model = program.model_proto
     for tensor in model.graph.initializer:
-        if tensor.name in weights:
-            _make_external(tensor, onnx.TensorProto)
+        if tensor.name in weights:  # its values become a reference to the model file
+            for field in ("raw_data", "float_data", "external_data"):
+                tensor.ClearField(field)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=WEIGHTS)
     for output, name in zip(model.graph.output, output_names, strict=True):
         # Named here, because several outputs may be the same tensor.
         model.graph.node.append(onnx.helper.make_node("Identity", [output.name], [name]))
@@ -185,15 +184,6 @@ def _export(
     except GraphError as error:
         raise UnsupportedError(f"this network cannot be exported to ONNX: {error}") from error
     return data
-
-
-def _make_external(tensor: Any, kind: Any) -> None:
-    """Replace the values of a weight by a reference to the model file."""
-    for field in ("raw_data", "float_data"):
-        tensor.ClearField(field)
-    tensor.data_location = kind.EXTERNAL
-    tensor.ClearField("external_data")
-    tensor.external_data.add(key="location", value=WEIGHTS)
 
 
 @contextlib.contextmanager
