@@ -305,7 +305,6 @@ def _destination(options: argparse.Namespace) -> Destination:
         suffix=options.suffix,
         min_confidence=options.min_confidence,
         failures="/dev/stdout" if options.failures == "-" else options.failures,
-        null=options.null,
     )
 
 

@@ -45,7 +45,7 @@ class Selection:
     list_file: str | None = None
     """A file of further names, not patterns; `-` is standard input."""
     null: bool = False
-    """Whether names in the list end with NUL characters instead of newlines."""
+    """Whether names in the list, and in that of failures, end with NUL characters instead of newlines."""
     shard: tuple[int, int] = (1, 1)
     """(K, N): take every Nth picture, starting at the Kth."""
 
@@ -89,8 +89,6 @@ class Destination:
     """Withhold captions with less confidence: the line of the picture has no words, and nothing else is written."""
     failures: str | None = None
     """File to list the pictures that failed."""
-    null: bool = False
-    """Whether names in `failures` end with NUL characters instead of newlines."""
 
 
 class Job(NamedTuple):
@@ -155,7 +153,7 @@ class Run:
             if selection.list_file is not None:
                 _check_not_same(selection.list_file, destination.output)
                 self._listed = stack.enter_context(open_list(selection.list_file, null=selection.null))
-            self._failures = stack.enter_context(_Failures(destination.failures, null=destination.null))
+            self._failures = stack.enter_context(_Failures(destination.failures, null=selection.null))
             existing = "refuse" if self._nameless and destination.existing != "overwrite" else destination.existing
             self._output: Output = stack.enter_context(
                 open_output(destination.output, self._format, existing, self._candidates)
