@@ -47,7 +47,7 @@ def from_dict(kind: type[Settings], values: dict[str, Any], source: str = "setti
 
     Args:
         kind: a dataclass whose fields are bool, int, float, str, `Literal`, `X | None`, `tuple[X, ...]`, fixed
-            tuples, `Annotated[X, Range(...)]`, or further dataclasses; `dict` and `Any` are not converted.
+            tuples, `Annotated[X, Range(...)]`, or further dataclasses; a `dict[...]` is not converted.
         values: nested dictionaries as `tomllib` or `json` return them; lists become tuples.
         source: name of the origin for messages, such as a file name.
 
@@ -158,10 +158,8 @@ def _convert(expected: Any, value: Any, path: str, problems: list[str]) -> Any:
         return _refuse(f"one of {options}", value, path, problems)
     if origin is tuple:
         return _convert_tuple(expected, value, path, problems)
-    if origin is dict or expected is dict:
+    if origin is dict:
         return value if isinstance(value, dict) else _refuse("a table", value, path, problems)
-    if expected is Any:
-        return value
     if expected is float and type(value) is int and abs(value) <= 2**53:  # exact, and cannot overflow
         return float(value)
     if type(value) is not expected:  # not isinstance: `True` is an `int`

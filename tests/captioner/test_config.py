@@ -27,7 +27,7 @@ class Run:
     weights: str | None = None
     encoder: Encoder = field(default_factory=Encoder)
     teachers: tuple[Encoder, ...] = ()
-    notes: Any = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
