@@ -4,6 +4,8 @@ A batch norm in eval mode scales and shifts each channel by constants. Model fil
 needs them; engines fold them when they load a file.
 """
 
+from typing import Any
+
 from torch import Tensor, fx, nn
 
 from captioner.model_file import Fold
@@ -24,12 +26,8 @@ def fold_batch_norms(encoder: Encoder) -> tuple[Fold, ...]:
     """
     folds = []
     for convolution_name, norm_name in _find_pairs(encoder.features):
-        convolution = encoder.features.get_submodule(convolution_name)
-        norm = encoder.features.get_submodule(norm_name)
-        assert isinstance(convolution, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
+        convolution: Any = encoder.features.get_submodule(convolution_name)
+        norm: Any = encoder.features.get_submodule(norm_name)
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         bias: Tensor = norm.running_mean.new_zeros(()) if convolution.bias is None else convolution.bias
         weight = convolution.weight * scale[:, None, None, None]

@@ -161,17 +161,16 @@ class RecurrentDecoder(Recurrent):
             context = torch.sigmoid(self.gate(hidden)) * context
             inputs = word_gates + self.gates_from_context(context)
             hidden, memory = self._cell(inputs, self.gates_from_hidden(hidden), hidden, memory)
-            return (
-                State(RecurrentRows(hidden, memory, coverage, rows.fed), state.images),
-                (hidden, context),
-                attended,
-            )
-        inputs = word_gates + self.gates_from_fed(rows.fed)
-        hidden, memory = self._cell(inputs, self.gates_from_hidden(hidden), hidden, memory)
-        query = Query(hidden, memory, embedded)
-        context, attended, coverage = self.attention(query, keys, annotations, rows.coverage)
-        fed = torch.tanh(self.output_from_hidden(hidden) + self.output_from_context(context))
-        return State(RecurrentRows(hidden, memory, coverage, fed), state.images), (fed,), attended
+            outputs: tuple[Tensor, ...] = (hidden, context)
+            fed = rows.fed
+        else:
+            inputs = word_gates + self.gates_from_fed(rows.fed)
+            hidden, memory = self._cell(inputs, self.gates_from_hidden(hidden), hidden, memory)
+            query = Query(hidden, memory, embedded)
+            context, attended, coverage = self.attention(query, keys, annotations, rows.coverage)
+            fed = torch.tanh(self.output_from_hidden(hidden) + self.output_from_context(context))
+            outputs = (fed,)
+        return State(RecurrentRows(hidden, memory, coverage, fed), state.images), outputs, attended
 
     def combine(self, embedded: Tensor, *outputs: Tensor) -> Tensor:
         """Return E y + L_h h + L_z z of equation 7 (before), or the attentional vector (after)."""
