@@ -277,8 +277,6 @@ def find_sentences(
         CaptionerError: if `settings` contain words that `vocabulary` does not have, or allow no sentence.
         CheckpointError: if the predictions are NaN.
     """
-    banned = _banned(settings)
-    required = [_single_word("require", text) for text in settings.require]
     results = search(
         engine.step,
         state,
@@ -286,10 +284,10 @@ def find_sentences(
         settings,
         start=START,
         end=END,
-        constraints=_constraints(settings, banned, vocabulary),
-        required=_ids_of_required(required, banned, vocabulary),
+        constraints=_constraints(settings, vocabulary),
+        required=_ids_of_required(settings, vocabulary),
         # `alternatives` remain after special words, banned words and the chosen word are removed.
-        alternatives=settings.alternatives and settings.alternatives + len(banned) + len(SPECIAL) + 1,
+        alternatives=settings.alternatives and settings.alternatives + len(settings.ban) + len(SPECIAL) + 1,
         ending_earlier=not settings.sample,
     )
     if not all(results):
@@ -306,12 +304,12 @@ def check_words(settings: SearchSettings, vocabulary: Vocabulary) -> None:
     Raises:
         CaptionerError: as `find_sentences`.
     """
+    _constraints(settings, vocabulary)
+    _ids_of_required(settings, vocabulary)
+
+
+def _constraints(settings: SearchSettings, vocabulary: Vocabulary) -> list[Constraint]:
     banned = _banned(settings)
-    _constraints(settings, banned, vocabulary)
-    _ids_of_required([_single_word("require", text) for text in settings.require], banned, vocabulary)
-
-
-def _constraints(settings: SearchSettings, banned: Sequence[str], vocabulary: Vocabulary) -> list[Constraint]:
     forbidden = [PAD, START, UNKNOWN] if settings.bar_unknown else [PAD, START]
     if not vocabulary.merges:
         forbidden += vocabulary.completing([], banned)
@@ -345,7 +343,8 @@ def _single_word(setting: str, text: str) -> str:
     return words[0]
 
 
-def _ids_of_required(required: list[str], banned: list[str], vocabulary: Vocabulary) -> list[int]:
+def _ids_of_required(settings: SearchSettings, vocabulary: Vocabulary) -> list[int]:
+    required, banned = [_single_word("require", text) for text in settings.require], _banned(settings)
     if required and vocabulary.merges:
         raise CaptionerError("require: not available for models with word pieces; use a model with whole words")
     for word in required:
