@@ -176,7 +176,7 @@ def read_size(path: str | os.PathLike[str] | Callable[[], bytes]) -> tuple[int, 
             with Path(path).open("rb") as stream:
                 plugin = _plugin(stream.read(HEAD_BYTES), path)
                 if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # the decoder of WebP reads the whole file
-                    raise _too_large(path)
+                    raise _too_large(path, "the file is too long", f"{MAX_BYTES >> 20} MB")
                 stream.seek(0)
                 try:
                     picture = plugin(stream)
@@ -431,7 +431,7 @@ def _from_stream(stream: BinaryIO, source: Source) -> Image.Image:
     plugin = _plugin(start, source)
     content = start + stream.read(MAX_BYTES)
     if len(content) > MAX_BYTES:
-        raise _too_large(source)
+        raise _too_large(source, "the file is too long", f"{MAX_BYTES >> 20} MB")
     if plugin is PngImagePlugin.PngImageFile:
         content = _drop_chunks(content)
     return plugin(BytesIO(content))
@@ -517,10 +517,7 @@ def _count_scans(jpeg: bytes) -> tuple[int, bool]:
 def _check_size(picture: Image.Image, max_pixels: int, source: Source) -> None:
     width, height = picture.size
     if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"{name(source)}: {width} x {height} pixels are too many "
-            f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
-        )
+        raise _too_large(source, f"{width} x {height} pixels are too many", f"{max_pixels / 1e6:g} million")
 
 
 def _count_bytes(size: tuple[int, int], source: Source) -> int:
@@ -528,17 +525,13 @@ def _count_bytes(size: tuple[int, int], source: Source) -> int:
     width, height = size
     needed = PIXEL_BYTES * width * height
     if needed > _budget.amount:
-        raise ImageTooLargeError(
-            f"{name(source)}: {width} x {height} pixels need {needed / 1e9:.2f} GB of memory to decode "
-            f"(limit: {_budget.amount / 1e9:.2f} GB). Make the picture smaller."
-        )
+        problem = f"{width} x {height} pixels need {needed / 1e9:.2f} GB of memory to decode"
+        raise _too_large(source, problem, f"{_budget.amount / 1e9:.2f} GB")
     return needed
 
 
-def _too_large(source: Source) -> ImageError:
-    return ImageTooLargeError(
-        f"{name(source)}: the file is too long (limit: {MAX_BYTES >> 20} MB). Make the picture smaller."
-    )
+def _too_large(source: Source, problem: str, limit: str) -> ImageError:
+    return ImageTooLargeError(f"{name(source)}: {problem} (limit: {limit}). Make the picture smaller.")
 
 
 _UNSUPPORTED = re.compile(r"unsupported|unknown pixel mode|unknown value|not available", re.IGNORECASE)
@@ -550,10 +543,8 @@ def _unreadable(source: Source, error: Exception, max_pixels: int = MAX_PIXELS) 
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):  # of sizes that are not in the header
         pixels = re.search(r"\d+", reason)
-        return ImageTooLargeError(
-            f"{name(source)}: {f'{int(pixels[0]):,}' if pixels else 'so many'} pixels are too many "
-            f"(limit: {max_pixels / 1e6:g} million). Make the picture smaller."
-        )
+        problem = f"{int(pixels[0]):,} pixels are too many" if pixels else "too many pixels"
+        return _too_large(source, problem, f"{max_pixels / 1e6:g} million")
     if reason.isdecimal():  # a KeyError, such as the number of a compression in a TIFF file
         reason = f"unknown value {reason} in its header"
     if _UNSUPPORTED.search(reason):

@@ -139,7 +139,6 @@ class Run:
         self._nameless = destination.format == "text" and selection.is_single  # lines without names
         self._sidecars = Sidecars(destination.sidecar) if destination.sidecar else None
         self._overlays = Overlays(destination.overlay, destination.existing) if destination.overlay else None
-        self._context = ExitStack()
 
     def __enter__(self) -> Self:
         """Open the list of pictures and the output.
