@@ -14,8 +14,7 @@ class AttentionMaps(NamedTuple):
     attention: np.ndarray
     """float32 (B, K, L); each row sums to 1."""
     visual: np.ndarray | None = None
-    """float32 (B, K), share of each context that comes from the image, 0 to 1. None if the mechanism does not
-    compute it."""
+    """float32 (B, K), share of each context that comes from the image, 0 to 1. None: not computed."""
     heads: np.ndarray | None = None
     """float32 (B, K, heads, L), of which `attention` is the mean. None if there is only one head."""
 

@@ -502,8 +502,7 @@ _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # without markers that hav
 
 
 def _count_scans(jpeg: bytes) -> tuple[int, bool]:
-    """Return the number of scans of a JPEG file, and whether it has an end marker; data after the end are
-    ignored."""
+    """Return the number of scans of a JPEG file up to its end marker, and whether it has one."""
     scans, position = 0, 2
     while marker := _MARKER.search(jpeg, position):
         position = marker.end()

@@ -324,8 +324,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
 
 
 def _add_caption(panel: Image.Image, words: Sequence[str], current: int) -> Image.Image:
-    """Return the panel above the caption, whose current word is dark and the others faint; with -1, all are
-    dark."""
+    """Return the panel above the caption, whose current word is dark and the others faint; -1: all are dark."""
     font = _font(WORD_SIZE)
     space, width = font.getlength(" "), max(panel.width, PANEL_SIDE)
     positions: list[tuple[float, int, str]] = []  # left and line of each word

@@ -22,8 +22,7 @@ MAX_LINE = 1 << 26
 
 
 class StreamOutput:
-    """Output to a stream, such as standard output. Methods are those of `FileOutput`; there is nothing to
-    resume."""
+    """Output to a stream, such as standard output, with the methods of `FileOutput`, but nothing to resume."""
 
     def __init__(self, write: Callable[[str], None], format: Format) -> None:
         self._write = write

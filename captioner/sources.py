@@ -163,9 +163,7 @@ def _find_by_pattern(name: str, excluded: str | None, skipped: Skipped) -> Itera
 
 
 def _walk(root: str, parts: list[str], excluded: str | None, skipped: Skipped) -> Iterator[str | NotFound]:
-    """Yield the paths of the pictures below a folder that match a pattern, sorted by their parts, without
-    duplicates.
-    """
+    """Yield the pictures below a folder that match a pattern, sorted by the parts of their paths, each once."""
     pattern = _Pattern(parts)
     levels = [_list_folder(root, pattern, pattern.start, excluded, skipped)]  # folders may be nested very deeply
     while levels:

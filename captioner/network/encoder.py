@@ -353,14 +353,12 @@ class Residual(nn.Module):
 
 
 def fused_mbconv(expand: int, stride: int, inputs: int, outputs: int) -> Residual:
-    """Return a fused inverted bottleneck: a 3x3 convolution that expands, and a 1x1 that projects (`expand` >
-    1)."""
+    """Return a fused inverted bottleneck: a 3x3 convolution that expands, then a 1x1 that projects (not with 1)."""
+    wide = inputs * expand
     if expand == 1:
         block = nn.Sequential(convolution(inputs, outputs, 3, stride))
     else:
-        wide = inputs * expand
-        widen, narrow = convolution(inputs, wide, 3, stride), convolution(wide, outputs, activate=False)
-        block = nn.Sequential(widen, narrow)
+        block = nn.Sequential(convolution(inputs, wide, 3, stride), convolution(wide, outputs, activate=False))
     return Residual(block, shortcut=stride == 1 and inputs == outputs)
 
 

@@ -41,7 +41,7 @@ def concatenate(parts: Sequence[Continuations], axis: int) -> Continuations:
 
 def continuations(totals: np.ndarray, log_probs: np.ndarray, count: int) -> Continuations:
     """Return the `count` likeliest words of each row, in the order of the rows; the best `count` of a beam are
-    among them. The arguments are those of `Beam.choose`.
+    among them. The other arguments are those of `Beam.choose`.
     """
     images, beams, size, _ = log_probs.shape
     values, words = top_k(log_probs, count)  # (B, C, K, n)
@@ -128,8 +128,7 @@ class ConstrainedBeam(Beam):
         self.start = np.where(beams == 0, np.float32(0), np.float32(-np.inf))
 
     def choose(self, totals: np.ndarray, log_probs: np.ndarray) -> Continuations:
-        """Return the best continuations of each beam: of its own rows, and of rows that a required word moves to
-        it."""
+        """Return the best continuations of each beam: of its rows, and of rows that a required word moves to it."""
         images, beams, size = totals.shape
         values = log_probs[:, self.previous, :, self.required].transpose(2, 0, 1, 3)  # (B, C, R, K)
         values = np.where(self.missing[:, :, None], np.float32(-np.inf), values)

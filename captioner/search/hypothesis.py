@@ -83,9 +83,7 @@ class Lattice:
     def finish(
         self, images: np.ndarray, rows: np.ndarray, log_probs: np.ndarray, settings: SearchSettings
     ) -> list[Hypothesis]:
-        """Return the hypotheses of n rows, by their images, rows and the log-probabilities of the ended sentences,
-        (n,) each.
-        """
+        """Return the hypotheses of n rows: image, row and log-probability of the ended sentence, (n,) each."""
         words = self.history[images, rows]  # (n, T)
         count, length = words.shape
         word_log_probs = np.empty((count, length), dtype=np.float32)
