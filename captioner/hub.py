@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from captioner.errors import CaptionerError, CheckpointError, DataError, MissingExtraError, first_line
-from captioner.installation import install_hint
+from captioner.errors import CaptionerError, CheckpointError, DataError, first_line
+from captioner.installation import require_extra
 from captioner.version import __version__
 
 SCHEME = "hf://"
@@ -116,13 +116,8 @@ def download_dataset(address: str) -> Path:
 @contextmanager
 def _report(address: str, revision: str | None, kind: type[CaptionerError]) -> Iterator[None]:
     """Raise errors of huggingface_hub in the block as errors of a kind."""
-    try:
-        import huggingface_hub  # noqa: F401
+    with require_extra("hub", f"{address}:"):
         from huggingface_hub import errors
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{address}: needs huggingface_hub, which is not installed. {install_hint('hub')}"
-        ) from error
     try:
         yield
     except Exception as error:  # versions of huggingface_hub use different HTTP libraries

@@ -1,10 +1,31 @@
-"""The command that installs extras of this package from its original source."""
+"""Extras of this package that are missing, and the command that installs them from the original source."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from captioner.errors import MissingExtraError
+
 NAME = "captioner"
+
+
+@contextmanager
+def require_extra(extra: str, feature: str) -> Iterator[None]:
+    """Report a failed import in the block: the feature needs the module of this extra, which is not installed.
+
+    Raises:
+        MissingExtraError: with the command that installs the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith(NAME):
+            raise
+        raise MissingExtraError(
+            f"{feature} needs {error.name}, which is not installed. Run: {install_hint(extra)}"
+        ) from error
 
 
 def install_hint(extra: str = "", *, upgrade: bool = False) -> str:

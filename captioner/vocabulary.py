@@ -15,8 +15,8 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-from captioner.errors import ConfigError, DataError, MissingExtraError
-from captioner.installation import install_hint
+from captioner.errors import ConfigError, DataError
+from captioner.installation import require_extra
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -238,11 +238,6 @@ class Vocabulary:
 
 def _tokenizers() -> ModuleType:
     """Import the `tokenizers` library, which captioning does not need."""
-    try:
+    with require_extra("train", "a vocabulary of word pieces"):
         import tokenizers
-    except ImportError as error:
-        raise MissingExtraError(
-            "a vocabulary of word pieces needs the tokenizers library of the extra `train`. "
-            f"Install it with: {install_hint('train')}"
-        ) from error
     return tokenizers

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from captioner.errors import CheckpointError, ConfigError, ImageError, MissingExtraError, first_line
-from captioner.installation import install_hint
+from captioner.errors import CheckpointError, ConfigError, ImageError, first_line
+from captioner.installation import require_extra
 from captioner.model_file import differences
 from captioner.settings import TIMM, EncoderSettings, encoder_family
 
@@ -198,12 +198,8 @@ def torchvision_features(name: str, stride: int) -> tuple[nn.Sequential, int]:
 
 
 def _torchvision_layers(name: str) -> dict[str, nn.Module]:
-    try:
+    with require_extra("train", f"the encoder {name!r}"):
         from torchvision import models
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the PyTorch engine needs torchvision for the encoder {name!r}. {install_hint('train')}"
-        ) from error
     network = models.get_model(name, weights=None)
     if not hasattr(network, "features"):
         parts = network.named_children()  # of a resnet; average pool and classifier are the last
@@ -275,12 +271,8 @@ def read_timm_images(name: str) -> dict[str, Any]:
 
 
 def _create_timm_network(name: str, **options: Any) -> Any:
-    try:
+    with require_extra("timm", f"the encoder {name!r}"):
         import timm
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the encoder {name!r} needs timm, which is not installed. {install_hint('timm')}"
-        ) from error
     try:
         network = timm.create_model(name.removeprefix("timm:"), num_classes=0, **options)
     except Exception as error:  # whatever timm and its downloads raise

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.errors import MissingExtraError, UnsupportedError
+from captioner.errors import UnsupportedError
 from captioner.graph_check import IMAGE, NEXT, ROW, WEIGHTS, GraphError, check_graph
+from captioner.installation import require_extra
 from captioner.model_file import Graphs
 from captioner.network.decoder import Decoder, State
 from captioner.network.fold import fold_batch_norms
@@ -127,11 +128,9 @@ def _export(
     output_names: Sequence[str],
     weights: dict[str, tuple[int, ...]],
 ) -> bytes:
-    try:
+    with require_extra("train", "exporting ONNX graphs"):
         import onnx
         from onnxscript import optimizer
-    except ImportError as error:
-        raise MissingExtraError(f"exporting ONNX graphs needs {error.name}, part of the extra `train`") from error
     dims = {name: torch.export.Dim(name, min=0 if name == "T" else 1, max=1 << 16) for name in "BKT"}
     shapes = torch.utils._pytree.tree_map_only(str, dims.__getitem__, axes)
     try:

@@ -460,5 +460,5 @@ def test_a_grid_finer_than_the_network_is_refused():
 
 def test_a_missing_torchvision_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # what Python does where it cannot be imported
-    with pytest.raises(MissingExtraError, match=r"torchvision for the encoder 'resnet18'.*\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"the encoder 'resnet18' needs torchvision.*\[train\]"):
         Encoder(EncoderSettings("resnet18", 32))
