@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import MissingExtraError
 from captioner.files import cannot_write
-from captioner.installation import install_hint
+from captioner.installation import require_extra
 
 
 class RunLog:
@@ -68,13 +67,8 @@ class RunLog:
 
 
 def _summary_writer() -> Any:
-    try:
+    with require_extra("train", "tensorboard = true"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError(
-            "tensorboard = true needs TensorBoard, which is not installed. "
-            f"Install it with: {install_hint('train')}"
-        ) from error
     return SummaryWriter
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner import hub
-from captioner.errors import CaptionerError, MissingExtraError, first_line
+from captioner.errors import CaptionerError, first_line
 from captioner.files import write_atomically
-from captioner.installation import install_hint
+from captioner.installation import require_extra
 from captioner.model_file import Header, read_header
 
 THUMBNAIL = "thumbnail.png"
@@ -125,12 +125,8 @@ def push(path: Path, repository: str, *, overlay: Path | None, folder: Path | No
         except OSError as error:
             raise CaptionerError(f"{folder}: cannot be written ({error.strerror})") from error
         return str(folder)
-    try:
+    with require_extra("hub", "push"):
         from huggingface_hub import CommitOperationAdd, HfApi
-    except ImportError as error:
-        raise MissingExtraError(
-            f"push needs huggingface_hub, which is not installed. {install_hint('hub')}"
-        ) from error
     api = HfApi(library_name="captioner")
     contents: dict[str, Any] = {**files, hub.FILE: path}
     try:

@@ -25,8 +25,7 @@ from captioner.cli import (
     search_settings,
 )
 from captioner.console import Parser, run_command, say, text, whole_number
-from captioner.errors import MissingExtraError
-from captioner.installation import install_hint
+from captioner.installation import require_extra
 from captioner.model_file import find_checkpoint
 from captioner.sources import open_list
 from captioner.version import __version__
@@ -183,14 +182,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
+    with require_extra("bulk", "caption-bulk"):
         import fsspec  # noqa: F401
         import pyarrow  # noqa: F401
         import ray  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"caption-bulk needs {error.name}, which is not installed. Run: {install_hint('bulk')}"
-        ) from error
     from captioner.bulk.output import Fields
     from captioner.bulk.plan import make_plan
     from captioner.bulk.pool import Pool

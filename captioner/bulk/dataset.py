@@ -8,8 +8,8 @@ import numpy as np
 from captioner.bulk.output import Fields, caption_columns
 from captioner.bulk.rows import picture_kind, read_picture, split_picture
 from captioner.bulk.worker import ENVIRONMENT, load_model
-from captioner.errors import CaptionerError, DataError, ImageError, MissingExtraError
-from captioner.installation import install_hint
+from captioner.errors import CaptionerError, DataError, ImageError
+from captioner.installation import require_extra
 from captioner.model_file import find_checkpoint, read_header
 from captioner.search.settings import SearchSettings
 from captioner.sources import Fetched
@@ -55,11 +55,9 @@ def caption_dataset(
     Raises:
         CaptionerError: if the model cannot be used, or the data set has columns of these names already.
     """
-    try:
+    with require_extra("bulk", "captioning a data set of Ray"):
         import ray
         from ray.data import ActorPoolStrategy
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"this needs {error.name}. Run: {install_hint('bulk')}") from error
 
     path = find_checkpoint(model)
     search = search or read_header(path).search or SearchSettings()

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple, Self
 
 from captioner import images
 from captioner.bulk import storage
-from captioner.errors import DataError, ImageError, MissingExtraError
+from captioner.errors import DataError, ImageError
 from captioner.images import SUFFIXES
-from captioner.installation import install_hint
+from captioner.installation import require_extra
 
 MAX_TEXT = 16 << 20
 """Longest text of a shard that is carried along."""
@@ -240,11 +240,9 @@ class Table:
             OSError: if there is no such file, or it is damaged.
             StorageError: if the storage fails.
         """
-        try:
+        with require_extra("bulk", "reading tables"):
             import pyarrow as arrow
             import pyarrow.parquet as parquet
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"tables need {error.name}. Run: {install_hint('bulk')}") from error
 
         self.name = name
         self._stream = storage.open_to_read(name, streams=False)

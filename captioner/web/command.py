@@ -27,8 +27,8 @@ from captioner.cli import (
     search_settings,
 )
 from captioner.console import Parser, run_command, say, text, whole_number
-from captioner.errors import CaptionerError, MissingExtraError
-from captioner.installation import install_hint
+from captioner.errors import CaptionerError
+from captioner.installation import require_extra
 from captioner.version import __version__
 from captioner.web.site import RUNTIME, RUNTIME_VERSION, write_site
 
@@ -130,16 +130,10 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    try:
+    with require_extra("web", "the web server"):
         import uvicorn
 
         from captioner.web.server import WebSettings, create_app
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("captioner"):
-            raise
-        raise MissingExtraError(
-            f"the web server needs {error.name}, which is not installed. Run: {install_hint('web')}"
-        ) from error
     with _listen(options.host, options.port) as listener:
         address, port = listener.getsockname()[:2]
         hosts = [name.lower() for name in options.allow_host or ()]
