@@ -98,7 +98,7 @@ class GraphError(ValueError):
 
 
 def check_graph(data: bytes, weights: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the names of the weights that a graph, a serialised `ModelProto`, uses of those with these shapes.
+    """Return the names of the weights that a graph, a serialised `ModelProto`, uses, checked against their shapes.
 
     Raises:
         GraphError: if it is damaged or not allowed.

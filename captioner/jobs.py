@@ -124,7 +124,7 @@ class Run:
     def __init__(
         self, selection: Selection, destination: Destination, candidates: int, report: Callable[[str], None]
     ) -> None:
-        """Prepare a run with this number of captions of each picture, which reports failures in lines.
+        """Prepare a run with `candidates` captions of each picture; `report` gets a line for each failure.
 
         Raises:
             OutputError: if the suffix of sidecar files is invalid.

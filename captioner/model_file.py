@@ -179,7 +179,7 @@ def weight_names(file: Any) -> list[str]:
 
 
 def differences(expected: Mapping[str, object], stored: Mapping[str, object]) -> list[str]:
-    """Return the differences of two sets of weights, each described by their names."""
+    """Return the differences of stored weights from those expected, given descriptions, such as shapes, by name."""
     return [
         *(f"{name} is missing" for name in expected if name not in stored),
         *(f"{name} is unknown" for name in stored if name not in expected),

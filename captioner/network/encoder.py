@@ -345,7 +345,7 @@ class Residual(nn.Module):
 
 
 def fused_mbconv(expand: int, stride: int, inputs: int, outputs: int) -> Residual:
-    """Return a fused inverted bottleneck: a 3x3 convolution that expands, then a 1x1 that projects (not with 1)."""
+    """Return a fused inverted bottleneck: a 3x3 convolution that expands, then a 1x1 projection if `expand` > 1."""
     wide = inputs * expand
     if expand == 1:
         block = nn.Sequential(convolution(inputs, outputs, 3, stride))
