@@ -64,32 +64,22 @@ class CaptionLoss(nn.Module):
         self.register_buffer("likelihood", torch.zeros(()), persistent=False)
 
     def forward(
-        self,
-        logits: Tensor,
-        look: Attended,
-        captions: Tensor,
-        targets: Tensor,
-        share: Share = Share(),  # noqa: B008 (frozen)
-        *,
-        progress: float = 1.0,
-        persons: Tensor | None = None,
-        annotations: Tensor | None = None,
+        self, decoder: Decoder, annotations: Tensor, batch: Batch, progress: float = 1.0, sampled: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss to minimize, and its terms for the log.
+        """Return the loss of a decoder on a batch, to minimize, and its terms for the log; computed in float32.
 
         Args:
-            logits: (M, V), for the words of `captions` that are not PAD, as of `Decoder.forward`. All is computed
-                in float32.
-            look: (M, ...), attention of the same words.
-            captions: (B, K, T).
-            targets: (M,), the next word of each.
-            share: share of these captions in the step.
+            decoder: in training mode.
+            annotations: (B, L, D) of the pictures of the batch.
+            batch: on the device of the decoder.
             progress: share of the run that is done, 0..1.
-            persons: (B, L), share of each cell inside boxes of persons; zero without boxes.
-            annotations: (B, L, D), for detectors.
+            sampled: share of scheduled sampling; above 0 for recurrent decoders only.
         """
+        own = [sampled] if sampled else []  # not a parameter of every decoder
+        logits, look = decoder(annotations, batch.captions, *own)
         logits = logits.float()
         look = Attended._make(None if seen is None else seen.float() for seen in look)
+        captions, targets, persons, share = batch.captions, batch.targets, batch.persons, batch.share
         words = F.cross_entropy(logits, targets, label_smoothing=self.settings.label_smoothing)
         owners = caption_numbers(captions)
         penalty = doubly_stochastic_penalty(look.weights, owners)
@@ -116,62 +106,23 @@ class CaptionLoss(nn.Module):
             taught = torch.isin(targets, self.person_words) & (persons.sum(dim=1) > 0)[image]
             terms["persons"] = share.words * self.settings.persons * (_surprise(inside) * taught).mean()
         if self.detectors is not None:
-            assert annotations is not None
-            terms |= self._detect(
-                self.detectors, annotations, captions, image, targets, look.weights, ~taught, share
-            )
+            scores = self.detectors(F.layer_norm(annotations.float(), annotations.shape[-1:]))
+            terms |= self._detect(scores, batch, image, look.weights, ~taught)
         return torch.stack(list(terms.values())).sum(), {name: term.item() for name, term in terms.items()}
 
-    def for_batch(
-        self, decoder: Decoder, annotations: Tensor, batch: Batch, progress: float, sampled: float = 0.0
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a decoder on a batch, and its terms for the log.
-
-        Args:
-            decoder: in training mode.
-            annotations: (B, L, D) of the pictures of the batch.
-            batch: on the device of the decoder.
-            progress: share of the run that is done, 0..1.
-            sampled: share of scheduled sampling; above 0 for recurrent decoders only.
-        """
-        own = [sampled] if sampled else []  # not a parameter of every decoder
-        logits, look = decoder(annotations, batch.captions, *own)
-        loss, terms = self(
-            logits,
-            look,
-            batch.captions,
-            batch.targets,
-            batch.share,
-            progress=progress,
-            persons=batch.persons,
-            annotations=annotations,
-        )
-        return loss, terms
-
     def _detect(
-        self,
-        detectors: nn.Linear,
-        annotations: Tensor,
-        captions: Tensor,
-        image: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        teach: Tensor,
-        share: Share,
+        self, scores: Tensor, batch: Batch, image: Tensor, weights: Tensor, teach: Tensor
     ) -> dict[str, Tensor]:
         """Return the loss of word detectors, and that of attention supervised by them.
 
         Args:
-            detectors: D to N words.
-            annotations: (B, L, D).
-            captions: (B, K, T).
+            scores: logits of the N detectors in each cell (B, L, N).
+            batch: of M targets.
             image: image index of each target (M,).
-            targets: (M,).
             weights: attention of each target (M, L).
             teach: bool (M,), whether the detector supervises the attention of a target.
-            share: share in the step.
         """
-        scores = detectors(F.layer_norm(annotations.float(), annotations.shape[-1:]))  # (B, L, N)
+        captions, targets, share = batch.captions, batch.targets, batch.share
         absent = -F.softplus(scores).sum(dim=1)  # (B, N), log of 1 - P
         present = (captions.flatten(1)[:, :, None] == self.detected_words).any(dim=1)  # (B, N)
         likelihood = torch.where(present, log_of_complement(absent), absent)

@@ -68,4 +68,4 @@ class Objective:
             if self._critical:
                 return self._critical(decoder, annotations, batch, progress)
             sampled = self.settings.scheduled_sampling * progress
-            return self.caption_loss.for_batch(decoder, annotations, batch, progress, sampled)
+            return self.caption_loss(decoder, annotations, batch, progress, sampled)

@@ -74,7 +74,7 @@ class SelfCriticalLoss:
         loss = batch.share.pictures * loss
         mixed = self._settings.cross_entropy
         if mixed:
-            caption_loss, caption_terms = self._caption_loss.for_batch(decoder, annotations, batch, progress)
+            caption_loss, caption_terms = self._caption_loss(decoder, annotations, batch, progress)
             loss = (1 - mixed) * loss + mixed * caption_loss
             terms |= caption_terms
         return loss, terms

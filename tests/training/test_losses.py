@@ -5,7 +5,7 @@ import torch
 
 from captioner.network.attention import Attended
 from captioner.vocabulary import PAD
-from training.batches import Share
+from training.batches import Batch, Share
 from training.config import LossSettings
 from training.losses import CaptionLoss, caption_numbers, doubly_stochastic_penalty, mean_entropy
 
@@ -19,6 +19,12 @@ def make(seed=0, **members):
     """Logits and a look at three locations for each word of CAPTIONS."""
     torch.manual_seed(seed)
     return torch.randn(6, 8), Attended(torch.rand(6, 3).softmax(dim=-1), **members)
+
+
+def compute(loss_of, logits, look, captions=CAPTIONS, targets=TARGETS, share=Share(), **known):  # noqa: B008
+    """The loss, and its terms, of a decoder that returns these logits and this look."""
+    batch = Batch(None, captions, targets, None, share, known.get("persons"))
+    return loss_of(lambda *_: (logits, look), known.get("annotations"), batch, known.get("progress", 1.0))
 
 
 def mean(values):
@@ -43,9 +49,7 @@ def test_full_coverage_has_no_penalty():
 
 def test_the_loss_is_the_mean_over_words_plus_the_weighted_penalty():
     logits, look = make()
-    loss, parts = CaptionLoss(LossSettings(label_smoothing=0.2, doubly_stochastic=0.5))(
-        logits, look, CAPTIONS, TARGETS
-    )
+    loss, parts = compute(CaptionLoss(LossSettings(label_smoothing=0.2, doubly_stochastic=0.5)), logits, look)
     log_probs = logits.log_softmax(dim=-1)
     words = mean(
         0.8 * -log_probs[row, target] + 0.2 * -log_probs[row].mean() for row, target in enumerate(TARGETS.tolist())
@@ -60,14 +64,14 @@ def test_the_loss_is_the_mean_over_words_plus_the_weighted_penalty():
 def test_the_coverage_loss_is_the_mean_overlap():
     """See et al. 2017, equation 13."""
     overlap = torch.tensor([0.0, 0.2, 0.7, 0.0, 0.4, 0.0])
-    loss, parts = CaptionLoss(LossSettings(coverage=2.0))(*make(overlap=overlap), CAPTIONS, TARGETS)
+    loss, parts = compute(CaptionLoss(LossSettings(coverage=2.0)), *make(overlap=overlap))
     assert parts["coverage"] == pytest.approx(2 * 1.3 / 6)
     assert loss.item() == pytest.approx(sum(parts.values()))
 
 
 def test_entropy_is_rewarded_for_hard_attention():
     logits, look = make(choice=torch.zeros(6))
-    loss, parts = CaptionLoss(LossSettings(entropy=0.3))(logits, look, CAPTIONS, TARGETS)
+    loss, parts = compute(CaptionLoss(LossSettings(entropy=0.3)), logits, look)
     entropy = mean(sum(-float(alpha * alpha.log()) for alpha in row) for row in look.weights)
     assert parts["entropy"] == pytest.approx(-0.3 * entropy)
     assert loss.item() == pytest.approx(sum(parts.values()))
@@ -78,10 +82,10 @@ def test_sharpness_is_the_mean_entropy_and_rises_linearly():
     entropy = mean(sum(-float(alpha * alpha.log()) for alpha in row) for row in look.weights)
     loss_of = CaptionLoss(LossSettings(sharpness=0.3, sharpness_rise=0.4))
     for progress, share in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)):
-        _, parts = loss_of(logits, look, CAPTIONS, TARGETS, progress=progress)
+        _, parts = compute(loss_of, logits, look, progress=progress)
         assert parts["sharpness"] == pytest.approx(0.3 * share * entropy)
     at_once = CaptionLoss(LossSettings(sharpness=0.3, sharpness_rise=0.0))
-    assert at_once(logits, look, CAPTIONS, TARGETS, progress=0.0)[1]["sharpness"] == pytest.approx(0.3 * entropy)
+    assert compute(at_once, logits, look, progress=0.0)[1]["sharpness"] == pytest.approx(0.3 * entropy)
 
 
 def test_sharpness_has_a_gradient_where_weights_are_zero():
@@ -97,9 +101,8 @@ def test_attention_outside_boxes_is_penalized_for_words_that_name_a_person():
     logits, look = make()
     persons = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
     targets = torch.tensor([4, 5, 2, 6, 2, 4])
-    loss, parts = CaptionLoss(LossSettings(persons=0.7), persons=[4, 6])(
-        logits, look, CAPTIONS, targets, persons=persons
-    )
+    supervised = CaptionLoss(LossSettings(persons=0.7), persons=[4, 6])
+    loss, parts = compute(supervised, logits, look, targets=targets, persons=persons)
     inside = [float(look.weights[row, 0] + 0.5 * look.weights[row, 1]) for row in (0, 3)]
     assert parts["persons"] == pytest.approx(-0.7 * sum(math.log(0.99 * mass + 0.01) for mass in inside) / 6)
     assert loss.item() == pytest.approx(sum(parts.values()))
@@ -111,7 +114,7 @@ def test_detectors_learn_by_noisy_or_which_words_captions_have():
     loss_of = CaptionLoss(LossSettings(detectors=0.4), words=[4, 5, 6], annotation_size=5)
     torch.nn.init.normal_(loss_of.detectors.weight)
     annotations = torch.randn(2, 3, 5)
-    _, parts = loss_of(logits, look, CAPTIONS, TARGETS, annotations=annotations)
+    _, parts = compute(loss_of, logits, look, annotations=annotations)
     cells = loss_of.detectors(torch.nn.functional.layer_norm(annotations, (5,))).sigmoid().tolist()
     expected = 0.0
     for image, there in enumerate(({4, 5, 6}, set())):
@@ -127,7 +130,7 @@ def test_detectors_supervise_attention_without_gradient():
     torch.nn.init.normal_(loss_of.detectors.weight)
     annotations = torch.randn(2, 3, 5)
     look.weights.requires_grad_()
-    loss, parts = loss_of(logits, look, CAPTIONS, TARGETS, annotations=annotations)
+    loss, parts = compute(loss_of, logits, look, annotations=annotations)
     cells = loss_of.detectors(torch.nn.functional.layer_norm(annotations, (5,))).sigmoid().detach()
     expected = 0.0
     for row, index in ((1, 0), (3, 1)):  # targets 5 and 6, both of the first picture
@@ -149,7 +152,7 @@ def test_choices_are_rewarded_by_the_likelihood_above_the_baseline():
         logits, look = make(batch, choice=-torch.rand(6))
         logits.requires_grad_()
         look.choice.requires_grad_()
-        loss, parts = loss_of(logits, look, CAPTIONS, TARGETS)
+        loss, parts = compute(loss_of, logits, look)
         likelihood = logits.detach().log_softmax(dim=1)[range(6), TARGETS].tolist()
         rewards = [mean(likelihood[row] for row in range(6) if OWNERS[row] == number) for number in range(3)]
         baseline = mean(rewards) if baseline is None else baseline
@@ -183,14 +186,15 @@ def test_the_losses_and_gradients_of_a_steps_parts_add_up_to_those_of_the_whole(
     inputs = [logits, look.weights, look.choice, look.overlap]
     for tensor in inputs:
         tensor.requires_grad_()
-    loss, terms = whole(logits, look, CAPTIONS, TARGETS, persons=persons, annotations=annotations)
+    loss, terms = compute(whole, logits, look, persons=persons, annotations=annotations)
     expected = torch.autograd.grad(loss, inputs)
     whole.end_step()
     total = 0.0
     shares = (Share(5 / 6, 2 / 3, 1 / 2), Share(1 / 6, 1 / 3, 1 / 2))
     for image, (row, captions, share) in enumerate(zip(rows, CAPTIONS.split(1), shares, strict=True)):
         seen = Attended._make(None if entry is None else entry[row] for entry in look)
-        part, its_terms = split(
+        part, its_terms = compute(
+            split,
             logits[row],
             seen,
             captions,
@@ -220,7 +224,8 @@ def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
         loss_of = CaptionLoss(LossSettings(0.0, doubly_stochastic=0.0, reinforce=1.0)).double()
         loss_of.baseline.fill_(-3.0)
         loss_of.begun.fill_(True)
-        loss, _ = loss_of(logits, Attended(weights[None], choice=weights[location].log()[None]), captions, targets)
+        look = Attended(weights[None], choice=weights[location].log()[None])
+        loss, _ = compute(loss_of, logits, look, captions, targets)
         expected_loss = expected_loss + weights[location].detach() * loss
     (found,) = torch.autograd.grad(expected_loss, scores, retain_graph=True)
     likelihoods = logits_after.log_softmax(dim=-1)[:, 0, 4]
@@ -230,7 +235,7 @@ def test_choices_follow_on_average_the_gradient_of_the_expected_likelihood():
 
 def test_the_moving_average_is_saved_with_a_run():
     loss_of = CaptionLoss(LossSettings())
-    loss_of(*make(choice=torch.zeros(6)), CAPTIONS, TARGETS)
+    compute(loss_of, *make(choice=torch.zeros(6)))
     loss_of.end_step()
     again = CaptionLoss(LossSettings())
     again.load_state_dict(loss_of.state_dict())

@@ -174,7 +174,7 @@ def test_the_loss_uses_the_baseline_and_mixes_in_reference_captions(kind, baseli
     else:
         expected = torch.stack([drawn[:, [1, 2]], drawn[:, [0, 2]], drawn[:, [0, 1]]], dim=1).mean(dim=2)
     critical = policy_loss(decoder, annotations, written[:, :3], drawn - expected)
-    of_people, _ = CaptionLoss(LossSettings())(*decoder(annotations, batch.captions), batch.captions, batch.targets)
+    of_people, _ = CaptionLoss(LossSettings())(decoder, annotations, batch)
     torch.testing.assert_close(loss, 0.7 * critical + 0.3 * of_people)
     assert parts["reward"] == pytest.approx(drawn.mean().item(), abs=1e-6)
     assert parts["baseline"] == pytest.approx(expected.mean().item(), abs=1e-6)
