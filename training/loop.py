@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -45,57 +45,45 @@ from training.state import damaged, random_state, read_state, set_random_state, 
 LOG_EVERY = 50
 """Number of steps between lines of the log."""
 
+_COUNTERS = ("step", "evaluated", "best", "stale", "terms")
+"""Attributes of a run that its state contains as they are."""
+
 EXPLODED = 10
 """Factor by which the loss may exceed that of an untrained network."""
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    """A hash of the records of a data set, and the numbers of their pictures and captions."""
-
-    hash: str
-    counts: dict[str, int]
-
-
+@dataclass(eq=False, repr=False)
 class Run:
     """A prepared run, which `train` trains to its end; `training.start` makes its parts."""
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        folder: Path,
-        processes: Processes,
-        *,
-        log: RunLog,
-        data: Mapping[str, DataSummary],
-        vocabulary: Vocabulary,
-        network: CaptioningNetwork,
-        averaged: CaptioningNetwork,
-        examples: Examples,
-        development: Mapping[str, DevelopmentSet],
-        objective: Objective,
-        optimizer: torch.optim.Optimizer,
-    ):
-        self.settings = settings
-        self.folder = folder
-        self.processes = processes
-        self.device = processes.device
-        self.log = log
-        self.data = data
-        self.vocabulary = vocabulary
-        self.network = network
-        self.averaged = averaged
-        self.examples = examples
-        self.development = development
-        self.objective = objective
-        self.optimizer = optimizer
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
-        self.steps_per_epoch = math.ceil(len(examples) / settings.optimizer.batch_size)
-        self.step = 0  # steps done
-        self.evaluated = 0  # epochs done and evaluated
-        self.best = -math.inf  # development score
-        self.stale = 0  # epochs since the best score
-        self.terms: list[dict[str, float]] = []  # of the steps since the last line of the log
+    settings: TrainingSettings
+    folder: Path
+    processes: Processes
+    log: RunLog
+    data: Mapping[str, Mapping[str, str | int]]
+    """Of each data set: the `hash` of its records, and the numbers of pictures and captions."""
+    vocabulary: Vocabulary
+    network: CaptioningNetwork
+    averaged: CaptioningNetwork
+    examples: Examples
+    development: Mapping[str, DevelopmentSet]
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Steps done."""
+    evaluated: int = 0
+    """Epochs done and evaluated."""
+    best: float = -math.inf
+    """Development score."""
+    stale: int = 0
+    """Epochs since the best score."""
+    terms: list[dict[str, float]] = field(default_factory=list)
+    """Of the steps since the last line of the log."""
+
+    def __post_init__(self) -> None:
+        self.device = self.processes.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "float16")
+        self.steps_per_epoch = math.ceil(len(self.examples) / self.settings.optimizer.batch_size)
 
     @property
     def finished(self) -> bool:
@@ -204,7 +192,7 @@ class Run:
         if not abs(terms["loss"]) < EXPLODED * math.log(len(self.vocabulary)):
             raise self._exploded(f"the loss became {terms['loss']:.4g}")
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._alltrainable(), options.clip_norm).item()
+        norm = nn.utils.clip_grad_norm_(self._all_trainable(), options.clip_norm).item()
         # The scaler skips steps whose gradients overflow float16.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise self._exploded(f"the gradient became {norm}")
@@ -223,7 +211,7 @@ class Run:
 
     def _add_up(self, terms: dict[str, float]) -> dict[str, float]:
         """Sum gradients and the moving baseline over all processes, and return the sums of the terms."""
-        weights = self._alltrainable()
+        weights = self._all_trainable()
         for weight in weights:
             if weight.grad is None and self.processes.count > 1:
                 weight.grad = torch.zeros_like(weight)
@@ -232,7 +220,7 @@ class Run:
         self.processes.add_up([*gradients, values, self.objective.caption_loss.likelihood])
         return dict(zip(terms, values.tolist(), strict=True))
 
-    def _alltrainable(self) -> list[Tensor]:
+    def _all_trainable(self) -> list[Tensor]:
         """Return the trainable weights of the network and of the loss."""
         return [*trainable(self.network), *trainable(self.objective.caption_loss)]
 
@@ -291,12 +279,11 @@ class Run:
             return None
 
     def _header(self, scores: dict[str, dict[str, float]]) -> Header:
-        data = {name: {"hash": summary.hash, **summary.counts} for name, summary in self.data.items()}
         training = config.to_dict(self.settings)
         card = {
             **training.pop("card"),
             "training": training,
-            "data": data,
+            "data": self.data,
             "development_scores": scores,
             "steps": self.step,
             "software": {"captioner": __version__, "torch": torch.__version__},
@@ -319,19 +306,11 @@ class Run:
         if self.processes.rank:
             return
         state = {
-            "step": self.step,
-            "evaluated": self.evaluated,
-            "best": self.best,
-            "stale": self.stale,
-            "terms": self.terms,
-            "network": self._changing_part(self.network).state_dict(),
-            "averaged": self._changing_part(self.averaged).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "loss": self.objective.caption_loss.state_dict(),
+            **{name: getattr(self, name) for name in _COUNTERS},
+            **{name: part.state_dict() for name, part in self._changing_parts().items()},
             "random": random,
             "log": self.log.sync(),
-            "data": {name: summary.hash for name, summary in self.data.items()},
+            "data": {name: summary["hash"] for name, summary in self.data.items()},
         }
         write_state(self.folder / "state.pt", state)
 
@@ -358,26 +337,30 @@ class Run:
                 f"{self.processes.count}; see --nproc-per-node of torchrun"
             )
         for name, summary in self.data.items():
-            if state["data"][name] != summary.hash:
+            if state["data"][name] != summary["hash"]:
                 raise DataError(
                     f"{self.folder}: the data set {name!r} has changed since the start of this run; start a new run"
                 )
-        for name in ("step", "evaluated", "best", "stale", "terms"):
+        for name in _COUNTERS:
             if type(state[name]) is not type(getattr(self, name)):
                 raise TypeError(f"{name} is {state[name]!r:.40}")
             setattr(self, name, state[name])
-        self._changing_part(self.network).load_state_dict(state["network"])
-        self._changing_part(self.averaged).load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.objective.caption_loss.load_state_dict(state["loss"])
+        for name, part in self._changing_parts().items():
+            part.load_state_dict(state[name])
         set_random_state(state["random"][self.processes.rank], self.device)
         if self.processes.rank == 0:
             self.log.cut(state["log"])
 
-    def _changing_part(self, network: CaptioningNetwork) -> nn.Module:
-        """Return the trainable part of a network: all of it, or the decoder if the encoder is frozen."""
-        return network if self.settings.encoder.learns else network.decoder
+    def _changing_parts(self) -> dict[str, Any]:
+        """Return what training changes, each with a `state_dict`; a frozen encoder is not part of it."""
+        learns = self.settings.encoder.learns
+        return {
+            "network": self.network if learns else self.network.decoder,
+            "averaged": self.averaged if learns else self.averaged.decoder,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+            "loss": self.objective.caption_loss,
+        }
 
     def _log(self, **values: Any) -> None:
         if self.processes.rank == 0:

@@ -19,7 +19,7 @@ from training.config import TrainingSettings
 from training.development import DevelopmentSet
 from training.distributed import Processes
 from training.log import RunLog
-from training.loop import DataSummary, Run, trainable
+from training.loop import Run, trainable
 from training.objective import Objective
 from training.setup import (
     build_vocabulary,
@@ -74,7 +74,7 @@ def build_run(settings: TrainingSettings, folder: Path, processes: Processes | N
         processes,
         log=log,
         data={
-            name: DataSummary(hash_records(records), count_records(records, missing[name]))
+            name: {"hash": hash_records(records), **count_records(records, missing[name])}
             for name, records in data.items()
         },
         vocabulary=vocabulary,
