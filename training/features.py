@@ -15,11 +15,10 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,12 +44,34 @@ SHARD_BYTES = 2**31
 """Maximum size of a file of grids."""
 
 
-class GridCache:
-    """Grids of pictures on disk, memory-mapped only while they are read.
+class Pictures:
+    """The input of training for each picture, in the order of the records."""
 
-    Attributes:
-        mirrored: whether it contains mirrored pictures, too.
-    """
+    mirrored: bool
+    """Whether training mirrors them."""
+
+    def show(
+        self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Rectangle]:
+        """Return the input for a picture, float32, and the part of the picture that it covers.
+
+        Args:
+            picture: its index.
+            mirrored: mirror it horizontally.
+            variant: random seed of the augmentation, together with the image id; None: do not augment.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        raise NotImplementedError
+
+    def read(self, picture: int, mirrored: bool = False) -> Tensor:
+        """Return the input for a picture without augmentation."""
+        return self.show(picture, mirrored)[0]
+
+
+class GridCache(Pictures):
+    """Grids of pictures on disk, memory-mapped only while they are read."""
 
     def __init__(self, files: Sequence["GridFile"], shape: tuple[int, int, int]):
         """Open complete files of grids with records of `shape` (views, L, D)."""
@@ -62,16 +83,12 @@ class GridCache:
     def show(
         self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
     ) -> tuple[Tensor, Rectangle]:
-        """Return the annotations of a picture, float32 (L, D), and the part of it that they cover."""
+        """Return the annotations (L, D)."""
         number = bisect.bisect_right(self._starts, picture) - 1
         views, *shape = self._shape
         offset = ((picture - self._starts[number]) * views + mirrored) * math.prod(shape) * 2
         grid = np.memmap(self._files[number], np.float16, "r", offset, tuple(shape))
         return torch.from_numpy(grid.astype(np.float32)), WHOLE
-
-    def read(self, picture: int, mirrored: bool = False) -> Tensor:
-        """Return the annotations of a picture, float32 (L, D)."""
-        return self.show(picture, mirrored)[0]
 
 
 class GridFile(NamedTuple):
@@ -82,12 +99,8 @@ class GridFile(NamedTuple):
     """Its pictures."""
 
 
-class PictureFiles:
-    """Pictures that are read from their files at every access.
-
-    Attributes:
-        mirrored: whether training mirrors them.
-    """
+class PictureFiles(Pictures):
+    """Pictures that are read from their files at every access."""
 
     def __init__(
         self, records: Sequence[Record], settings: ImageSettings, *, mirrored: bool, augmented: bool = False
@@ -100,16 +113,7 @@ class PictureFiles:
     def show(
         self, picture: int, mirrored: bool = False, variant: tuple[int, ...] | None = None
     ) -> tuple[Tensor, Rectangle]:
-        """Return the pixels of a picture, float32 (3, size, size), and the part of it before `prepare`.
-
-        Args:
-            picture: its index.
-            mirrored: mirror it horizontally.
-            variant: random seed of the augmentation, together with the image id; None: do not augment.
-
-        Raises:
-            ImageError: if it cannot be read.
-        """
+        """Return the pixels (3, size, size), and the part of the picture before `prepare`."""
         record = self._records[picture]
         shown = images.open(record.image, at_least=2 * self._settings.size)
         part = WHOLE
@@ -117,14 +121,6 @@ class PictureFiles:
             shown, part = augment(shown, np.random.default_rng(zlib.crc32(f"{variant} {record.image_id}".encode())))
         pixels = images.prepare(shown, self._settings)[0]
         return torch.from_numpy(pixels[:, :, ::-1].copy() if mirrored else pixels), part
-
-    def read(self, picture: int, mirrored: bool = False) -> Tensor:
-        """Return the pixels of a picture without augmentation, float32 (3, size, size)."""
-        return self.show(picture, mirrored)[0]
-
-
-Pictures: TypeAlias = GridCache | PictureFiles
-"""The input of training for each picture, in the order of the records."""
 
 
 def cache_grids(
@@ -165,7 +161,9 @@ def cache_grids(
     headers: dict[Path, str] = {}
     caches: dict[Path, list[GridFile]] = {}
     try:
-        for part in _group_by_file(records):
+        # Pictures with their own files are together.
+        for _, group in itertools.groupby(records, lambda record: getattr(record.image, "file", None)):
+            part = list(group)
             pictures = [[record.image_id, *_identify(record.image)] for record in part]
             header = json.dumps({**description, "pictures": pictures}, sort_keys=True)
             cache = folder / f"{name}-{hashlib.sha256(header.encode()).hexdigest()[:12]}"
@@ -195,12 +193,6 @@ def cache_grids(
         raise OutputError(f"{folder}: cannot write the grids ({error.strerror or error})") from error
     rows, columns = encoder.grid(settings.size)
     return GridCache(files, (views, rows * columns, encoder.size))
-
-
-def _group_by_file(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Yield the records of each file of several pictures; those of pictures with their own files are together."""
-    for _, group in itertools.groupby(records, lambda record: getattr(record.image, "file", None)):
-        yield list(group)
 
 
 def _identify(image: Path | PackedImage) -> list[int | str]:
@@ -236,7 +228,8 @@ def _complete(
         device = next(encoder.parameters()).device
 
         def read(batch: Sequence[Record]) -> Tensor:
-            pixels = list(readers.map(partial(_read, settings=settings), batch))
+            frames = readers.map(lambda record: images.open_frame(record.image, settings)[0], batch)
+            pixels = [torch.from_numpy(frame) for frame in frames]
             return torch.stack(pixels + pixels[-1:] * (batch_size - len(pixels)))
 
         batches = [records[at : at + batch_size] for at in range(done, len(records), batch_size)]
@@ -253,10 +246,6 @@ def _complete(
             bar.update(len(batch))
         grids.flush()
         os.fsync(grids.fileno())
-
-
-def _read(record: Record, settings: ImageSettings) -> Tensor:
-    return torch.from_numpy(images.open_frame(record.image, settings)[0])
 
 
 def _hash_weights(encoder: Encoder) -> str:

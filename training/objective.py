@@ -12,7 +12,6 @@ from training.development import annotate
 from training.losses import CaptionLoss
 from training.regions import find_persons, frequent_words
 from training.self_critical import SelfCriticalLoss
-from training.setup import precision
 
 LEAST_PICTURES = 100
 """Minimum number of training pictures of a word with a detector."""
@@ -63,7 +62,8 @@ class Objective:
             progress: share of the run that is done, 0..1, for scheduled sampling.
         """
         decoder = network.decoder
-        with precision(self.settings, self.device):
+        precision = self.settings.precision
+        with torch.autocast(self.device.type, getattr(torch, precision), enabled=precision != "float32"):
             annotations = annotate(network.encoder, batch.pictures).float()
             if self._critical:
                 return self._critical(decoder, annotations, batch, progress)

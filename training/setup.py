@@ -1,9 +1,9 @@
 """Set up a run: read its data, build its vocabulary, load initial weights, open its pictures."""
 
-import contextlib
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,10 +133,6 @@ def build_vocabulary(settings: TrainingSettings, data: dict[str, list[Record]]) 
     return vocabulary
 
 
-WORD_WEIGHTS = {"embedding.weight", "output_weight", "output_bias"}
-"""Weights of a decoder with one row per word."""
-
-
 def find_weights(name: str) -> Path:
     """Return the file of weights of a setting: a shipped checkpoint, the folder of a run, or a file."""
     return find_checkpoint(name if name in SHIPPED else expand_path(name))
@@ -182,7 +178,7 @@ def load_decoder(decoder: Decoder, vocabulary: Vocabulary, settings: TrainingSet
         )
     rows, known_rows = torch.tensor(pairs).T
     own = decoder.state_dict()
-    for name in WORD_WEIGHTS & weights.keys():
+    for name in {"embedding.weight", "output_weight", "output_bias"} & weights.keys():  # with a row per word
         new = torch.full_like(own[name], weights[name].min()) if name == "output_bias" else own[name].clone()
         new[rows] = weights[name][known_rows].to(new.device)
         weights[name] = new
@@ -224,13 +220,6 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
     return network, header
 
 
-def precision(settings: TrainingSettings, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the autocast context of the precision of the settings."""
-    if settings.precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, getattr(torch, settings.precision))
-
-
 def open_pictures(
     settings: TrainingSettings, encoder: Encoder, data: dict[str, list[Record]]
 ) -> dict[str, Pictures]:
@@ -252,10 +241,10 @@ def open_pictures(
 
 def count_records(records: Sequence[Record], missing: Sequence[Record] = ()) -> dict[str, int]:
     """Return the numbers of pictures and captions of each split and, if there are any, of missing pictures."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for record in records:
-        for key, count in ((f"{record.split}_pictures", 1), (f"{record.split}_captions", len(record.captions))):
-            counts[key] = counts.get(key, 0) + count
+        counts[f"{record.split}_pictures"] += 1
+        counts[f"{record.split}_captions"] += len(record.captions)
     return {**counts, "missing_pictures": len(missing)} if missing else counts
 
 
