@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from captioner.ahead import one_ahead
 from captioner.caption import Caption
-from captioner.captioning import Captioner
+from captioner.captioning import Captioner, Prepared
 from captioner.confidence import (
     Calibration,
     CaptionWeights,
@@ -97,52 +97,37 @@ def calibrate(
             f"a calibration needs at least {FEWEST_PICTURES} development and as many training pictures, got "
             f"{count:,} and {len(training):,}"
         )
+    plain = Captioner(model.engine, model.header, model.path)
     examples = [
         Example(name, record.captions, caption, annotation)
         for name, records in development.items()
-        for record, caption, annotation in _caption(model, records, f"captioning {name}")
+        for batch, prepared, annotations in _encode(model, records, f"captioning {name}")
+        for record, caption, annotation in zip(batch, plain.caption_prepared(prepared), annotations, strict=True)
     ]
     chosen = np.random.default_rng(0).permutation(len(training))[:pictures]
     seen = [training[index] for index in np.sort(chosen)]
-    knowledge = learn(_annotate(model, seen), seen, training, model.vocabulary)
-    everything = np.ones(len(examples), bool)
+    annotations = np.concatenate([batch[2] for batch in _encode(model, seen, "training pictures")])
+    knowledge = learn(annotations, seen, training, model.vocabulary)
     measured = {
         "data": {name: len(records) for name, records in development.items()},
         "training pictures": len(seen),
         "halves": measure_halves(knowledge, examples),
     }
-    return fit(knowledge, examples, everything), knowledge.tables, measured
+    return fit(knowledge, examples), knowledge.tables, measured
 
 
-def _caption(
+def _encode(
     model: Captioner, records: Sequence[Record], title: str
-) -> Iterator[tuple[Record, Caption, np.ndarray]]:
-    """Yield each record with the caption of its picture and the mean annotation."""
-    plain = Captioner(model.engine, model.header, model.path)
-    for batch, prepared in _prepare(model, records, title):
-        annotations = model.engine.start(np.stack([image.pixels for image in prepared])).annotations()
-        yield from zip(batch, plain.caption_prepared(prepared), annotations, strict=True)
-
-
-def _annotate(model: Captioner, records: Sequence[Record]) -> np.ndarray:
-    """Return the mean annotations (N, D) of pictures."""
-    return np.concatenate(
-        [
-            model.engine.start(np.stack([image.pixels for image in prepared])).annotations()
-            for _, prepared in _prepare(model, records, "training pictures")
-        ]
-    )
-
-
-def _prepare(model: Captioner, records: Sequence[Record], title: str) -> Iterator[tuple[list[Record], list[Any]]]:
+) -> Iterator[tuple[list[Record], list[Prepared], np.ndarray]]:
+    """Yield batches of records with their prepared pictures and the mean annotations (B, D)."""
     batches = [list(records[at : at + BATCH]) for at in range(0, len(records), BATCH)]
 
-    def read(batch: list[Record]) -> list[Any]:
+    def read(batch: list[Record]) -> list[Prepared]:
         return [model.prepare(record.image) for record in batch]
 
     bar = tqdm(total=len(records), desc=title, unit="picture", disable=None)
     for batch, prepared in zip(batches, one_ahead(read, batches), strict=True):
-        yield batch, prepared
+        yield batch, prepared, model.engine.start(np.stack([image.pixels for image in prepared])).annotations()
         bar.update(len(batch))
     bar.close()
 
@@ -216,27 +201,25 @@ def learn(
     return Knowledge(rated, len(things), tables)
 
 
-def fit(knowledge: Knowledge, examples: Sequence[Example], chosen: np.ndarray) -> Calibration:
+def fit(knowledge: Knowledge, examples: Sequence[Example]) -> Calibration:
     """Fit a calibration to captions of development pictures. All data sets have the same weight.
 
     Args:
         knowledge: statistics of training pictures.
         examples: captioned development pictures.
-        chosen: bool (n,), the examples to use.
     """
-    picked = [example for example, is_chosen in zip(examples, chosen, strict=True) if is_chosen]
     blank = WordWeights(0, 0, 0, 0, 0)
     draft = Calibration(
         knowledge.words, knowledge.things, blank, blank, CaptionWeights(0, 1, 0), distance=Distance(0, 1)
     )
     reader = Confidence(draft, knowledge.tables)
-    seen = reader.see(np.stack([example.annotation for example in picked]))
-    sizes = Counter(example.dataset for example in picked)
+    seen = reader.see(np.stack([example.annotation for example in examples]))
+    sizes = Counter(example.dataset for example in examples)
     of_words: dict[bool, list[tuple[np.ndarray, bool, float]]] = {True: [], False: []}
     of_captions: list[tuple[np.ndarray, bool, float]] = []
-    for example, projection in zip(picked, seen.projections, strict=True):
+    for example, projection in zip(examples, seen.projections, strict=True):
         caption, confirmed = example.caption, forms_of(example.captions)
-        weight = len(picked) / len(sizes) / sizes[example.dataset]
+        weight = len(examples) / len(sizes) / sizes[example.dataset]
         columns, features = reader.features(caption.words, caption.log_probs, projection)
         named = [word for word, column in zip(caption.words, columns, strict=True) if column >= 0]
         is_thing = columns[columns >= 0] < knowledge.things
@@ -300,7 +283,8 @@ def measure_halves(knowledge: Knowledge, examples: Sequence[Example], rounds: in
     half = np.random.default_rng(0).permutation(len(examples)) % 2
     rated: dict[int, Caption] = {}
     for fitted in (0, 1):
-        confidence = Confidence(fit(knowledge, examples, half == fitted), knowledge.tables)
+        fitting = [examples[index] for index in np.flatnonzero(half == fitted).tolist()]
+        confidence = Confidence(fit(knowledge, fitting), knowledge.tables)
         for index in np.flatnonzero(half != fitted).tolist():
             seen = confidence.see(examples[index].annotation[None])
             rated[index] = confidence.rate(examples[index].caption, seen, 0)

@@ -39,12 +39,12 @@ class Archive:
     url: str
     members: str
     """Prefix of the names of the members to unpack."""
-    folder: str = "."
-    """Target folder, relative to that of the data set."""
     size: int | None = None
     """Size in bytes; None: unknown."""
     md5: str | None = None
     """Checksum that several other projects use, as publishers give none; None: unknown."""
+    folder: str = "."
+    """Target folder, relative to that of the data set."""
 
     @property
     def name(self) -> str:
@@ -66,6 +66,7 @@ class PublishedDataset:
 
 
 _COCO = "http://images.cocodataset.org"  # no https, as it has no certificate; the checksums protect
+_KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent"
 _FLICKR8K = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"  # the authors' server is offline
 _COCO_TERMS = "annotations: CC BY 4.0; the photographs belong to those who took them (cocodataset.org/#termsofuse)"
 
@@ -73,7 +74,10 @@ SOURCES = {
     "flickr8k": PublishedDataset(
         (
             Archive(
-                f"{_FLICKR8K}/Flickr8k_text.zip", "Flickr", "Flickr8k_text", md5="bf6c1abcb8e4a833b7f922104de18627"
+                f"{_FLICKR8K}/Flickr8k_text.zip",
+                "Flickr",
+                md5="bf6c1abcb8e4a833b7f922104de18627",
+                folder="Flickr8k_text",
             ),
             Archive(
                 f"{_FLICKR8K}/Flickr8k_Dataset.zip", "Flicker8k_Dataset/", md5="f18a1e2920de5bd84dae7cf08ec78978"
@@ -85,28 +89,16 @@ SOURCES = {
     ),
     "coco2014": PublishedDataset(
         (
-            Archive(
-                "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-                "dataset_coco.json",
-                size=36_745_453,
-            ),
+            Archive(f"{_KARPATHY}/caption_datasets.zip", "dataset_coco.json", 36_745_453),
             Archive(
                 f"{_COCO}/annotations/annotations_trainval2014.zip",
                 "annotations/captions_",
-                size=252_872_794,
-                md5="0a379cfc70b0e71301e0f377548639bd",
+                252_872_794,
+                "0a379cfc70b0e71301e0f377548639bd",
             ),
+            Archive(f"{_COCO}/zips/val2014.zip", "val2014/", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
             Archive(
-                f"{_COCO}/zips/val2014.zip",
-                "val2014/",
-                size=6_645_013_297,
-                md5="a3d79f5ed8d289b7a7554ce06a5782b3",
-            ),
-            Archive(
-                f"{_COCO}/zips/train2014.zip",
-                "train2014/",
-                size=13_510_573_713,
-                md5="0da8c0bd3d6becc4dcb32757491aca88",
+                f"{_COCO}/zips/train2014.zip", "train2014/", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88"
             ),
         ),
         layout="karpathy",
@@ -118,20 +110,12 @@ SOURCES = {
             Archive(
                 f"{_COCO}/annotations/annotations_trainval2017.zip",
                 "annotations/captions_",
-                size=252_907_541,
-                md5="f4bbac642086de4f52a3fdda2de5fa2c",
+                252_907_541,
+                "f4bbac642086de4f52a3fdda2de5fa2c",
             ),
+            Archive(f"{_COCO}/zips/val2017.zip", "val2017/", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
             Archive(
-                f"{_COCO}/zips/val2017.zip",
-                "val2017/",
-                size=815_585_330,
-                md5="442b8da7639aecaf257c1dceb8ba8c80",
-            ),
-            Archive(
-                f"{_COCO}/zips/train2017.zip",
-                "train2017/",
-                size=19_336_861_798,
-                md5="cced6f7f71b7629ddf16f17bbcfab6b2",
+                f"{_COCO}/zips/train2017.zip", "train2017/", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"
             ),
         ),
         layout="coco",
@@ -158,7 +142,7 @@ def download(name: str, directory: Path, base: str | None = None) -> str:
     source = SOURCES[name]
     for archive in source.archives:
         if base is not None:
-            archive = Archive(f"{base.rstrip('/')}/{archive.name}", archive.members, archive.folder)
+            archive = Archive(f"{base.rstrip('/')}/{archive.name}", archive.members, folder=archive.folder)
         file, done = directory / archive.name, directory / f"{archive.name}.done"
         if done.exists():
             continue

@@ -113,7 +113,7 @@ def test_confidence_is_calibrated_on_other_pictures_and_better_than_log_probabil
 
 def test_distant_pictures_have_less_confidence(knowledge):
     examples = make_examples(300, 3)
-    confidence = Confidence(fit(knowledge, examples, np.ones(300, bool)), knowledge.tables)
+    confidence = Confidence(fit(knowledge, examples), knowledge.tables)
     example = next(item for item in examples if "dog" in item.caption.words)
     beyond = np.linalg.svd(knowledge.tables.axes, full_matrices=True)[0][:, -1]  # beside all axes
     seen = confidence.see(np.stack([example.annotation, example.annotation + 40 * beyond]).astype(np.float32))
