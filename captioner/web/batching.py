@@ -67,7 +67,7 @@ class Batcher:
     def check_room(self) -> None:
         """Raise `BusyError` if no further picture is accepted now."""
         if self.waiting >= self._most_waiting:
-            raise BusyError("too many pictures are waiting. Try again later.")
+            raise BusyError("too many pictures are waiting")
 
     async def caption(
         self, read: Callable[[], Prepared], settings: SearchSettings, gone: "asyncio.Future[None]"

@@ -37,6 +37,9 @@ STATIC = Path(__file__).parent / "static"
 MOST_CANDIDATES = 5
 MOST_ALTERNATIVES = 10
 
+UPLOADS_HELD = 16
+"""Maximum number of bytes of all uploads together, in pictures of the maximum size."""
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -75,11 +78,6 @@ class WebSettings:
     """Time that the first picture of a batch waits for others, in seconds."""
     hosts: tuple[str, ...] = ()
     """Accepted host names in lower case. Empty: any."""
-
-    @property
-    def max_held(self) -> int:
-        """Maximum number of bytes of all uploads together."""
-        return 16 * self.max_bytes
 
 
 class _Described(BaseModel):
@@ -186,7 +184,9 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
         captioner: one thread of the application uses its network.
         settings: limits and search settings.
     """
-    uploads = Uploads(longest=settings.max_bytes, most=settings.max_held, seconds=settings.upload_seconds)
+    uploads = Uploads(
+        longest=settings.max_bytes, most=UPLOADS_HELD * settings.max_bytes, seconds=settings.upload_seconds
+    )
     batcher = Batcher(
         captioner, batch_size=settings.batch_size, wait=settings.batch_wait, most_waiting=settings.queue
     )
@@ -218,18 +218,15 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     app.mount("/static", StaticFiles(directory=STATIC))
     bare = [Depends(_refuse_parameters)]
 
-    @app.head("/", include_in_schema=False)
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    @app.head("/example.jpg", include_in_schema=False)
-    @app.get("/example.jpg", include_in_schema=False)
+    @app.api_route("/example.jpg", methods=["GET", "HEAD"], include_in_schema=False)
     async def example() -> FileResponse:
         return FileResponse(EXAMPLE)
 
-    @app.head("/docs", include_in_schema=False)
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def reference() -> HTMLResponse:
         return HTMLResponse(reference_page(app.openapi()))
 
@@ -346,7 +343,7 @@ class Guard:
             await send(message)
 
         try:
-            host = _host(Headers(scope=scope))
+            host = re.sub(r":\d*$", "", Headers(scope=scope).get("host", "")).lower()  # without the port
             if self._hosts and host not in self._hosts:
                 detail = (
                     f"host name {host!r} is not allowed. To allow it, start the server with --allow-host {host}."
@@ -362,8 +359,3 @@ class Guard:
                 raise
             detail = "internal error; see the log of the server. Try again, or try another picture."
             await JSONResponse({"detail": detail}, 500)(scope, receive, send_with_headers)
-
-
-def _host(headers: Headers) -> str:
-    """Return the host name of a request in lower case, without the port."""
-    return re.sub(r":\d*$", "", headers.get("host", "")).lower()

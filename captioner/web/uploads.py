@@ -1,12 +1,11 @@
 """Uploads of pictures: bounded in bytes and time, and never on disk."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.message import Message
 from email.parser import BytesHeaderParser
 from itertools import pairwise
-from typing import ClassVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -31,51 +30,36 @@ DRAINING = 2.0
 
 
 class RefusedError(CaptionerError):
-    """A refused upload.
+    """A refused upload."""
 
-    Attributes:
-        status: HTTP status of the response.
-        headers: headers of the response.
-        is_receiving: whether the rest of the upload may still be coming.
-    """
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+        *,
+        is_receiving: bool = False,
+    ) -> None:
+        """Set the response.
 
-    status = 400
-    is_receiving = False
-    headers: ClassVar[dict[str, str]] = {}
+        Args:
+            message: the problem and the remedy.
+            status: HTTP status of the response.
+            headers: headers of the response.
+            is_receiving: whether the rest of the upload may still be coming.
+        """
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.is_receiving = is_receiving
 
 
 class BusyError(RefusedError):
-    """Too many pictures are waiting."""
+    """The server has no room for an upload now."""
 
-    status = 503
-    is_receiving = True
-    headers: ClassVar = {"Retry-After": "5"}  # seconds
-
-
-class TooLongError(RefusedError):
-    """An upload of too many bytes."""
-
-    status = 413
-    is_receiving = True
-
-
-class TooSlowError(RefusedError):
-    """An upload that took too long."""
-
-    status = 408
-    headers: ClassVar = {"Connection": "close"}
-
-
-class EncodedError(RefusedError):
-    """An upload with a Content-Encoding."""
-
-    status = 415
-    is_receiving = True
-    headers: ClassVar = {"Accept-Encoding": "identity"}  # RFC 7694, section 3
-
-
-class FormError(RefusedError):
-    """An invalid form, or a form without a picture."""
+    def __init__(self, reason: str) -> None:
+        """Ask the client to wait for some seconds."""
+        super().__init__(f"{reason}. Try again later.", 503, {"Retry-After": "5"}, is_receiving=True)
 
 
 class Uploads:
@@ -100,9 +84,8 @@ class Uploads:
         """Read the body of a request, which counts towards `most` until the context ends.
 
         Raises:
-            EncodedError: if it is compressed. Pictures are compressed already, and decompression would need bounds.
-            TooLongError: as soon as it is too long.
-            TooSlowError: if it takes too long.
+            RefusedError: as soon as it is too long; if it takes too long; or if it is compressed. Pictures are
+                compressed already, and decompression would need bounds.
             BusyError: if all bodies together are too long.
         """
         body = bytearray()
@@ -115,9 +98,16 @@ class Uploads:
     async def _fill(self, body: bytearray, request: Request) -> None:
         encoding = request.headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity"):
-            raise EncodedError(f"Content-Encoding {encoding!r} is not supported. Send the picture without it.")
+            raise RefusedError(
+                f"Content-Encoding {encoding!r} is not supported. Send the picture without it.",
+                415,
+                {"Accept-Encoding": "identity"},  # RFC 7694, section 3
+                is_receiving=True,
+            )
         longest = self._longest + (FORM_BYTES if is_form(request.headers.get("content-type", "")) else 0)
-        too_long = TooLongError(f"the picture is larger than {self._longest:,} bytes. Send a smaller one.")
+        too_long = RefusedError(
+            f"the picture is larger than {self._longest:,} bytes. Send a smaller one.", 413, is_receiving=True
+        )
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 18 or int(declared) > longest):
             raise too_long
@@ -129,10 +119,12 @@ class Uploads:
                     if len(body) > longest:
                         raise too_long
                     if self.held > self._most:
-                        raise BusyError("the server is receiving too many uploads. Try again later.")
+                        raise BusyError("the server is receiving too many uploads")
         except TimeoutError:
-            raise TooSlowError(
-                f"the upload took longer than {self._seconds:g} seconds. Send a smaller picture."
+            raise RefusedError(
+                f"the upload took longer than {self._seconds:g} seconds. Send a smaller picture.",
+                408,
+                {"Connection": "close"},
             ) from None
 
 
@@ -148,13 +140,13 @@ def find_picture(form: bytes, content_type: str) -> bytes:
     parses on the event loop; this runs in memory, in a thread.
 
     Raises:
-        FormError: if the form is invalid or incomplete, or has no such field.
+        RefusedError: if the form is invalid or incomplete, or has no such field.
     """
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
     if not boundary or not boundary.isascii():
-        raise FormError("the form's Content-Type has no boundary. Let the HTTP library set this header.")
+        raise RefusedError("the form's Content-Type has no boundary. Let the HTTP library set this header.")
     _, *parts = (b"\r\n" + form).split(b"\r\n--" + boundary.encode(), MOST_FIELDS + 1)
     for part, _ in pairwise(parts):  # a part without a following boundary is incomplete
         heading, _, content = part.partition(b"\r\n\r\n")
@@ -163,7 +155,7 @@ def find_picture(form: bytes, content_type: str) -> bytes:
         fields = BytesHeaderParser().parsebytes(heading.lstrip())
         if fields.get_param("name", header="Content-Disposition") == FIELD:
             return content
-    raise FormError(f"the form is incomplete, or has no field {FIELD!r}. Send the picture in this field.")
+    raise RefusedError(f"the form is incomplete, or has no field {FIELD!r}. Send the picture in this field.")
 
 
 class RefusalResponse(JSONResponse):

@@ -21,7 +21,7 @@ pytest.importorskip("fastapi", reason="needs the extra web")
 
 from captioner.web import server, uploads
 from captioner.web.batching import Batcher
-from captioner.web.uploads import FormError, find_picture
+from captioner.web.uploads import RefusedError, find_picture
 
 BOUNDARY = "----a boundary"
 FORM = f'multipart/form-data; boundary="{BOUNDARY}"'
@@ -596,7 +596,7 @@ def test_the_picture_of_a_form_is_found():
     ],
 )
 def test_a_form_without_picture_is_reported(body, type):
-    with pytest.raises(FormError, match=r"^the form"):
+    with pytest.raises(RefusedError, match=r"^the form"):
         find_picture(body, type)
 
 
