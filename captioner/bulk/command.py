@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -151,21 +151,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-OWN_COLUMNS = frozenset(
-    {
-        "key",
-        "source",
-        "caption",
-        "log_prob",
-        "score",
-        "confidence",
-        "words",
-        "log_probs",
-        "word_confidences",
-        "visual",
-    }
-    | {"alternatives", "candidates", "attention", "rectangle", "error"}
-)
+OWN_COLUMNS = {
+    *("key", "source", "caption", "log_prob", "score", "confidence", "words", "log_probs", "word_confidences"),
+    *("visual", "alternatives", "candidates", "attention", "rectangle", "error"),
+}
 """Names that columns of the input cannot keep."""
 
 
@@ -186,11 +175,12 @@ def _run(options: argparse.Namespace) -> int:
         import fsspec  # noqa: F401
         import pyarrow  # noqa: F401
         import ray  # noqa: F401
+    from captioner.bulk import storage
     from captioner.bulk.output import Fields
-    from captioner.bulk.plan import make_plan
+    from captioner.bulk.plan import make_plan, read_plan
     from captioner.bulk.pool import Pool
     from captioner.bulk.rows import Columns
-    from captioner.bulk.run import Manifest, Resources, cluster, find_done, start_workers
+    from captioner.bulk.run import PLAN, Resources, cluster, find_done, open_run, start_workers
     from captioner.bulk.worker import Job
 
     name = model_name(options)
@@ -206,9 +196,13 @@ def _run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     inputs = [*options.inputs, *([f"--from-file {options.from_file}"] if options.from_file else [])]
-    manifest = Manifest(job, inputs, options.unit_size, model)
-    units, rows = manifest.open(
-        lambda: make_plan(_names(options), job.columns, options.unit_size), overwrite=options.overwrite
+    units, rows = open_run(
+        job,
+        inputs,
+        options.unit_size,
+        model,
+        lambda: make_plan(_names(options), job.columns, options.unit_size),
+        overwrite=options.overwrite,
     )
     done = find_done(job)
     if done:
@@ -223,11 +217,11 @@ def _run(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, _interrupt)  # in place of Ray's
         start, workers = start_workers(job, resources, str(path), model)
         workers = min(workers, units - len(done))
-        progress = stack.enter_context(_Show(rows, units, len(done), workers))
+        progress = stack.enter_context(closing(_Show(rows, units, len(done))))
         pool = Pool(start, workers, progress.say, progress.show)
-        missing = ((number, unit) for number, unit in enumerate(manifest.plan.read()) if number not in done)
+        planned = enumerate(read_plan(storage.join(options.output, PLAN)))
         try:
-            pool.run(missing)
+            pool.run((number, unit) for number, unit in planned if number not in done)
         except KeyboardInterrupt:
             progress.close()
             _say(
@@ -263,23 +257,16 @@ def _interrupt(*_: object) -> None:
 class _Show:
     """A bar on a terminal, or else a line a minute."""
 
-    def __init__(self, rows: int | None, units: int, done: int, workers: int) -> None:
-        self._rows = rows if not done else None  # the rows of units that are done are not counted
+    def __init__(self, rows: int | None, units: int, done: int) -> None:
         self._units = f"{units:,}"
         self._done = done
-        self._workers = workers
         self._bar: Any = None
-
-    def __enter__(self) -> "_Show":
         self.began = self._printed = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._rows, unit="picture", dynamic_ncols=True, smoothing=0.05)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            total = None if done else rows  # the rows of units that are done are not counted
+            self._bar = tqdm(total=total, unit="picture", dynamic_ncols=True, smoothing=0.05)
 
     def close(self) -> None:
         if self._bar is not None:

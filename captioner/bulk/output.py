@@ -17,6 +17,9 @@ from captioner.bulk.rows import Row
 from captioner.caption import Caption, to_number
 from captioner.output import to_unicode
 
+Captioned = tuple[Row, bytes | None, Caption | str]
+"""A row, the contents of its picture if the writer needs them, and its caption or error."""
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -46,8 +49,8 @@ class Writer(ABC):
         self.fields = fields
 
     @abstractmethod
-    def add(self, rows: Sequence[tuple[Row, bytes | None, Caption | str]]) -> None:
-        """Write rows, each with the contents of its picture if `needs_content`, and its caption or error."""
+    def add(self, rows: Sequence[Captioned]) -> None:
+        """Write rows."""
 
     def close(self) -> None:  # noqa: B027 (most have nothing to end)
         """End the file; it stays open."""
@@ -61,19 +64,16 @@ class ParquetWriter(Writer):
     """Rows of a row group."""
 
     def __init__(self, file: BinaryIO, fields: Fields) -> None:
-        """Start the table."""
         super().__init__(file, fields)
         self._writer: Any = None
-        self._rows: list[tuple[Row, bytes | None, Caption | str]] = []
+        self._rows: list[Captioned] = []
 
-    def add(self, rows: Sequence[tuple[Row, bytes | None, Caption | str]]) -> None:
-        """Add some rows."""
+    def add(self, rows: Sequence[Captioned]) -> None:
         self._rows += rows
         if len(self._rows) >= self.GROUP:
             self._write_group()
 
     def close(self) -> None:
-        """Write the rest."""
         if self._rows or self._writer is None:
             self._write_group()
         self._writer.close()
@@ -105,11 +105,9 @@ class JsonLinesWriter(Writer):
 
     suffix = ".jsonl"
 
-    def add(self, rows: Sequence[tuple[Row, bytes | None, Caption | str]]) -> None:
-        """Write a line for each row."""
+    def add(self, rows: Sequence[Captioned]) -> None:
         for row, _, result in rows:
-            line = json.dumps(_record(row, result, self.fields), ensure_ascii=False, default=_to_json)
-            self.file.write(to_unicode(line + "\n").encode())
+            self.file.write(_json_line(row, result, self.fields))
 
 
 class WebDatasetWriter(Writer):
@@ -119,13 +117,11 @@ class WebDatasetWriter(Writer):
     needs_content = True
 
     def __init__(self, file: BinaryIO, fields: Fields) -> None:
-        """Start the archive."""
         super().__init__(file, fields)
         self._tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self._count = 0
 
-    def add(self, rows: Sequence[tuple[Row, bytes | None, Caption | str]]) -> None:
-        """Write the members of each row."""
+    def add(self, rows: Sequence[Captioned]) -> None:
         for row, content, result in rows:
             self._count += 1
             if row.source is not None and row.key is not None and not row.source.lower().endswith(".parquet"):
@@ -136,8 +132,7 @@ class WebDatasetWriter(Writer):
                 self._write(f"{key}.{_suffix_of(content)}", content)
             if isinstance(result, Caption):
                 self._write(f"{key}.txt", (result.text + "\n").encode())
-            record = json.dumps(_record(row, result, self.fields), ensure_ascii=False, default=_to_json)
-            self._write(f"{key}.json", to_unicode(record + "\n").encode())
+            self._write(f"{key}.json", _json_line(row, result, self.fields))
 
     def _write(self, name: str, content: bytes) -> None:
         info = tarfile.TarInfo(name)
@@ -145,7 +140,6 @@ class WebDatasetWriter(Writer):
         self._tar.addfile(info, io.BytesIO(content))
 
     def close(self) -> None:
-        """Write the end of the archive."""
         self._tar.close()
 
 
@@ -206,15 +200,16 @@ def caption_columns(results: Sequence[Caption | str], fields: Fields) -> dict[st
     return columns
 
 
-def _record(row: Row, result: Caption | str, fields: Fields) -> dict[str, Any]:
+def _json_line(row: Row, result: Caption | str, fields: Fields) -> bytes:
+    """Return a row as a JSON object; Arrow scalars of the input become what Python has for them."""
     found = result.to_dict(attention=fields.attention) if isinstance(result, Caption) else {"error": result}
     kept = {name: row.kept.get(name) for name in fields.keep}
-    return {"key": row.key, "source": row.source, **found, **kept}
+    record = {"key": row.key, "source": row.source, **found, **kept}
 
+    def to_json(value: Any) -> Any:
+        return value.as_py() if hasattr(value, "as_py") else str(value)
 
-def _to_json(value: Any) -> Any:
-    """Return a value of the input as JSON's types: an Arrow scalar as Python has it, and others as text."""
-    return value.as_py() if hasattr(value, "as_py") else str(value)
+    return to_unicode(json.dumps(record, ensure_ascii=False, default=to_json) + "\n").encode()
 
 
 def _text(value: str | None) -> str | None:

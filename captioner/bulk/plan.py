@@ -26,39 +26,35 @@ AT_ONCE = 16
 """Files that are looked at together while a plan is made."""
 
 
-class Plan:
-    """The units of a run by their numbers, in a file: one JSON object a line, compressed."""
+def write_plan(url: str, units: Iterable[Unit]) -> tuple[int, int | None]:
+    """Write units to a file, whole or not at all, and return the number of units and of rows.
 
-    def __init__(self, url: str) -> None:
-        """Hold the name of the file."""
-        self._url = url
+    The file has one JSON object a line, compressed.
 
-    def write(self, units: Iterable[Unit]) -> tuple[int, int | None]:
-        """Write the file, whole or not at all, and return the number of units and of rows.
+    Raises:
+        CaptionerError: if the input cannot be read, or the file cannot be written.
+    """
+    count, rows = 0, 0
+    is_known = True
+    with storage.create(url) as file, gzip.open(file, "wt", encoding="ascii", compresslevel=3) as text:
+        for unit in units:
+            text.write(json.dumps(asdict(unit)) + "\n")
+            count += 1
+            rows += unit.rows or 0
+            is_known = is_known and unit.rows is not None
+    return count, rows if is_known else None
 
-        Raises:
-            CaptionerError: if the input cannot be read, or the file cannot be written.
-        """
-        count, rows = 0, 0
-        is_known = True
-        with storage.create(self._url) as file, gzip.open(file, "wt", encoding="ascii", compresslevel=3) as text:
-            for unit in units:
-                text.write(json.dumps(asdict(unit)) + "\n")
-                count += 1
-                rows += unit.rows or 0
-                is_known = is_known and unit.rows is not None
-        return count, rows if is_known else None
 
-    def read(self) -> Iterator[Unit]:
-        """Yield the units in the order of their numbers.
+def read_plan(url: str) -> Iterator[Unit]:
+    """Yield the units of a file in the order of their numbers.
 
-        Raises:
-            StorageError: if the file cannot be read.
-        """
-        with storage.open_to_read(self._url, streams=True) as file, gzip.open(file, "rt", encoding="ascii") as text:
-            for line in text:
-                values = json.loads(line)
-                yield Unit(**{**values, "files": tuple(values["files"])})
+    Raises:
+        StorageError: if the file cannot be read.
+    """
+    with storage.open_to_read(url, streams=True) as file, gzip.open(file, "rt", encoding="ascii") as text:
+        for line in text:
+            values = json.loads(line)
+            yield Unit(**{**values, "files": tuple(values["files"])})
 
 
 def make_plan(names: Iterable[str], columns: Columns, size: int) -> Iterator[Unit]:
@@ -110,33 +106,36 @@ def _expand(name: str) -> Iterator[str]:
         yield name  # whatever it is called
         return
     for pattern in expand_braces(name):
-        is_empty = True
         if glob.has_magic(pattern):
-            for file in storage.find_matches(pattern):
-                is_empty = False
-                yield file
-        elif not _is_file_name(pattern):
-            if not storage.is_folder(pattern):
-                raise DataError(f"{pattern}: no such file or folder")
-            kinds = set()
-            for file in storage.find(pattern):
-                kind = _kind_of(file)
-                last = file.rpartition("/")[2]
-                if (kind == "pictures" and not images.is_image_path(last)) or last.startswith("_"):
-                    continue
-                kinds.add(kind)
-                if len(kinds) > 1:
-                    raise DataError(
-                        f"{pattern}: this folder has {' and '.join(sorted(_PLURALS[k] for k in kinds))}. "
-                        f"Name those that you mean, such as '{storage.join(pattern, '*.tar')}'."
-                    )
-                is_empty = False
-                yield file
+            files = storage.find_matches(pattern)
+        elif _is_file_name(pattern):
+            files = iter([pattern])
         else:
-            is_empty = False
-            yield pattern
-        if is_empty:
+            files = _find_in_folder(pattern)
+        first = next(files, None)
+        if first is None:
             raise DataError(f"{pattern}: no pictures, shards (.tar) or tables (.parquet) here")
+        yield first
+        yield from files
+
+
+def _find_in_folder(folder: str) -> Iterator[str]:
+    """Yield the files in a folder or below a prefix, which must be of one kind."""
+    if not storage.is_folder(folder):
+        raise DataError(f"{folder}: no such file or folder")
+    kinds = set()
+    for file in storage.find(folder):
+        kind = _kind_of(file)
+        last = file.rpartition("/")[2]
+        if (kind == "pictures" and not images.is_image_path(last)) or last.startswith("_"):
+            continue
+        kinds.add(kind)
+        if len(kinds) > 1:
+            raise DataError(
+                f"{folder}: this folder has {' and '.join(sorted(_PLURALS[k] for k in kinds))}. "
+                f"Name those that you mean, such as '{storage.join(folder, '*.tar')}'."
+            )
+        yield file
 
 
 _PLURALS = {"pictures": "pictures", "shard": "shards", "table": "tables"}

@@ -16,7 +16,7 @@ from typing import Any
 
 from captioner.bulk import storage
 from captioner.bulk.output import FORMATS
-from captioner.bulk.plan import Plan
+from captioner.bulk.plan import write_plan
 from captioner.bulk.rows import Unit
 from captioner.bulk.worker import ENVIRONMENT, Job, Worker, load_model
 from captioner.cores import count_cores
@@ -26,8 +26,11 @@ from captioner.version import __version__
 FORMAT = 1
 """Of the manifest."""
 
-OWN = "_captioner"
-"""The folder in the output that holds the manifest and the plan. Readers of tables skip names with `_`."""
+MANIFEST = "_captioner/manifest.json"
+"""What the output belongs to: input, model and settings. Readers of tables skip names with `_`."""
+
+PLAN = "_captioner/plan.jsonl.gz"
+"""The units of the run; see `captioner.bulk.plan.write_plan`."""
 
 OBJECT_STORE = 100 << 20
 """Bytes of Ray's object store, besides the model's, where this process starts Ray. Rows never go through it."""
@@ -49,67 +52,65 @@ class Resources:
     """Of a running cluster, or `auto` for the one on this machine; `local` starts one."""
 
 
-class Manifest:
-    """What a run's output belongs to: input, model and settings. It says no more once it is there."""
+def open_run(
+    job: Job,
+    inputs: list[str],
+    unit_size: int,
+    model: bytes,
+    units: Callable[[], Iterable[Unit]],
+    *,
+    overwrite: bool,
+) -> tuple[int, int | None]:
+    """Return the number of units and of rows of a run: as in its manifest if there is one, or else of a new plan.
 
-    def __init__(self, job: Job, inputs: list[str], unit_size: int, model: bytes) -> None:
-        """Describe a run."""
-        self._output = job.output
-        self._file = storage.join(job.output, f"{OWN}/manifest.json")
-        self.plan = Plan(storage.join(job.output, f"{OWN}/plan.jsonl.gz"))
-        values = asdict(job)
-        for name in ("output", "batch_size"):  # which change no result
-            del values[name]
-        values |= {"inputs": inputs, "unit_size": unit_size, "model": hashlib.sha256(model).hexdigest()}
-        self._settings: dict[str, Any] = json.loads(json.dumps(values))
+    Args:
+        job: what is the same for all units.
+        inputs: names of the input.
+        unit_size: number of pictures of a unit.
+        model: contents of the model file.
+        units: makes the plan.
+        overwrite: whether to delete what another run has written.
 
-    def open(self, units: Callable[[], Iterable[Unit]], *, overwrite: bool) -> tuple[int, int | None]:
-        """Return the number of units and of rows: as in the manifest if there is one, or else of a new plan.
-
-        Args:
-            units: makes the plan.
-            overwrite: whether to delete what another run has written.
-
-        Raises:
-            CaptionerError: if the folder belongs to another run, or the plan cannot be made.
-        """
-        storage.check_output(storage.join(self._output, OWN))
-        found = None
-        try:
-            found = json.loads(storage.read(self._file, 64 << 20))
-        except FileNotFoundError:
-            pass
-        except (ValueError, OSError) as error:
-            raise OutputError(f"{self._file}: cannot read this manifest ({error}).") from error
-        parts = [name for name in storage.list_names(self._output) if re.fullmatch(_PART, name)]
-        if overwrite:
-            storage.remove([storage.join(self._output, name) for name in parts])
-            if found is not None:
-                storage.remove([self._file])
-        elif found is not None:
-            if differing := _differing(found.get("settings"), self._settings):
-                raise OutputError(
-                    f"{self._output}: belongs to a run with another {', '.join(differing)}. Use the same to resume "
-                    "it, --overwrite to start over, or another folder."
-                )
-            return found["units"], found["rows"]
-        elif parts:
+    Raises:
+        CaptionerError: if the folder belongs to another run, or the plan cannot be made.
+    """
+    values = asdict(job)
+    for name in ("output", "batch_size"):  # which change no result
+        del values[name]
+    values |= {"inputs": inputs, "unit_size": unit_size, "model": hashlib.sha256(model).hexdigest()}
+    settings = json.loads(json.dumps(values))
+    output, file = job.output, storage.join(job.output, MANIFEST)
+    storage.check_output(file.rpartition("/")[0])
+    found = None
+    try:
+        found = json.loads(storage.read(file, 64 << 20))
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        raise OutputError(f"{file}: cannot read this manifest ({error}).") from error
+    parts = [name for name in storage.list_names(output) if re.fullmatch(_PART, name)]
+    if overwrite:
+        storage.remove([storage.join(output, name) for name in parts])
+        if found is not None:
+            storage.remove([file])
+    elif found is not None:
+        if differing := _differing(found.get("settings"), settings):
             raise OutputError(
-                f"{self._output}: has {parts[0]}, but no manifest. Choose another folder, or --overwrite its parts."
+                f"{output}: belongs to a run with another {', '.join(differing)}. Use the same to resume "
+                "it, --overwrite to start over, or another folder."
             )
-        count, rows = self.plan.write(units())
-        manifest = {
-            "format": FORMAT,
-            "version": __version__,
-            "units": count,
-            "rows": rows,
-            "settings": self._settings,
-        }
-        with storage.create(self._file) as file:
-            file.write(
-                (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-            )
-        return count, rows
+        return found["units"], found["rows"]
+    elif parts:
+        raise OutputError(
+            f"{output}: has {parts[0]}, but no manifest. Choose another folder, or --overwrite its parts."
+        )
+    count, rows = write_plan(storage.join(output, PLAN), units())
+    manifest = {"format": FORMAT, "version": __version__, "units": count, "rows": rows, "settings": settings}
+    with storage.create(file) as stream:
+        stream.write(
+            (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        )
+    return count, rows
 
 
 _PART = r"part-(\d{8,12})(?:" + "|".join(re.escape(writer.suffix) for writer in FORMATS.values()) + ")"

@@ -219,25 +219,20 @@ class _Retrying(io.RawIOBase):
         return int(size) if size is not None else None  # of a server that does not say it
 
     def readable(self) -> bool:
-        """Return true."""
         return True
 
     def seekable(self) -> bool:
-        """Return whether the length is known."""
         return self._size is not None
 
     def tell(self) -> int:
-        """Return the position."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move; nothing is read."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size or 0}[whence]
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read, and try again after a failure."""
 
         def action() -> bytes:
             try:
@@ -264,7 +259,6 @@ class _Retrying(io.RawIOBase):
             file.close()
 
     def close(self) -> None:
-        """Close the file."""
         if not self.closed:
             self._close_file()
         super().close()
