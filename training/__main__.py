@@ -124,7 +124,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _import(name: str) -> None:
-    """Import a module of the user."""
     try:
         importlib.import_module(name)
     except Exception as error:  # any exception of that module

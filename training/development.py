@@ -48,18 +48,13 @@ class DevelopmentSet:
         return len(self._indices)
 
     def score(
-        self,
-        network: CaptioningNetwork,
-        words: Vocabulary,
-        settings: SearchSettings,
-        processes: Processes | None = None,
+        self, network: CaptioningNetwork, words: Vocabulary, settings: SearchSettings, processes: Processes
     ) -> dict[str, float]:
         """Return the corpus scores of the captions of `network`.
 
         Several processes share the pictures, and all return the scores of the first.
         """
         device = next(network.parameters()).device
-        processes = processes or Processes(device)
         # Whole batches are distributed, because the rounding of a picture depends on its batch.
         batches = [self._indices[start : start + _BATCH] for start in range(0, len(self._indices), _BATCH)]
         batches = batches[processes.rank :: processes.count]

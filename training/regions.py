@@ -1,6 +1,8 @@
 """Boxes of persons in training pictures, to supervise attention."""
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -53,10 +55,7 @@ def frequent_words(captions: Sequence[Sequence[Sequence[int]]], least: int, most
         least: minimum number of pictures.
         most: maximum share of the pictures, 0..1.
     """
-    counts: dict[int, int] = {}
-    for several in captions:
-        for word in {word for caption in several for word in caption}:
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(chain.from_iterable(set(chain.from_iterable(several)) for several in captions))
     return sorted(
         word for word, count in counts.items() if word >= len(SPECIAL) and least <= count <= most * len(captions)
     )

@@ -167,7 +167,6 @@ class Pool:
         return sum(work is not None for _, work, _ in self._calls.values())
 
     def _call(self, worker: Any, work: Work) -> None:
-        """Begin a unit."""
         work.rows = work.failed = 0
         careful_from = work.finished if work.is_careful else None
         assignment = Assignment(work.number, work.unit, frozenset(work.bad), careful_from)

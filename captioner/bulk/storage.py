@@ -41,6 +41,9 @@ TRIES = 6
 WAIT = 0.5
 """Seconds before the second try. Each further wait is twice as long."""
 
+FINAL = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+"""Errors of names that no file can have."""
+
 BLOCK = 8 << 20
 """Bytes that are requested at a time of a file that is read from start to end."""
 
@@ -71,21 +74,14 @@ def retry(action: Callable[[], Result], name: str) -> Result:
             time.sleep(WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1))
         try:
             return action()
-        except CaptionerError:
+        except (CaptionerError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
             raise
         except Exception as error:  # every storage has errors of its own
-            if is_final(error):
+            if isinstance(error, OSError) and error.errno in FINAL:
                 raise
             last = error
     reason = " ".join(str(last).split())[:300] or type(last).__name__
     raise StorageError(f"{name}: the storage failed {TRIES} times ({reason})") from last
-
-
-def is_final(error: Exception) -> bool:
-    """Return whether an error says that there is no such file, or that it must not be read."""
-    kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-    numbers = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in numbers)
 
 
 def locate(url: str) -> tuple[Any, str]:

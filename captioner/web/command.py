@@ -111,7 +111,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    """Write the site of `--static`."""
     used = ("static", "onnxruntime_web", "model")
     defaults = make_parser().parse_args([])
     unused = [

@@ -216,7 +216,7 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     app.add_exception_handler(CaptionerError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_parameters)
     app.mount("/static", StaticFiles(directory=STATIC))
-    bare = [Depends(_refuse_parameters)]
+    bare: dict[str, Any] = {"dependencies": [Depends(_refuse_parameters)], "responses": {422: PROBLEMS[422]}}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:
@@ -230,25 +230,13 @@ def create_app(captioner: Captioner, settings: WebSettings = WebSettings()) -> F
     async def reference() -> HTMLResponse:
         return HTMLResponse(reference_page(app.openapi()))
 
-    @app.head("/health", include_in_schema=False, dependencies=bare)
-    @app.get(
-        "/health",
-        summary="State of the server",
-        response_description="The server is running.",
-        responses={422: PROBLEMS[422]},
-        dependencies=bare,
-    )
+    @app.head("/health", include_in_schema=False, **bare)
+    @app.get("/health", summary="State of the server", response_description="The server is running.", **bare)
     async def health() -> Health:
         return Health(status="ok", version=__version__, model=model, queue=batcher.waiting)
 
-    @app.head("/api/limits", include_in_schema=False, dependencies=bare)
-    @app.get(
-        "/api/limits",
-        summary="Limits of the server",
-        response_description="The limits.",
-        responses={422: PROBLEMS[422]},
-        dependencies=bare,
-    )
+    @app.head("/api/limits", include_in_schema=False, **bare)
+    @app.get("/api/limits", summary="Limits of the server", response_description="The limits.", **bare)
     async def limits() -> Limits:
         return Limits(bytes=settings.max_bytes, candidates=most_candidates)
 
