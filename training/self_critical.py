@@ -58,7 +58,9 @@ class SelfCriticalLoss:
         """
         samples, greedy = self._settings.samples, self._settings.baseline == "greedy"
         written = write_captions(decoder, annotations, samples, self._max_words, greedy=greedy)
-        rewards = self._reward_of(written, batch.indices)
+        pictures = batch.indices.repeat_interleave(written.shape[1]).cpu().numpy()
+        found = self._reward.score(pictures, written.flatten(0, 1).cpu().numpy())
+        rewards = torch.from_numpy(found).to(written.device, torch.float32).view(written.shape[:2])  # (B, K)
         if greedy:
             written, rewards, baseline = written[:, :samples], rewards[:, :samples], rewards[:, samples:]
         else:
@@ -78,12 +80,6 @@ class SelfCriticalLoss:
             loss = (1 - mixed) * loss + mixed * caption_loss
             terms |= caption_terms
         return loss, terms
-
-    def _reward_of(self, written: Tensor, indices: Tensor) -> Tensor:
-        """Return the rewards (B, K) of captions (B, K, T) of the pictures with these indices (B,)."""
-        pictures = indices.repeat_interleave(written.shape[1]).cpu().numpy()
-        rewards = self._reward.score(pictures, written.flatten(0, 1).cpu().numpy())
-        return torch.from_numpy(rewards).to(written.device, torch.float32).view(written.shape[:2])
 
 
 @torch.no_grad()

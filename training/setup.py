@@ -5,7 +5,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,27 +194,21 @@ def read_start(settings: TrainingSettings) -> tuple[CaptioningNetwork, Header]:
     """
     network, header = load_checkpoint(find_weights(settings.start_from))
     # Settings that do not affect the weights may differ.
-    decoder = replace(
-        header.model.decoder,
-        dropout=settings.model.decoder.dropout,
-        annotation_dropout=settings.model.decoder.annotation_dropout,
-        forget_bias=settings.model.decoder.forget_bias,
-    )
+    free = {f"model.decoder.{name}" for name in ("dropout", "annotation_dropout", "forget_bias")}
+    free.add("model.attention.normalize")
     pairs = {
         "model.encoder": (header.model.encoder, settings.model.encoder),
-        "model.attention": (
-            replace(header.model.attention, normalize=settings.model.attention.normalize),
-            settings.model.attention,
-        ),
-        "model.decoder": (decoder, settings.model.decoder),
+        "model.attention": (header.model.attention, settings.model.attention),
+        "model.decoder": (header.model.decoder, settings.model.decoder),
         "images": (header.images, settings.images),
     }
     for table, (expected, own) in pairs.items():
+        found = config.to_dict(own)
         for name, value in config.to_dict(expected).items():
-            if value != config.to_dict(own)[name]:
+            if value != found[name] and f"{table}.{name}" not in free:
                 raise ConfigError(
                     f"start_from: {settings.start_from} has {table}.{name} = {value!r}, and this run has "
-                    f"{config.to_dict(own)[name]!r}. Set it to {value!r}"
+                    f"{found[name]!r}. Set it to {value!r}"
                 )
     return network, header
 

@@ -172,11 +172,15 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str | None, str, tarfile.Ta
         yield None, str(error), tarfile.TarInfo()
 
 
+def _is_picture(suffix: str, columns: Columns) -> bool:
+    return suffix == columns.picture if columns.picture else f".{suffix}" in SUFFIXES
+
+
 def _content(
     tar: tarfile.TarFile, info: tarfile.TarInfo, suffix: str, columns: Columns
 ) -> bytes | ImageError | None:
     """Return the contents of a member; None if they are not needed."""
-    is_picture = suffix == columns.picture if columns.picture else f".{suffix}" in SUFFIXES
+    is_picture = _is_picture(suffix, columns)
     if not is_picture and suffix not in columns.keep:
         return None
     if info.size > (images.MAX_BYTES if is_picture else MAX_TEXT):
@@ -194,10 +198,7 @@ def _row_of_fields(file: str, key: str, fields: dict[str, bytes | ImageError | N
             problem = value
         elif value is not None:
             kept[name] = value.decode("utf-8", "replace")
-    if columns.picture:
-        pictures = [columns.picture] if columns.picture in fields else []
-    else:
-        pictures = [suffix for suffix in fields if f".{suffix}" in SUFFIXES]
+    pictures = [suffix for suffix in fields if _is_picture(suffix, columns)]
     if len(pictures) == 1 and problem is None:
         return Row(key, file, fields[pictures[0]] or b"", kept)
     if not pictures:
@@ -254,7 +255,8 @@ class Table:
             self._stream.close()
             raise OSError(f"damaged: {' '.join(str(error).split())[:200]}") from error
         self.picture = columns.picture or self._find_picture()
-        for column in (self.picture, *([columns.key] if columns.key else []), *columns.keep):
+        self.needed = list(dict.fromkeys([self.picture, *([columns.key] if columns.key else []), *columns.keep]))
+        for column in self.needed:
             if column not in self.schema.names:
                 raise DataError(f"{name}: no column {column!r}. It has: {', '.join(self.schema.names)}")
         kind = picture_kind(self.schema.field(self.picture).type)
@@ -292,7 +294,6 @@ def _read_table(unit: Unit, columns: Columns) -> Iterator[Row]:
     name = unit.files[0]
     folder = name.rpartition("/")[0]
     with Table(name, columns) as table:
-        needed = list(dict.fromkeys([table.picture, *([columns.key] if columns.key else []), *columns.keep]))
         number = unit.start
         stop = table.file.metadata.num_rows if unit.rows is None else unit.start + unit.rows
         first = 0  # row of the group
@@ -302,7 +303,8 @@ def _read_table(unit: Unit, columns: Columns) -> Iterator[Row]:
             if end <= number:
                 continue
             try:
-                for batch in table.file.iter_batches(32, row_groups=[group], columns=needed, use_threads=False):
+                batches = table.file.iter_batches(32, row_groups=[group], columns=table.needed, use_threads=False)
+                for batch in batches:
                     for index in range(max(number - at, 0), min(end - at, batch.num_rows)):
                         yield _row_of_batch(table, batch, index, number, folder, columns)
                         number += 1
