@@ -120,15 +120,15 @@ def test_development_pictures_are_seen_by_the_averaged_encoder(learning, tmp_pat
     run = start_run(learning, tmp_path)
     run.train()
     (development,) = run.development.values()
-    scores = development.score(run.averaged, run.vocabulary, learning.search)
+    scores = development.score(run.averaged, run.vocabulary, learning.search, run.processes)
     with torch.no_grad():
         for weight in run.network.encoder.parameters():
             weight.zero_()
-    assert development.score(run.averaged, run.vocabulary, learning.search) == scores
+    assert development.score(run.averaged, run.vocabulary, learning.search, run.processes) == scores
     with torch.no_grad():
         for weight in run.averaged.encoder.parameters():
             weight.zero_()
-    assert development.score(run.averaged, run.vocabulary, learning.search) != scores
+    assert development.score(run.averaged, run.vocabulary, learning.search, run.processes) != scores
 
 
 def test_prepare_rejects_an_encoder_that_learns(learning, tmp_path):
