@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from captioner.errors import DataError
-from evaluation.datasets.files import no_pycocotools, read_json, shorten_names
+from captioner.installation import require_extra
+from evaluation.datasets.files import read_json, shorten_names
 from evaluation.objects import CATEGORIES
 
 
@@ -44,10 +45,8 @@ def read_instances(files: Sequence[Path], images: Iterable[str]) -> dict[str, In
         DataError: if a file cannot be read or is not of this format, or an image is missing.
         MissingExtraError: if pycocotools is not installed.
     """
-    try:
+    with require_extra("train", "reading instances of COCO"):
         import pycocotools.mask  # noqa: F401 (fail before hours of work)
-    except ImportError as error:
-        raise no_pycocotools("instances") from error
     wanted = set(images)
     found: dict[str, Instances] = {}
     for file in files:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from captioner.caption import Caption
-from captioner.errors import MissingExtraError
-from captioner.installation import install_hint
+from captioner.installation import require_extra
 from captioner.page import document, figure
 from evaluation.datasets import Record
 from evaluation.findings import Findings
@@ -106,12 +105,8 @@ def render(
 @cache
 def _parts() -> Any:
     """Return the macros of the template, which escape what they are given."""
-    try:
+    with require_extra("train", "the report"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the report needs Jinja2, which is not installed. Install it with: {install_hint('train')}"
-        ) from error
     loader = FileSystemLoader(Path(__file__).parent)
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html").module
 

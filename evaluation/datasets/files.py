@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.bulk.plan import expand_braces
-from captioner.errors import DataError, MissingExtraError
+from captioner.errors import DataError
 from captioner.files import is_file, is_folder
-from captioner.installation import install_hint
 
 SPLITS = ("train", "dev", "test")
 
@@ -277,11 +276,3 @@ def cannot_read(file: Path, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{file}: no such file. Is this the path of the data set?")
     return DataError(f"{file}: cannot read this file ({error.strerror or error})")
-
-
-def no_pycocotools(content: str) -> MissingExtraError:
-    """Return the error of content of COCO that cannot be read without pycocotools."""
-    return MissingExtraError(
-        f"COCO's {content} need the pycocotools library, part of the extra `train`. "
-        f"Install it with: {install_hint('train')}"
-    )

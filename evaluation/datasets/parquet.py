@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from captioner import hub
 from captioner.bulk import rows
-from captioner.errors import DataError, ImageError, MissingExtraError, first_line
-from captioner.installation import install_hint
+from captioner.errors import DataError, ImageError, first_line
+from captioner.installation import require_extra
 from evaluation.datasets.files import Columns, PackedImage, Problems, Record, find_files, find_split, to_captions
 from evaluation.datasets.shards import read_webdataset
 
@@ -84,11 +84,8 @@ def read_parquet(path: Path, problems: Problems, columns: Columns = Columns()) -
         DataError: if a column is missing, or a row group too large.
         MissingExtraError: if pyarrow is not installed.
     """
-    try:
+    with require_extra("parquet", "reading Parquet files"):
         import pyarrow
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"Parquet files need {error.name}. Run: {install_hint('parquet')}") from error
-
     images: dict[
         tuple[str, str], Path | PackedImage
     ] = {}  # by id and split: pictures in two splits are found later

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from captioner.errors import DataError
+from captioner.installation import require_extra
 from evaluation.datasets.files import (
     SPLIT_NAMES,
     Problems,
     Record,
     first_folder,
-    no_pycocotools,
     one_line,
     read_json,
     read_lines,
@@ -117,10 +117,8 @@ def read_coco(directory: Path, problems: Problems) -> list[Record]:
 
 
 def _read_annotations(file: Path, pictures: Path, split: str, problems: Problems) -> list[Record]:
-    try:
+    with require_extra("train", "reading annotations of COCO"):
         from pycocotools.coco import COCO
-    except ImportError as error:
-        raise no_pycocotools("annotations") from error
     index = COCO()
     index.dataset = read_json(file)
     try:

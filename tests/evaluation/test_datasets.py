@@ -156,7 +156,7 @@ def test_coco_is_read_without_output(tmp_path, capfd):
 def test_coco_without_its_library_names_the_extra(tmp_path, monkeypatch):
     write_coco(tmp_path, "val2014", {25: ["A cat."]})
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)  # what Python does where it cannot be imported
-    with pytest.raises(MissingExtraError, match=r'extra `train`.*pip install .*\[train\]"'):
+    with pytest.raises(MissingExtraError, match=r'needs pycocotools.*pip install .*\[train\]"'):
         read_dataset("coco", tmp_path)
 
 

@@ -146,5 +146,5 @@ def test_missing_and_malformed_files_are_rejected(file, tmp_path):
 
 def test_without_its_library_the_extra_is_named(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)  # what Python does where it cannot be imported
-    with pytest.raises(MissingExtraError, match=r'extra `train`.*pip install .*\[train\]"'):
+    with pytest.raises(MissingExtraError, match=r'needs pycocotools.*pip install .*\[train\]"'):
         read_instances([file], ["1"])
