@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 # Inside `captioner`, a module imports only from the lines above its own.
 LAYERS = [
-    {"version", "errors", "ahead", "colours", "cores", "engine", "graph_check", "installation"},
-    {"caption", "console", "files", "config", "fetch"},
+    {"version", "errors", "ahead", "colours", "cores", "engine", "graph_check"},
+    {"caption", "console", "files", "config", "fetch", "installation"},
     {"settings", "confidence", "search.settings"},
     {"search.constraints", "search.top_k"},
     {"search.beam", "search.hypothesis"},

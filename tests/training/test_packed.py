@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner import images
 from captioner.errors import DataError
 from captioner.model_file import read_header
 from captioner.settings import EncoderSettings
@@ -111,12 +112,12 @@ def test_a_further_shard_leaves_the_grids_of_the_others(settings, pack, tmp_path
     assert len(grids) == 2
     (tmp_path / "later.tar").rename(last)
     read = []
-    original = features._read
+    original = images.open_frame
     monkeypatch.setattr(
-        features, "_read", lambda record, settings: read.append(record.image_id) or original(record, settings)
+        images, "open_frame", lambda image, settings: read.append(image.name) or original(image, settings)
     )
     prepare(packed)
-    assert sorted(read) == sorted(record.image_id for record in read_dataset("webdataset", last))
+    assert sorted(read) == sorted(record.image.name for record in read_dataset("webdataset", last))
     assert all(file.read_bytes() == content for file, content in grids.items())
 
 
