@@ -86,7 +86,9 @@ class Distance:
     """Mean and standard deviation of the log-distance of development pictures from the training pictures."""
 
     mean: Weight
+    """Mean of the log-distance."""
     deviation: Annotated[float, Range(1e-6, 1000)]
+    """Standard deviation of the log-distance."""
 
     def __post_init__(self) -> None:
         config.check(self)

@@ -71,7 +71,9 @@ class Fold:
     """A batch norm to fold into the preceding convolution, by the names of these layers."""
 
     convolution: str
+    """Name of the convolution."""
     norm: str
+    """Name of the batch norm."""
     epsilon: float
     """What is added to its variances."""
 
