@@ -152,8 +152,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 OWN_COLUMNS = {
-    *("key", "source", "caption", "log_prob", "score", "confidence", "words", "log_probs", "word_confidences"),
-    *("visual", "alternatives", "candidates", "attention", "rectangle", "error"),
+    "key",
+    "source",
+    "caption",
+    "log_prob",
+    "score",
+    "confidence",
+    "words",
+    "log_probs",
+    "word_confidences",
+    "visual",
+    "alternatives",
+    "candidates",
+    "attention",
+    "rectangle",
+    "error",
 }
 """Names that columns of the input cannot keep."""
 
