@@ -651,7 +651,7 @@ def test_pictures_are_captioned_in_their_order_though_a_later_one_is_ready_first
     tab.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
     tab.set_input_files("#choose", [to_file("1.png"), to_file("2.png")])
     first, second = (tab.locator(".card", has_text=name) for name in ["1.png", "2.png"])
-    second.locator(".frame").wait_for()
+    second.locator("img[src]").wait_for()
     assert [card.get_attribute("data-state") for card in (first, second)] == ["waiting", "waiting"]
     tab.evaluate("goOn()")
     wait_for(tab, 2)
