@@ -33,7 +33,7 @@ DONE, SOME_FAILED = 0, 1
 MODEL_HELP = "shipped model, .safetensors file, or hf://user/repo (default: $CAPTIONER_MODEL, or default)"
 
 EXAMPLE = Path(__file__).parent / "example.jpg"
-"""What `--example` captions: the cat Chelsea, photographed by Stéfan van der Walt, CC0, from scikit-image."""
+"""What `--example` captions: a surfer, CC0, https://www.pexels.com/photo/action-beach-fun-leisure-416676."""
 
 MOST_THREADS = 1024
 """Maximum of --threads."""

@@ -2,9 +2,9 @@
 
     python -m scripts.gallery docs/gallery.jpg [CHECKPOINT]
 
-The photographs come with scikit-image (`pip install scikit-image`), whose documentation gives their sources: the
-astronaut Eileen Collins (NASA, public domain), the cat Chelsea (Stéfan van der Walt, CC0), coffee (Rachel Michetti,
-CC0) and a rocket (SpaceX, CC0). All of a photograph's caption is shown, whatever it says.
+The first photograph is the example of the package; the others are in docs/photographs. All were published on Pexels
+under CC0 until 2018: a surfer (416676), a bike (71104), a skateboard (428314) and a plane (8394). All of a photograph's
+caption is shown, whatever it says.
 """
 
 import sys
@@ -15,11 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 import captioner
 from captioner.captioning import Captioner
+from captioner.cli import EXAMPLE
 from captioner.files import write_atomically
 from captioner.overlay import FAINT_INK, FONT, GAP, INK, PAPER, group_words, light_up
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-"""Names of functions of `skimage.data`."""
+PHOTOGRAPHS = [EXAMPLE, *(Path("docs/photographs") / f"{name}.jpg" for name in ("bike", "skateboard", "plane"))]
+"""The photographs of README's gallery, in its order."""
 
 WIDTH = 260  # pixels of a panel
 SMALL = 22  # size of letters, in pixels
@@ -60,9 +61,7 @@ def draw_gallery(model: Captioner, photographs: Sequence[Image.Image]) -> Image.
 
 def main(file: Path, checkpoint: str = "default") -> None:
     """Draw the gallery with a checkpoint, and replace the file."""
-    from skimage import data
-
-    photographs = [Image.fromarray(getattr(data, name)()) for name in PHOTOGRAPHS]
+    photographs = [Image.open(photograph) for photograph in PHOTOGRAPHS]
     figure = draw_gallery(captioner.load(checkpoint), photographs)
     with write_atomically(file, overwrite=True) as output:
         figure.save(output, "JPEG", quality=88)

@@ -73,7 +73,6 @@ def test_a_row_of_the_gallery_shows_a_photograph_and_reads_as_its_caption(tiny):
 
 
 def test_the_gallery_is_written_as_one_picture(tmp_path, tiny_checkpoint):
-    pytest.importorskip("skimage")
     file = tmp_path / "gallery.jpg"
     gallery.main(file, str(tiny_checkpoint))
     with Image.open(file) as figure:

@@ -196,10 +196,10 @@ def test_the_example_picture_is_in_the_package(run):
 
 
 @pytest.mark.parametrize("model", [pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED])
-def test_shipped_models_caption_the_example_with_a_cat(run, model):
+def test_shipped_models_caption_the_example_with_a_wave(run, model):
     code, out, _ = run("--example", "-m", model)
     assert code == 0
-    assert " cat " in f" {out.strip()} "
+    assert " wave " in f" {out.strip()} "
 
 
 def test_an_overlay_can_be_an_animation_or_a_page(run, pictures, tmp_path):

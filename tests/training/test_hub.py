@@ -54,7 +54,7 @@ def download(address=ADDRESS, max_bytes=1 << 30):
 
 
 def test_a_model_is_pushed_with_its_card_and_loads_again_without_a_connection(remote, capsys, monkeypatch):
-    overlay = Path(__file__).parents[2] / "docs/example-attention.png"
+    overlay = Path(__file__).parents[2] / "docs/attention-maps.png"
     assert main(["push", str(MODEL), "me/model", "--overlay", str(overlay)]) == 0
     assert capsys.readouterr().out.strip() == f"{constants.ENDPOINT}/me/model"
     (files,) = remote.commits
