@@ -173,6 +173,9 @@ class SelfCriticalSettings:
     (Luo 2020, arXiv 2003.09971)."""
     bleu: Weight = 0.0
     """Weight of BLEU-4, which is added to CIDEr-D."""
+    unconfirmed: Weight = 0.0
+    """Penalty on the reward for each thing that a caption names and no training caption of the picture confirms, as
+    `evaluation.confirmed` decides. For a subword vocabulary, only things of one piece count."""
     cross_entropy: Share = 0.2
     """Share of `loss`, of the reference captions, in the total loss, 0..1."""
 

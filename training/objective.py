@@ -48,7 +48,11 @@ class Objective:
                 )
         self.caption_loss = CaptionLoss(settings.loss, find_persons(vocabulary), words, size).to(device)
         self._critical = settings.self_critical and SelfCriticalLoss(
-            settings.self_critical, examples.references(), self.caption_loss, settings.search.max_words
+            settings.self_critical,
+            examples.references(),
+            self.caption_loss,
+            settings.search.max_words,
+            vocabulary.words,
         )
 
     def __call__(

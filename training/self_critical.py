@@ -28,6 +28,7 @@ class SelfCriticalLoss:
         references: Sequence[Sequence[Sequence[int]]],
         caption_loss: CaptionLoss,
         max_words: int,
+        words: Sequence[str] = (),
     ):
         """Prepare the rewards.
 
@@ -36,9 +37,10 @@ class SelfCriticalLoss:
             references: token ids of the captions of each picture, with END, by `Batch.indices`.
             caption_loss: the loss with the share `settings.cross_entropy`.
             max_words: maximum length of sampled captions.
+            words: the word of each token id, for `settings.unconfirmed`.
         """
         self._settings = settings
-        self._reward = CaptionReward(references, settings.bleu)
+        self._reward = CaptionReward(references, settings.bleu, settings.unconfirmed, words)
         self._caption_loss = caption_loss
         self._max_words = max_words
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from captioner.vocabulary import END, PAD, Vocabulary
+from evaluation.confirmed import forms_of, is_confirmed, kind_of
 from evaluation.datasets import read_dataset
 from evaluation.metrics import Scorer
 from training.reward import CaptionReward
@@ -139,3 +140,31 @@ def test_fifty_captions_of_flickr8k_take_at_most_8_milliseconds(flickr8k):
         reward.score(shown, captions)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.008
+
+
+def test_things_that_no_reference_confirms_cost_reward():
+    pictures = [["a dog sits on a street", "a puppy"], ["two children on a beach", "a man with a surfboard"]]
+    texts = ["a dog and children", "a man and a dog on a street", "a boy on a beach", "dogs on the beach"]
+    unconfirmed = [(0, 1), (0, 1), (1, 0), (1, 1)]  # picture, and things that no reference of it confirms
+    vocabulary = Vocabulary.build([*texts, *(text for several in pictures for text in several)], min_count=1)
+    references = [[[*vocabulary.encode(text), END] for text in several] for several in pictures]
+    captions = pad([[*vocabulary.encode(text), END] for text in texts])
+    shown = np.array([picture for picture, _ in unconfirmed])
+    plain = CaptionReward(references, bleu=1.0).score(shown, captions)
+    rewards = CaptionReward(references, 1.0, unconfirmed=0.25, words=vocabulary.words).score(shown, captions)
+    assert (plain - rewards).tolist() == pytest.approx([0.25 * count for _, count in unconfirmed])
+
+
+def test_confirmed_things_are_those_of_evaluation():
+    references = [["a kite and a woman", "two people"], ["a bicycle", "a boy on roads"]]
+    others = ["man dog puppy kites", "street children boys bike"]
+    vocabulary = Vocabulary.build([*others, *references[0], *references[1]], min_count=1)
+    encoded = [[vocabulary.encode(text) for text in several] for several in references]
+    reward = CaptionReward(encoded, unconfirmed=1.0, words=vocabulary.words)
+    plain = CaptionReward(encoded)
+    for picture, several in enumerate(encoded):
+        seen = forms_of(" ".join(vocabulary.decode(caption)) for caption in several)
+        for word in vocabulary.words[4:]:
+            shown, caption = np.array([picture]), np.array([vocabulary.encode(word)])
+            cost = (plain.score(shown, caption) - reward.score(shown, caption)).item()
+            assert cost == (kind_of(word) == "thing" and not is_confirmed(word, seen)), word

@@ -34,6 +34,7 @@ KINDS = {
     "transformer": (DecoderSettings("transformer"), AttentionSettings("multi_head", heads=2)),
     "hard": (DecoderSettings("lstm"), AttentionSettings("hard")),
 }
+WORDS = (*SPECIAL, "man", "boy", "dog", "street", "on")
 REFERENCES = [[[4, 5, 6, END], [4, 5, END]], [[7, 8, END], [7, END]], [[4, 8, 6, END], [5, 5, END]]]
 
 
@@ -156,15 +157,15 @@ def make_batch(annotations):
 def test_the_loss_uses_the_baseline_and_mixes_in_reference_captions(kind, baseline):
     decoder, annotations = make(kind)
     batch = make_batch(annotations)
-    settings = SelfCriticalSettings(samples=3, baseline=baseline, cross_entropy=0.3, bleu=0.5)
-    loss_of = SelfCriticalLoss(settings, REFERENCES, CaptionLoss(LossSettings()), max_words=5)
+    settings = SelfCriticalSettings(3, baseline, bleu=0.5, unconfirmed=0.5, cross_entropy=0.3)
+    loss_of = SelfCriticalLoss(settings, REFERENCES, CaptionLoss(LossSettings()), max_words=5, words=WORDS)
     torch.manual_seed(7)
     loss, parts = loss_of(decoder, annotations, batch)
 
     torch.manual_seed(7)
     greedy = baseline == "greedy"
     written = write_captions(decoder, annotations, 3, 5, greedy=greedy)
-    reward = CaptionReward(REFERENCES, bleu=0.5)
+    reward = CaptionReward(REFERENCES, 0.5, unconfirmed=0.5, words=WORDS)
     rewards = torch.tensor(
         [reward.score(np.full(len(entry), image), entry.numpy()).tolist() for image, entry in enumerate(written)]
     )
