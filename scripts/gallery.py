@@ -2,9 +2,9 @@
 
     python -m scripts.gallery docs/gallery.jpg [CHECKPOINT]
 
-The first photograph is the example of the package; the others are in docs/photographs. All were published on Pexels
-under CC0 until 2018: a surfer (416676), a bike (71104), a skateboard (428314) and a plane (8394). All of a photograph's
-caption is shown, whatever it says.
+The first photograph is the example of the package; the others are in docs/photographs. Pexels published them under
+CC0 until 2018: a surfer (416676), a bike (71104), a skateboard (428314) and a plane (8394). All of a caption is
+shown, whatever it says.
 """
 
 import sys
