@@ -19,7 +19,9 @@ from captioner.cli import EXAMPLE
 from captioner.files import write_atomically
 from captioner.overlay import FAINT_INK, FONT, GAP, INK, PAPER, group_words, light_up
 
-PHOTOGRAPHS = [EXAMPLE, *(Path("docs/photographs") / f"{name}.jpg" for name in ("bike", "skateboard", "plane"))]
+FOLDER = Path(__file__).parents[1] / "docs/photographs"
+
+PHOTOGRAPHS = [EXAMPLE, *(FOLDER / f"{name}.jpg" for name in ("bike", "skateboard", "plane"))]
 """The photographs of README's gallery, in its order."""
 
 WIDTH = 260  # pixels of a panel

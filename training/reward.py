@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from evaluation.confirmed import confirming, forms, kind_of
+from evaluation.confirmed import forms, is_confirmed, kind_of
 from evaluation.metrics.ngrams import (
     LONGEST_NGRAM,
     NgramTable,
@@ -43,8 +43,7 @@ class CaptionReward:
         """
         self._bleu = bleu
         self._unconfirmed = unconfirmed
-        if unconfirmed:
-            self._columns, self._confirms = _confirmations(words)
+        self._words = words
         self._captions = pad(list(chain.from_iterable(references)))
         self._counts = np.array([len(captions) for captions in references])  # of captions, by picture
         self._starts = np.cumsum(self._counts) - self._counts  # the first of each picture
@@ -66,33 +65,25 @@ class CaptionReward:
         if self._bleu:
             reward += self._bleu * _bleu_4(vectors, reference_vectors)
         if self._unconfirmed:
-            confirms = self._confirms[references].any(axis=1)
-            confirmed = np.logical_or.reduceat(confirms, np.cumsum(counts) - counts)  # (pictures, things + 1)
-            is_confirmed = confirmed[picture[:, None], self._columns[captions]]
-            reward -= self._unconfirmed * (~is_confirmed).sum(axis=1)
+            shown_references = np.split(references, np.cumsum(counts)[:-1])
+            reward -= self._unconfirmed * self._count_unconfirmed(captions, picture, shown_references)
         return reward
 
-
-def _confirmations(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which words confirm which things.
-
-    Returns:
-        int64 (V,), the column of each thing, and 0 for other words; bool (V, things + 1), whether a word confirms
-        the thing of a column. Every word confirms column 0.
-    """
-    things = [index for index, word in enumerate(words) if kind_of(word) == "thing"]
-    columns = np.zeros(len(words), dtype=np.int64)
-    columns[things] = np.arange(1, len(things) + 1)
-    confirmed_by: dict[str, list[int]] = {}
-    for index in things:
-        for form in confirming(words[index]):
-            confirmed_by.setdefault(form, []).append(index)
-    confirms = np.zeros((len(words), len(things) + 1), dtype=bool)
-    confirms[:, 0] = True
-    for index, word in enumerate(words):
-        for form in forms(word):
-            confirms[index, columns[confirmed_by.get(form, [])]] = True
-    return columns, confirms
+    def _count_unconfirmed(
+        self, captions: np.ndarray, picture: np.ndarray, references: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """Return the number (N,) of things of each caption that no reference of its picture confirms."""
+        words = self._words
+        seen = [frozenset().union(*(forms(words[token]) for token in np.unique(several))) for several in references]
+        return np.array(
+            [
+                sum(
+                    kind_of(words[token]) == "thing" and not is_confirmed(words[token], seen[index])
+                    for token in caption
+                )
+                for caption, index in zip(captions.tolist(), picture.tolist(), strict=True)
+            ]
+        )
 
 
 def _bleu_4(captions: Vectors, references: Vectors) -> np.ndarray:
