@@ -100,10 +100,7 @@ class Run:
             OutputError: if the disk is full. The last state and the best checkpoint stay as they are.
         """
         if self.finished:
-            self._say(
-                f"{self.folder}: finished after {self.evaluated} epochs; the best {self.settings.selection.metric} "
-                f"of its development pictures is {100 * self.best:.1f}"
-            )
+            self._say_best()
             return
         for name, development in self.development.items():
             if warning := warn_of_few(len(development)):
@@ -123,6 +120,16 @@ class Run:
             except StoppedError as stop:
                 self._say(f"{stop} at step {self.step}. Resume with: python -m training resume {self.folder}")
                 raise
+        self._say_best()
+
+    def _say_best(self) -> None:
+        """Say which epoch of the finished run is in `best.safetensors`."""
+        epoch = self.evaluated - self.stale
+        best = f"epoch {epoch} of {self.evaluated} is the best" if epoch else "no epoch is better than its start"
+        self._say(
+            f"{self.folder}: finished; {best}, with a {self.settings.selection.metric} of {100 * self.best:.1f} "
+            "(best.safetensors)"
+        )
 
     def _train_epoch(self, signals: Signals) -> None:
         """Train to the end of the epoch, from the current step."""

@@ -158,14 +158,32 @@ def test_damaged_settings_of_a_run_are_rejected(refusal, tmp_path, text, message
     assert message in refusal("resume", tmp_path)
 
 
-def test_a_finished_run_says_so_when_it_is_resumed(learning, tmp_path, capsys):
+def test_a_finished_run_says_which_epoch_is_the_best(learning, without_graphs, tmp_path, capsys):
     run = start_run(learning, tmp_path)
     run.train()
-    capsys.readouterr()
+    lines = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
+    scores = {line["epoch"]: line["scores"]["colours"]["CIDEr-D"] for line in lines if "scores" in line}
+    best = max(scores, key=scores.get)
+    message = (
+        f"{run.folder}: finished; epoch {best} of 3 is the best, with a CIDEr-D of {100 * scores[best]:.1f} "
+        "(best.safetensors)\n"
+    )
+    assert capsys.readouterr().err.endswith(message)
     assert main(["resume", str(run.folder)]) == 0
-    message = capsys.readouterr().err
-    assert f"{run.folder}: finished after 3 epochs" in message
-    assert f"the best CIDEr-D of its development pictures is {100 * run.best:.1f}\n" in message
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_a_finished_run_says_that_its_start_is_the_best(learning, without_graphs, tmp_path, capsys):
+    before = start_run(learning, tmp_path)
+    before.train()
+    settings = replace(
+        learning,
+        name="after",
+        start_from=str(before.folder / "best.safetensors"),
+        optimizer=replace(learning.optimizer, learning_rate=1e-12, epochs=1),
+    )
+    start_run(settings, tmp_path).train()
+    assert "finished; no epoch is better than its start" in capsys.readouterr().err
 
 
 def test_out_of_memory_is_one_line(config, refusal, monkeypatch):

@@ -164,7 +164,7 @@ def test_a_run_without_a_terminal_prints_its_loss_from_the_first_step_on_and_sco
     for line, step in zip((item for item in printed if ": step " in item), steps, strict=True):
         assert line.startswith(f"epoch {step['epoch']}/3: step {step['step']} of 6, loss {step['loss']:.3f}, ")
     scores = [line["scores"]["colours"] for line in read_log(run.folder) if "scores" in line]
-    for line, score in zip((item for item in printed if "CIDEr-D" in item), scores, strict=True):
+    for line, score in zip((item for item in printed if ": colours: CIDEr-D" in item), scores, strict=True):
         assert line.endswith(f"colours: CIDEr-D {100 * score['CIDEr-D']:.1f} BLEU-4 {100 * score['BLEU-4']:.1f}")
 
 
